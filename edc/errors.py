@@ -1,0 +1,83 @@
+"""Every error that edc raises on purpose, and the exit code each one ends a command with.
+
+    EdcError
+    ├── RequestError (exit 2)      the request is wrong; nothing was changed
+    │   ├── RecipeError            a recipe or an override does not make sense
+    │   ├── DataError              a data set is missing, unreadable or not what the recipe says
+    │   ├── CheckpointError        weights that do not fit the network they are meant for
+    │   ├── RunError               a run folder that is missing, unfinished or somebody else's
+    │   ├── ArtifactError          an exported artifact that is missing, damaged or not to be trusted
+    │   └── NotInstalledError      an optional package is asked for and absent
+    └── FailedError (exit 1)       the request was fine; carrying it out did not work
+        ├── DivergedError          the loss became NaN or infinite
+        ├── ParityError            an exported file does not compute what the network computes
+        └── EngineError            an engine could not be built or loaded
+
+Messages name the field or file first, then what was found, what was expected and what to do. `edc.cli` is the only
+place that catches `EdcError`; anything else that escapes is a bug and keeps its traceback.
+"""
+
+__all__ = [
+    "ArtifactError",
+    "CheckpointError",
+    "DataError",
+    "DivergedError",
+    "EdcError",
+    "EngineError",
+    "FailedError",
+    "NotInstalledError",
+    "ParityError",
+    "RecipeError",
+    "RequestError",
+    "RunError",
+]
+
+
+class EdcError(Exception):
+    """Base of all deliberate errors; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class RequestError(EdcError):
+    exit_code = 2
+
+
+class RecipeError(RequestError):
+    pass
+
+
+class DataError(RequestError):
+    pass
+
+
+class CheckpointError(RequestError):
+    pass
+
+
+class RunError(RequestError):
+    pass
+
+
+class ArtifactError(RequestError):
+    pass
+
+
+class NotInstalledError(RequestError):
+    pass
+
+
+class FailedError(EdcError):
+    exit_code = 1
+
+
+class DivergedError(FailedError):
+    pass
+
+
+class ParityError(FailedError):
+    pass
+
+
+class EngineError(FailedError):
+    pass
