@@ -1,0 +1,23 @@
+"""One temperature, fitted on validation data."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+__all__ = ["fit_temperature"]
+
+
+def fit_temperature(log_probs: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Returns the t in [0.05, 20] that minimises the NLL of softmax(log_probs / t).
+
+    Source: Guo et al. 2017 (arXiv 1706.04599). The NLL is convex in 1 / t, so a bounded search finds the minimum.
+    """
+    rows = np.arange(len(labels))
+
+    def nll(log_t: float) -> float:
+        scaled = log_probs / np.exp(log_t)
+        return float(np.mean(logsumexp(scaled, axis=1) - scaled[rows, labels]))
+
+    result = minimize_scalar(nll, bounds=(np.log(0.05), np.log(20.0)), method="bounded", options={"xatol": 1e-5})
+    return float(np.exp(result.x))

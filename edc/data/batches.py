@@ -1,0 +1,135 @@
+"""Batches that are a function of (seed, epoch, position), so that a resumed or distributed run sees the same images.
+
+Every process draws the same order for the global batch and takes its own rows. Augmentation is seeded too: per batch
+for images in memory, per image for files.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from edc.data.images import FileImages, Images, MemoryImages, sample_seed
+from edc.errors import DataError
+from edc.recipe import DataSection
+from edc.seeding import generator_for
+
+__all__ = ["crop_and_flip", "evaluation_batches", "steps_per_epoch", "train_batches"]
+
+
+def steps_per_epoch(images: Images, batch_size: int) -> int:
+    """Returns the number of full batches in an epoch; an incomplete last batch is left out, as in the official code."""
+    if len(images) < batch_size:
+        raise DataError(
+            f"training.batch_size: found {batch_size}, but there are only {len(images)} training images; make it smaller"
+        )
+    return len(images) // batch_size
+
+
+def train_batches(
+    images: Images,
+    data: DataSection,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first_batch: int = 0,
+    rank: int = 0,
+    num_processes: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
+
+    Shapes: images (batch_size / num_processes, C, H, W) uint8, labels (batch_size / num_processes,) int64.
+    """
+    order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
+    num_batches = steps_per_epoch(images, batch_size)
+    mine = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
+    batches = [order[b * batch_size : (b + 1) * batch_size] for b in range(first_batch, num_batches)]
+    if isinstance(images, FileImages):
+        augment = data.augmentation == "resized_crop_flip"
+        rows = [[(i, sample_seed(seed, epoch, i) if augment else None) for i in b[mine].tolist()] for b in batches]
+        yield from _loaded(images, rows, data.num_workers)
+        return
+    for number, batch in enumerate(batches, start=first_batch):
+        pixels, labels = images[batch]
+        if data.augmentation in ("crop", "crop_flip"):
+            generator = generator_for(seed, "augment", epoch, number)
+            pixels = crop_and_flip(
+                pixels, padding=data.crop_padding, flip=data.augmentation == "crop_flip", generator=generator
+            )
+        yield pixels[mine], labels[mine]
+
+
+def evaluation_batches(
+    images: Images, *, batch_size: int, num_workers: int = 0, rank: int = 0, num_processes: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields every image once over all processes, in order within a process (rows rank, rank + P, ...)."""
+    order = torch.arange(rank, len(images), num_processes)
+    if isinstance(images, MemoryImages):
+        for batch in order.split(batch_size):
+            yield images[batch]
+    else:
+        yield from _loaded(images, [[(i, None) for i in b.tolist()] for b in order.split(batch_size)], num_workers)
+
+
+def crop_and_flip(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Returns each image padded with zeros, cropped back at a random place, and mirrored half the time.
+
+    Shapes: (N, C, H, W) to the same, any dtype.
+    """
+    num_images, channels, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    top, left = torch.randint(0, 2 * padding + 1, (2, num_images, 1), generator=generator)
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    if flip:
+        mirrored = torch.rand((num_images, 1), generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    return padded[
+        torch.arange(num_images)[:, None, None, None],
+        torch.arange(channels)[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+
+
+class _Requests(Dataset[Any]):
+    """Answers (index, augmentation seed) requests; an unreadable image comes back as its error.
+
+    An exception raised in a worker would reach the user wrapped in the worker's traceback.
+    """
+
+    def __init__(self, images: FileImages) -> None:
+        self.images = images
+
+    def __getitem__(self, request: Any) -> Any:
+        index, augment_seed = request
+        try:
+            return self.images.load(index, augment_seed=augment_seed)
+        except DataError as error:
+            return error
+
+
+def _collate(items: Sequence[Any]) -> Any:
+    error = next((item for item in items if isinstance(item, DataError)), None)
+    if error is not None:
+        return error
+    pixels, labels = zip(*items, strict=True)
+    return torch.stack(pixels), torch.stack(labels)
+
+
+def _loaded(images: FileImages, batches: list[Any], num_workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = DataLoader(
+        _Requests(images),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if num_workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch

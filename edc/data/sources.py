@@ -1,0 +1,208 @@
+"""Where images come from: one function a kind, each returning a `DataSet`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edc.data import data_set
+from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
+from edc.data.images import FileImages, FolderReader, Images, MemoryImages
+from edc.errors import DataError
+from edc.recipe import DataSection
+from edc.seeding import generator_for
+
+__all__ = ["load_data"]
+
+# Per-channel statistics of the training sets, as the papers' code has them.
+CIFAR10_STATISTICS = (0.4915, 0.4821, 0.4464), (0.2472, 0.2437, 0.2617)
+CIFAR100_STATISTICS = (0.5072, 0.4866, 0.4410), (0.2673, 0.2564, 0.2760)
+FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+
+
+def load_data(data: DataSection) -> DataSet:
+    """Returns the data set that `data` describes.
+
+    Raises:
+        DataError: it is missing, empty, unreadable, or its classes are not what the recipe says.
+    """
+    match data.kind:
+        case "digits":
+            loaded = _digits(data)
+        case "fashion_mnist" | "cifar10" | "cifar100":
+            loaded = _torchvision(data)
+        case "image_folder":
+            loaded = _image_folder(data)
+        case "parquet":
+            from edc.data.parquet import load_parquet
+
+            loaded = load_parquet(data)
+        case "synthetic":
+            loaded = _synthetic(data)
+    if data.num_classes is not None and data.num_classes != loaded.num_classes:
+        raise DataError(f"data.num_classes: the recipe says {data.num_classes}, the data has {loaded.num_classes} classes")
+    return loaded
+
+
+def _digits(data: DataSection) -> DataSet:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels in 17 grey levels; test 500, validation 300."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    pixels = torch.from_numpy(np.round(raw.images * 255 / 16).astype(np.uint8))[:, None]
+    everything = MemoryImages(pixels, torch.from_numpy(raw.target.astype(np.int64)))
+    rest, test = data_set.stratified_split(everything, data.test or 500, data.split_seed)
+    train, validation = data_set.stratified_split(rest, data.validation or 300, data.split_seed)
+    return in_memory(data, train, validation, test, tuple("0123456789"))
+
+
+def _torchvision(data: DataSection) -> DataSet:
+    from torchvision import datasets
+
+    dataset_class = {
+        "fashion_mnist": datasets.FashionMNIST,
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+    }[data.kind]
+    if data.kind == "fashion_mnist" and data.root is None and FASHION_MNIST_PACKAGE.is_dir():
+        return _fashion_mnist_files(data, FASHION_MNIST_PACKAGE)
+    root = data.root or Path("data")
+    try:
+        train_set = dataset_class(root, train=True, download=data.download)
+        test_set = dataset_class(root, train=False, download=data.download)
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"data.root: {data.kind} was not found in {root.absolute()} and could not be downloaded "
+            f"({_first_line(error)}). Put torchvision's copy there, or point --data-root at it."
+        ) from None
+    everything, test = _from_torchvision(train_set), _from_torchvision(test_set)
+    train, validation = data_set.split_at(everything, data.validation or 5000)
+    return in_memory(data, train, validation, test, tuple(train_set.classes))
+
+
+def _from_torchvision(source: Any) -> MemoryImages:
+    pixels = torch.as_tensor(source.data)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return MemoryImages(pixels, torch.as_tensor(source.targets, dtype=torch.int64))
+
+
+def _fashion_mnist_files(data: DataSection, folder: Path) -> DataSet:
+    """The IDX files as Debian's package dataset-fashion-mnist installs them."""
+    import gzip
+
+    def read(name: str, header_bytes: int) -> np.ndarray:
+        path = folder / f"{name}.gz"
+        try:
+            return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header_bytes)
+        except (OSError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); reinstall dataset-fashion-mnist") from None
+
+    def split(prefix: str) -> MemoryImages:
+        pixels = read(f"{prefix}-images-idx3-ubyte", 16).reshape(-1, 1, 28, 28)
+        labels = read(f"{prefix}-labels-idx1-ubyte", 8).astype(np.int64)
+        return MemoryImages(torch.from_numpy(pixels.copy()), torch.from_numpy(labels))
+
+    from torchvision.datasets import FashionMNIST
+
+    train, validation = data_set.split_at(split("train"), data.validation or 5000)
+    return in_memory(data, train, validation, split("t10k"), tuple(FashionMNIST.classes))
+
+
+def _image_folder(data: DataSection) -> DataSet:
+    """`root/train/<class>/*`, with `val` and `test` beside it or held out of `train` by a seeded split."""
+    root = data.root or Path("data")
+    train_folder = root / "train" if (root / "train").is_dir() else root
+    class_names = _class_folders(train_folder)
+    train: Images = _folder_images(data, train_folder, class_names)
+    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    validation_folder = root / "val" if (root / "val").is_dir() and (root / "test").is_dir() else None
+    if test_folder:
+        test: Images = _folder_images(data, test_folder, class_names)
+    else:
+        train, test = data_set.stratified_split(train, data.test or len(train) // 10, data.split_seed)
+    if validation_folder:
+        validation: Images = _folder_images(data, validation_folder, class_names)
+    else:
+        train, validation = data_set.stratified_split(train, data.validation or len(train) // 10, data.split_seed)
+    assert data.image_size is not None  # the recipe's rule
+    shape = (3, data.image_size, data.image_size)
+    train = data_set.limit(train, data.train_limit)
+    return DataSet(train, validation, test, class_names, shape, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise DataError(f"data.root: no folder {folder.absolute()}; point data.root or --data-root at the images")
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    if len(names) < 2:
+        raise DataError(
+            f"data.root: {folder.absolute()} has {len(names)} class folders, expected one folder per class (at least 2)"
+        )
+    return names
+
+
+def _folder_images(data: DataSection, folder: Path, class_names: tuple[str, ...]) -> FileImages:
+    unknown = sorted(set(_class_folders(folder)) - set(class_names))
+    if unknown:
+        raise DataError(f"{folder}: classes {', '.join(unknown[:5])} are not among the training classes")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(class_names):
+        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise DataError(f"{folder / name}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this class folder")
+        paths += found
+        labels += [label] * len(found)
+    assert data.image_size is not None  # the recipe's rule
+    return FileImages(
+        names=tuple(str(path.relative_to(folder)) for path in paths),
+        labels=torch.tensor(labels),
+        read=FolderReader(tuple(paths)),
+        size=data.image_size,
+        crop_fraction=crop_fraction_of(data),
+    )
+
+
+def crop_fraction_of(data: DataSection) -> float:
+    """Returns the evaluation crop: 224 of 256 for photographs, everything for small images."""
+    return data.crop_fraction or (0.875 if (data.image_size or 0) >= 128 else 1.0)
+
+
+def _synthetic(data: DataSection) -> DataSet:
+    """Coloured gradients with noise, one orientation and colour a class: learnable in seconds, for smoke tests."""
+    size, num_classes = data.image_size or 16, data.num_classes or 4
+    generator = generator_for(data.split_seed, "synthetic")
+    prototypes = torch.rand((num_classes, 3, 4, 4), generator=generator)
+    prototypes = torch.nn.functional.interpolate(prototypes, size=(size, size), mode="bilinear")
+
+    def split(num_images: int) -> MemoryImages:
+        labels = torch.arange(num_images) % num_classes
+        noise = torch.randn((num_images, 3, size, size), generator=generator) * 0.15
+        return MemoryImages(((prototypes[labels] + noise).clamp(0, 1) * 255).round().to(torch.uint8), labels)
+
+    names = tuple(f"class{k}" for k in range(num_classes))
+    held_out = data.validation or max(num_classes, data.num_images // 4)
+    return in_memory(data, split(data.num_images), split(held_out), split(data.test or held_out), names)
+
+
+def in_memory(
+    data: DataSection, train: Images, validation: Images, test: Images, class_names: tuple[str, ...]
+) -> DataSet:
+    """Returns the data set of three splits in memory, with the statistics of its (limited) training images."""
+    train = data_set.limit(train, data.train_limit)
+    assert isinstance(train, MemoryImages)
+    match data.kind:
+        case "cifar10":
+            mean, std = CIFAR10_STATISTICS
+        case "cifar100":
+            mean, std = CIFAR100_STATISTICS
+        case _:
+            mean, std = data_set.channel_statistics(train)
+    channels, height, width = train.images.shape[1:]
+    return DataSet(train, validation, test, class_names, (channels, height, width), mean, std)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

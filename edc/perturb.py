@@ -1,0 +1,112 @@
+"""Images moved to where the ensemble disagrees, before teachers and student see them.
+
+All kinds move an image by the same root-mean-square size and differ only in the direction:
+
+    gaussian     noise: the control that says whether the direction matters
+    ods          gradient of a random combination w of one teacher's probabilities, w ~ U(-1, 1)^K
+    tdiv         gradient of H(p_j, p_i): where teacher i is surprised by teacher j
+    tdiv_sdiv    gradient of H(p_j, p_i) over teachers minus the same over student members: where teachers disagree
+                 and the members do not yet
+
+One ordered pair (i, j), i != j, is drawn for a step, the same for teachers and members, and only those two of each are run.
+Gradients flow to the images alone, so no weight gradient is computed.
+
+Source: Nam et al. 2022 (arXiv 2206.15047); ODS: Tashiro et al. 2020 (arXiv 2003.06878).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edc.batch_ensemble import select_members
+from edc.losses import cross_entropy_between
+from edc.recipe import Perturbation
+from edc.teacher import TeacherEnsemble
+
+__all__ = ["draw_pair", "move", "perturb"]
+
+
+def draw_pair(num_members: int, generator: torch.Generator) -> tuple[int, int]:
+    """Returns an ordered pair of different members, uniform over all M (M - 1)."""
+    i, j = torch.randperm(num_members, generator=generator)[:2].tolist()
+    return i, j
+
+
+def perturb(
+    images: Tensor,
+    kind: Perturbation,
+    *,
+    teachers: TeacherEnsemble,
+    student: nn.Module,
+    grey_levels: float,
+    generator: torch.Generator,
+    rows: slice = slice(None),
+    num_rows: int | None = None,
+) -> Tensor:
+    """Returns images x' = clip(x + (grey_levels / 255) * sqrt(D) * g / ||g||_2, 0, 1), one step along the direction g.
+
+    The student is run in eval mode and left in the mode it was in.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        generator: a CPU generator; the same one on every process gives every process the same draws.
+        rows, num_rows: which rows of the global batch of `num_rows` images these are (noise is drawn for all of them,
+            so that it does not depend on the number of processes).
+    """
+    if kind == "none":
+        return images
+    if kind == "gaussian":
+        shape = (num_rows or len(images), *images.shape[1:])
+        noise = torch.randn(shape, generator=generator)[rows]
+        return move(images, noise.to(images), grey_levels=grey_levels)
+    was_training = student.training
+    student.eval()
+    try:
+        with torch.enable_grad():
+            x = images.detach().requires_grad_()
+            diversity = _diversity(x, kind, teachers, student, generator)
+            (direction,) = torch.autograd.grad(diversity.sum(), x)
+    finally:
+        student.train(was_training)
+    return move(images, direction, grey_levels=grey_levels)
+
+
+def _diversity(
+    x: Tensor, kind: Perturbation, teachers: TeacherEnsemble, student: nn.Module, generator: torch.Generator
+) -> Tensor:
+    """Returns the quantity to climb, (N,)."""
+    if kind == "ods":
+        i = int(torch.randint(len(teachers), (), generator=generator))
+        probs = F.softmax(_float(teachers[i](x)), dim=-1)
+        # One w a step, not one an image: independent of how the batch is divided over processes.
+        w = torch.rand(probs.shape[-1], generator=generator) * 2 - 1
+        return probs @ w.to(probs)
+    i, j = draw_pair(len(teachers), generator)
+    with torch.no_grad():
+        target = F.softmax(_float(teachers[j](x)), dim=-1)
+    diversity = cross_entropy_between(target, _float(teachers[i](x)))
+    if kind == "tdiv_sdiv":
+        with torch.no_grad(), select_members(student, (j,)):
+            target = F.softmax(_float(student(x)), dim=-1)
+        with select_members(student, (i,)):
+            diversity = diversity - cross_entropy_between(target, _float(student(x)))
+    return diversity
+
+
+def move(images: Tensor, direction: Tensor, *, grey_levels: float) -> Tensor:
+    """Returns `images` moved by `grey_levels` (root-mean-square, of 255) along `direction`, within [0, 1].
+
+    An image whose direction is zero or not finite stays where it is (the official code divides by zero there).
+    """
+    g = _float(direction).flatten(1)
+    # Scaled by the largest entry first: the squares of small float32 gradients would underflow to a zero norm.
+    g = g / g.abs().amax(1, keepdim=True)
+    unit = g / g.norm(dim=1, keepdim=True)
+    unit = torch.where(unit.isfinite().all(1, keepdim=True), unit, 0.0)
+    step = grey_levels / 255 * g.shape[1] ** 0.5 * unit
+    return (images + step.view_as(images).to(images.dtype)).clamp(0, 1)
+
+
+def _float(x: Tensor) -> Tensor:
+    """Returns `x` in float32, or as it is if it is wider."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

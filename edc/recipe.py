@@ -1,0 +1,245 @@
+"""Recipes: what a run is, as frozen sections read from YAML.
+
+A recipe says *what* (data, networks, schedule, method); command-line flags say *where* (folders, device). This module
+must stay importable without torch, so that a mistake in a recipe is refused before anything heavy loads.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+__all__ = [
+    "CheckpointSection",
+    "DataSection",
+    "NetworkSection",
+    "Recipe",
+    "StudentSection",
+    "TeachersSection",
+    "TrainingSection",
+]
+
+Perturbation = Literal["none", "gaussian", "ods", "tdiv", "tdiv_sdiv"]
+Fold = Literal["mean_weights", "mean_factors"]
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSection(Section):
+    """Which images. `root` is where they are; `--data-root` on the command line overrides it."""
+
+    kind: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "parquet", "synthetic"]
+    root: Path | None = None
+    download: bool = True
+    train_limit: PositiveInt | None = None
+    """Keep only the first so many training images (after the validation split)."""
+    validation: PositiveInt | None = None
+    """Images held out of the training split; None: the kind's own default, or an image folder's `val`."""
+    test: PositiveInt | None = None
+    """Images held out for test where the data comes without a test split (image_folder)."""
+    split_seed: int = 0
+    image_size: PositiveInt | None = None
+    """Side of the square that files are resized and cropped to; None: the images' own size."""
+    crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Evaluation crop / resized side; None: 0.875 from 128 px up, 1 below."""
+    augmentation: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "crop_flip"
+    crop_padding: NonNegativeInt = 4
+    num_workers: NonNegativeInt = 4
+    image_column: str | None = None
+    label_column: str | None = None
+    num_classes: PositiveInt | None = None
+    """Expected number of classes; checked against the data, and the number that `synthetic` makes."""
+    num_images: PositiveInt = 256
+    """Training images that `synthetic` makes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind in ("image_folder", "parquet") and self.augmentation == "resized_crop_flip" and not self.image_size:
+            raise ValueError("augmentation 'resized_crop_flip' needs data.image_size")
+        if self.kind == "image_folder" and self.image_size is None:
+            raise ValueError("image_size is needed for 'image_folder' (for example 224)")
+        return self
+
+
+NETWORK_NAME = re.compile(r"(wrn(?P<depth>\d+)x(?P<width>\d+)|cifar_resnet(?P<rdepth>\d+)(x\d+)?|(torchvision|timm)/\S+)$")
+
+
+class NetworkSection(Section):
+    """A network by name; written `network: wrn28x4` or as a mapping."""
+
+    name: str
+    pretrained: bool = False
+    """Start from the library's own weights (torchvision and timm only; needs the network)."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[PositiveFloat, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        match = NETWORK_NAME.match(self.name)
+        if not match:
+            raise ValueError(
+                f"unknown network {self.name!r}; expected wrn<depth>x<width>, cifar_resnet<depth>[x<width>], "
+                "torchvision/<name> or timm/<name>"
+            )
+        if match["depth"] and (int(match["depth"]) < 10 or (int(match["depth"]) - 4) % 6):
+            raise ValueError(f"{self.name}: the depth of a WRN is 6n + 4 (10, 16, 22, 28, ...)")
+        if match["rdepth"] and (int(match["rdepth"]) < 8 or (int(match["rdepth"]) - 2) % 6):
+            raise ValueError(f"{self.name}: the depth of a CIFAR ResNet is 6n + 2 (8, 14, 20, 32, ...)")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
+        return self
+
+
+class TrainingSection(Section):
+    """The schedule, shared by teachers and students; the defaults are the paper's (METHOD: 200 epochs, SGD)."""
+
+    epochs: PositiveInt = 200
+    batch_size: PositiveInt = 128
+    """Images in one optimiser step, over all processes."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: PositiveFloat = 0.1
+    momentum: UnitInterval = 0.9
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    warmup_epochs: NonNegativeInt = 5
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+    sync_batchnorm: bool = True
+    """Batch statistics over all processes, so that a run does not depend on how many there are."""
+    checkpoint_every: PositiveInt = 1
+    """Epochs between checkpoints."""
+    validate_every: PositiveInt = 1
+    """Epochs between looks at the validation accuracy; the last epoch is always looked at."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs})")
+        return self
+
+
+class CheckpointSection(Section):
+    """A teacher of the user's own: a state dict (.safetensors, .pt, .pth) and the network it belongs to."""
+
+    file: Path
+    network: NetworkSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"file": value} if isinstance(value, str) else value
+
+
+class TeachersSection(Section):
+    """The deep ensemble: trained here with different seeds, or the user's own checkpoints."""
+
+    ensemble_size: PositiveInt | None = None
+    """M; 4 unless `checkpoints` says otherwise."""
+    network: NetworkSection | None = None
+    """The student's network unless given."""
+    epochs: PositiveInt | None = None
+    seed: int = 0
+    checkpoints: tuple[CheckpointSection, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.checkpoints and self.ensemble_size not in (None, len(self.checkpoints)):
+            raise ValueError(
+                f"ensemble_size is {self.ensemble_size} but checkpoints lists {len(self.checkpoints)} files; "
+                "leave ensemble_size out or make them equal"
+            )
+        return self
+
+    @property
+    def size(self) -> int:
+        return len(self.checkpoints) or self.ensemble_size or 4
+
+
+class StudentSection(Section):
+    """One student: how it learns from the ensemble, and how its members become one network."""
+
+    method: Literal["kd", "latent_be"] = "latent_be"
+    perturbation: Perturbation = "none"
+    perturbation_grey_levels: PositiveFloat = 1.0
+    """Root-mean-square size of the perturbation, in grey levels of 255."""
+    temperature: PositiveFloat = 4.0
+    alpha: UnitInterval = 1.0
+    """Weight of the distillation loss; 1: labels are not used at all."""
+    epochs: PositiveInt | None = None
+    fold: Fold = "mean_weights"
+    """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
+    member_form: Literal["activation", "weight"] = "activation"
+    reestimate_batchnorm: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.perturbation == "tdiv_sdiv" and self.method != "latent_be":
+            raise ValueError("perturbation 'tdiv_sdiv' needs members to disagree: use method 'latent_be', or 'tdiv'")
+        if self.method == "kd" and self.member_form != "activation":
+            raise ValueError("member_form has no effect with method 'kd'")
+        return self
+
+
+class Recipe(Section):
+    """A whole run. `students` maps names to students; `deploy` names the one that `edc export` takes."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: int = 0
+    """Seed of the students; the teachers have their own in `teachers.seed`."""
+    data: DataSection
+    network: NetworkSection
+    training: TrainingSection = TrainingSection()
+    teachers: TeachersSection = TeachersSection()
+    students: Annotated[dict[str, StudentSection], Field(min_length=1)]
+    deploy: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _deploy_the_last(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not value.get("deploy") and isinstance(value.get("students"), dict):
+            return {**value, "deploy": next(reversed(value["students"]), "")}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = []
+        if self.deploy not in self.students:
+            problems.append(f"deploy: {self.deploy!r} is not one of the students ({', '.join(self.students)})")
+        for name, student in self.students.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                problems.append(f"students.{name}: a student's name is made of letters, digits and . _ -")
+            if student.perturbation in ("tdiv", "tdiv_sdiv") and self.teachers.size < 2:
+                problems.append(
+                    f"students.{name}.perturbation: {student.perturbation!r} needs a pair of teachers, "
+                    f"but the ensemble has {self.teachers.size}; use 2 or more, or 'ods'"
+                )
+            if student.epochs is not None and student.epochs <= self.training.warmup_epochs:
+                problems.append(f"students.{name}.epochs: must be larger than training.warmup_epochs")
+        if self.teachers.epochs is not None and self.teachers.epochs <= self.training.warmup_epochs:
+            problems.append("teachers.epochs: must be larger than training.warmup_epochs")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def teacher_network(self) -> NetworkSection:
+        return self.teachers.network or self.network
+
+    def training_of(self, section: TeachersSection | StudentSection) -> TrainingSection:
+        """Returns the schedule of `section`: the shared one, with its own number of epochs if it has one."""
+        return self.training.model_copy(update={"epochs": section.epochs}) if section.epochs else self.training
+
+    def digest(self) -> str:
+        """Returns a SHA-256 of what the recipe asks for, leaving out where the data is and how it is fetched."""
+        document = self.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

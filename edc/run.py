@@ -1,0 +1,110 @@
+"""A run folder: everything `edc distill` leaves on disk, and the networks in it.
+
+    runs/<name>/
+        recipe.yaml              the resolved recipe
+        students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains)
+        summary.json             metrics of every network; its presence means that the run is finished
+    runs/teachers/<key>/         one trained teacher, kept by what determines it, shared by all runs
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edc.errors import RunError
+from edc.files import write_atomically, write_json
+from edc.load_recipe import recipe_from_document
+from edc.recipe import Recipe
+
+__all__ = ["RunFolder", "newest_run"]
+
+TEACHERS = "teachers"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def teachers_path(self) -> Path:
+        """Where trained teachers are kept: beside the runs, so that they share them."""
+        return self.path.parent / TEACHERS
+
+    def student_path(self, name: str) -> Path:
+        return self.path / "students" / name
+
+    def claim(self, recipe: Recipe) -> None:
+        """Makes the folder this recipe's own; raises `RunError` if it already holds another recipe."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file, expected a folder for the run; choose another with --run")
+        if self.recipe_path.is_file():
+            held = self.recipe()
+            if held.digest() != recipe.digest():
+                raise RunError(
+                    f"{self.path}: already holds another recipe; it differs in {_first_difference(held, recipe)}. "
+                    "Choose another folder with --run, or remove this one."
+                )
+            return
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
+        with write_atomically(self.recipe_path) as temporary:
+            document = recipe.model_dump(mode="json", exclude_none=True)
+            temporary.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+    def recipe(self) -> Recipe:
+        """Returns the run's recipe; raises `RunError` if this is no run."""
+        try:
+            document = yaml.safe_load(self.recipe_path.read_text())
+        except OSError:
+            raise RunError(f"{self.path}: not a run (no recipe.yaml); make one with: edc distill RECIPE") from None
+        return recipe_from_document(document, source=str(self.recipe_path))
+
+    def summary(self) -> dict[str, Any]:
+        """Returns summary.json; raises `RunError` if the run is not finished."""
+        if not self.summary_path.is_file():
+            self.recipe()  # says so if this is no run at all
+            raise RunError(
+                f"{self.path}: the run is not finished (no summary.json); "
+                f"go on with: edc distill {self.recipe_path} --run {self.path}"
+            )
+        document: dict[str, Any] = json.loads(self.summary_path.read_text())
+        return document
+
+    def write_summary(self, document: dict[str, Any]) -> None:
+        write_json(self.summary_path, document)
+
+
+def newest_run(runs: Path) -> RunFolder:
+    """Returns the finished run that was finished last."""
+    finished = sorted(runs.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise RunError(f"{runs.absolute()}: no finished run here; make one with: edc distill recipes/digits.yaml")
+    return RunFolder(finished[-1].parent)
+
+
+def _first_difference(held: Recipe, asked: Recipe) -> str:
+    """Returns the first field in which two recipes differ, with both values."""
+
+    def flat(document: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(document, dict):
+            return {prefix: document}
+        return {k: v for key, value in document.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
+
+    before, after = (flat(recipe.model_dump(mode="json")) for recipe in (held, asked))
+    for field in [*before, *after]:
+        if before.get(field) != after.get(field):
+            return f"{field} ({before.get(field)!r} there, {after.get(field)!r} asked for)"
+    return "nothing but the order of its fields"

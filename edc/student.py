@@ -1,0 +1,152 @@
+"""Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from edc.batch_ensemble import ensemble_size_of, fold, shared_layers, to_batch_ensemble
+from edc.checkpoint import load_state
+from edc.data import DataSet
+from edc.errors import RunError
+from edc.files import exclusive_lock
+from edc.losses import kd_loss, label_loss, latent_be_loss
+from edc.networks import Classifier, build_network
+from edc.perturb import perturb
+from edc.predict import reestimate_batchnorm
+from edc.recipe import Recipe, StudentSection
+from edc.report.progress import console
+from edc.run import RunFolder
+from edc.seeding import derive_seed
+from edc.teacher import TeacherEnsemble
+from edc.train import Batch, fit
+
+__all__ = ["build_plain", "build_student", "fold_student", "load_student", "student_loss", "train_student"]
+
+
+def build_plain(recipe: Recipe, data: DataSet) -> Classifier:
+    """Returns a plain network of the student's architecture, initialised by the run's seed."""
+    torch.manual_seed(derive_seed("student", recipe.seed, "initial weights"))
+    return build_network(
+        recipe.network, num_classes=data.num_classes, image_shape=data.image_shape, mean=data.mean, std=data.std
+    )
+
+
+def build_student(recipe: Recipe, name: str, data: DataSet) -> nn.Module:
+    """Returns the network that student `name` trains: plain, or with as many members as there are teachers."""
+    section = recipe.students[name]
+    plain = build_plain(recipe, data)
+    if section.method == "kd":
+        return plain
+    return to_batch_ensemble(plain, recipe.teachers.size, form=section.member_form)
+
+
+def student_loss(
+    section: StudentSection, teachers: TeacherEnsemble
+) -> Callable[[nn.Module, nn.Module, Batch], Tensor]:
+    """Returns the loss of one step: perturb, let the teachers answer, distil."""
+
+    def loss_of(model: nn.Module, network: nn.Module, batch: Batch) -> Tensor:
+        images = perturb(
+            batch.images,
+            section.perturbation,
+            teachers=teachers,
+            student=network,
+            grey_levels=section.perturbation_grey_levels,
+            generator=batch.generator,
+            rows=batch.rows,
+            num_rows=batch.num_rows,
+        )
+        with torch.no_grad():
+            teacher_logits = _wide(teachers(images))
+        num_members = ensemble_size_of(network)
+        rows = images.repeat(num_members, 1, 1, 1) if num_members > 1 else images
+        student_logits = _wide(model(rows)).view(num_members, len(images), -1)
+        loss_between = latent_be_loss if section.method == "latent_be" else kd_loss
+        distillation = loss_between(student_logits, teacher_logits, temperature=section.temperature)
+        if section.alpha == 1:
+            return distillation
+        return (1 - section.alpha) * label_loss(student_logits, batch.labels) + section.alpha * distillation
+
+    return loss_of
+
+
+def fold_student(
+    network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, kind: str | None = None
+) -> nn.Module:
+    """Returns the plain network that student `name` is deployed as: itself (KD), or the fold of its members."""
+    section = recipe.students[name]
+    if section.method == "kd":
+        return network
+    plain = build_plain(recipe, data).to(next(network.parameters()).device)
+    if recipe.training.channels_last:
+        plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return fold(network, plain, kind="mean_factors" if (kind or section.fold) == "mean_factors" else "mean_weights")
+
+
+def train_student(
+    recipe: Recipe,
+    name: str,
+    data: DataSet,
+    teachers: TeacherEnsemble,
+    *,
+    run: RunFolder,
+    accelerator: Accelerator,
+) -> nn.Module:
+    """Returns student `name` (with its members) trained to the end, going on where an earlier call stopped."""
+    section = recipe.students[name]
+    network = build_student(recipe, name, data)
+    not_members = shared_layers(network) if section.method == "latent_be" else []
+    if not_members and accelerator.is_main_process:
+        console.print(f"{name}: shared by all members, not converted: {', '.join(not_members)}", highlight=False)
+    folder = run.student_path(name)
+
+    def train() -> nn.Module:
+        return fit(
+            network,
+            data,
+            loss_of=student_loss(section, teachers),
+            plain_of=lambda trained: fold_student(trained, recipe, name, data),
+            data_section=recipe.data,
+            training=recipe.training_of(section),
+            seed=derive_seed("student", recipe.seed),
+            folder=folder,
+            label=name,
+            accelerator=accelerator,
+        )
+
+    if not accelerator.is_main_process:
+        return train()
+    with exclusive_lock(folder / ".lock", held_by_other=f"{folder}: another process is training this student"):
+        return train()
+
+
+def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) -> nn.Module:
+    """Returns trained student `name` with its members; raises `RunError` if it is not finished."""
+    path = run.student_path(name) / "weights.safetensors"
+    if not path.is_file():
+        raise RunError(f"{path}: student {name!r} is not trained; go on with: edc distill {run.recipe_path} --run {run.path}")
+    network = build_student(recipe, name, data)
+    network.load_state_dict(load_state(path))
+    return network.eval()
+
+
+def deployable(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, accelerator: Accelerator) -> nn.Module:
+    """Returns what is evaluated and exported: the folded student, its BatchNorm re-estimated if the recipe says so."""
+    plain = fold_student(network, recipe, name, data)
+    if recipe.students[name].reestimate_batchnorm:
+        plain = reestimate_batchnorm(
+            plain,
+            data,
+            data_section=recipe.data,
+            training=recipe.training,
+            seed=derive_seed("student", recipe.seed, "batchnorm"),
+            accelerator=accelerator,
+        )
+    return plain.eval()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Returns logits in float32, or as they are if they are wider."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

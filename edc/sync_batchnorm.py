@@ -1,0 +1,55 @@
+"""Batch statistics over all processes on any device.
+
+torch.nn.SyncBatchNorm refuses CPU tensors; on CUDA it is used, elsewhere this.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+__all__ = ["convert_sync_batchnorm"]
+
+
+class AllReduceBatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose training statistics are those of the rows of all processes. Shapes: (N, C, ...)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized():
+            return super().forward(input)
+        dims = [d for d in range(input.ndim) if d != 1]
+        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+        count = x.numel() / x.shape[1] * dist.get_world_size()
+        # Two rounds (mean, then centred squares): E[x^2] - E[x]^2 loses what 1e-5 agreement needs.
+        mean = all_reduce(x.sum(dims)) / count
+        centred = x - mean.view(1, -1, *[1] * (input.ndim - 2))
+        variance = all_reduce(centred.square().sum(dims)) / count
+        self._update_running_statistics(mean.detach(), variance.detach() * count / max(count - 1, 1))
+        scale = torch.rsqrt(variance + self.eps) * self.weight
+        shape = (1, -1, *[1] * (input.ndim - 2))
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
+
+
+def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
+    """Returns `network` with its BatchNorm layers synchronised over processes; state dict keys stay the same."""
+    if device.type == "cuda":
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return converted
+    for module in network.modules():
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # Changing the class keeps parameters, buffers and every reference to them.
+            module.__class__ = AllReduceBatchNorm
+    return network

@@ -1,0 +1,152 @@
+"""The deep ensemble: M frozen teachers, trained here with different seeds or the user's own checkpoints."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from edc.checkpoint import load_state
+from edc.data import DataSet
+from edc.errors import CheckpointError
+from edc.files import exclusive_lock, write_json
+from edc.losses import label_loss
+from edc.networks import Classifier, build_network, load_weights
+from edc.recipe import CheckpointSection, Recipe
+from edc.seeding import derive_seed
+from edc.train import Batch, fit
+
+__all__ = ["TeacherEnsemble", "load_teachers", "obtain_teacher", "teacher_key"]
+
+
+class TeacherEnsemble(nn.Module):
+    """M frozen teachers; each normalises images in its own way. Never in train mode, never given a gradient."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "TeacherEnsemble":
+        return super().train(False)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, m: int) -> nn.Module:
+        return self.members[m]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits (M, N, K) for images (N, C, H, W) in [0, 1]."""
+        return torch.stack([member(images) for member in self.members])
+
+
+def load_teachers(recipe: Recipe, data: DataSet, *, teachers_path: Path, accelerator: Accelerator) -> TeacherEnsemble:
+    """Returns the ensemble: the recipe's checkpoints, or M teachers from `teachers_path`, training those missing."""
+    if recipe.teachers.checkpoints:
+        members = [_own_teacher(checkpoint, recipe, data) for checkpoint in recipe.teachers.checkpoints]
+    else:
+        members = [
+            obtain_teacher(recipe, data, member, teachers_path=teachers_path, accelerator=accelerator)
+            for member in range(recipe.teachers.size)
+        ]
+    ensemble = TeacherEnsemble(members).to(accelerator.device)
+    if recipe.training.channels_last:
+        ensemble.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ensemble
+
+
+def obtain_teacher(
+    recipe: Recipe, data: DataSet, member: int, *, teachers_path: Path, accelerator: Accelerator
+) -> nn.Module:
+    """Returns teacher `member`, from disk if what determines it has been trained before, else trained now."""
+    key, determined_by = teacher_key(recipe, data, member)
+    folder = teachers_path / key
+    seed = recipe.teachers.seed + member
+    torch.manual_seed(derive_seed("teacher", seed, "initial weights"))
+    network = _build(recipe, data)
+    if (folder / "weights.safetensors").is_file():
+        network.load_state_dict(load_state(folder / "weights.safetensors"))
+        return network
+
+    def train() -> nn.Module:
+        return fit(
+            network,
+            data,
+            loss_of=teacher_loss,
+            plain_of=lambda trained: trained,
+            data_section=recipe.data,
+            training=recipe.training_of(recipe.teachers),
+            seed=derive_seed("teacher", seed),
+            folder=folder,
+            label=f"teacher {member}",
+            accelerator=accelerator,
+        )
+
+    if not accelerator.is_main_process:
+        return train()
+    busy = f"{folder}: another process is training this teacher; wait for it, or train another one with --member"
+    with exclusive_lock(folder / ".lock", held_by_other=busy):
+        write_json(folder / "teacher.json", determined_by)
+        return train()
+
+
+def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[str, object]]:
+    """Returns the name a teacher is kept under, and everything that determines its weights."""
+    determined_by: dict[str, object] = {
+        "data": data.fingerprint(),
+        "augmentation": recipe.data.model_dump(mode="json", include={"augmentation", "crop_padding"}),
+        "network": recipe.teacher_network.model_dump(mode="json"),
+        "training": recipe.training_of(recipe.teachers).model_dump(mode="json", exclude={"checkpoint_every"}),
+        "seed": recipe.teachers.seed + member,
+    }
+    digest = hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
+    name = recipe.teacher_network.name.replace("/", "-")
+    return f"{recipe.data.kind}-{name}-seed{determined_by['seed']}-{digest[:12]}", determined_by
+
+
+def teacher_loss(model: nn.Module, _network: nn.Module, batch: Batch) -> Tensor:
+    """Returns the cross-entropy with the labels."""
+    return label_loss(model(batch.images)[None].float(), batch.labels)
+
+
+def _build(recipe: Recipe, data: DataSet) -> Classifier:
+    return build_network(
+        recipe.teacher_network,
+        num_classes=data.num_classes,
+        image_shape=data.image_shape,
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def _own_teacher(checkpoint: CheckpointSection, recipe: Recipe, data: DataSet) -> Classifier:
+    """Returns a teacher of the user's own, strictly loaded and tried on one image."""
+    section = (checkpoint.network or recipe.teacher_network).model_copy(update={"pretrained": False})
+    state = load_state(checkpoint.file)
+    num_classes = _num_classes_in(state)
+    if num_classes is not None and num_classes != data.num_classes:
+        raise CheckpointError(
+            f"{checkpoint.file}: a classifier of {num_classes} classes, the data has {data.num_classes}"
+        )
+    network = build_network(
+        section, num_classes=data.num_classes, image_shape=data.image_shape, mean=data.mean, std=data.std
+    )
+    load_weights(network, state, source=str(checkpoint.file))
+    with torch.inference_mode():
+        logits = network.eval()(torch.zeros(1, *data.image_shape))
+    if logits.shape != (1, data.num_classes):
+        raise CheckpointError(
+            f"{checkpoint.file}: {section.name} returns {tuple(logits.shape)} for one image, expected (1, {data.num_classes})"
+        )
+    return network
+
+
+def _num_classes_in(state: dict[str, Tensor]) -> int | None:
+    """Returns the rows of the last weight matrix, which is the classifier of every network we build."""
+    matrices = [value for key, value in state.items() if key.endswith("weight") and value.ndim == 2]
+    return len(matrices[-1]) if matrices else None

@@ -1,0 +1,336 @@
+"""The training loop, for teachers and students alike.
+
+`fit` is the only loop. What differs between a teacher and a student is `loss_of`; what is validated, and so picks the
+best epoch, is `plain_of(network)`: the network itself, or the fold of its members.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from edc.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
+from edc.data import DataSet, Images, evaluation_batches, steps_per_epoch, train_batches
+from edc.errors import DivergedError, RecipeError
+from edc.recipe import DataSection, TrainingSection
+from edc.report.progress import TrainingProgress, training_progress
+from edc.seeding import derive_seed, generator_for
+from edc.sync_batchnorm import convert_sync_batchnorm
+
+__all__ = ["Batch", "Interrupted", "autocast", "evaluate_accuracy", "fit", "learning_rate_at", "to_device"]
+
+STEPS_BETWEEN_LOOKS = 20
+"""Steps between reading losses back: on a GPU every look waits for the queue."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images (N, C, H, W) in [0, 1] and labels (N,), and where they stand in the global batch."""
+
+    images: Tensor
+    labels: Tensor
+    generator: torch.Generator
+    rows: slice
+    num_rows: int
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the state is saved; the same command goes on from there."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+def fit(
+    network: nn.Module,
+    data: DataSet,
+    *,
+    loss_of: Callable[[nn.Module, nn.Module, Batch], Tensor],
+    plain_of: Callable[[nn.Module], nn.Module],
+    data_section: DataSection,
+    training: TrainingSection,
+    seed: int,
+    folder: Path,
+    label: str,
+    accelerator: Accelerator,
+) -> nn.Module:
+    """Trains `network`, resuming from `folder` if it was cut off, and returns it with the weights of the best epoch.
+
+    Leaves in `folder`: weights.safetensors (the best epoch by validation accuracy, the later one of equals),
+    metrics.jsonl (a line an epoch), tensorboard/, and while it runs checkpoint.pt.
+
+    Args:
+        loss_of: (wrapped network, bare network, batch) to a scalar; the wrapped one is what gradients must pass through
+            in a distributed run, the bare one is for everything else.
+        plain_of: returns the network whose validation accuracy counts.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite; the last checkpoint is untouched.
+        Interrupted: a signal asked to stop; the state is on disk.
+    """
+    finished = folder / "weights.safetensors"
+    if finished.is_file():
+        network.load_state_dict(load_state(finished))
+        return network.to(accelerator.device)
+    if training.batch_size % accelerator.num_processes:
+        raise RecipeError(
+            f"training.batch_size: {training.batch_size} is not divisible by {accelerator.num_processes} processes"
+        )
+    network = _placed(network, training, accelerator)
+    optimizer = _optimizer(network, training)
+    checkpoint = folder / "checkpoint.pt"
+    job = _Job(
+        network=network,
+        model=accelerator.prepare_model(network) if accelerator.num_processes > 1 else network,
+        optimizer=optimizer,
+        position=load_checkpoint(checkpoint, network, optimizer) if checkpoint.is_file() else Position(),
+        data=data,
+        loss_of=loss_of,
+        plain_of=plain_of,
+        data_section=data_section,
+        training=training,
+        seed=seed,
+        folder=folder,
+        label=label,
+        accelerator=accelerator,
+        steps=steps_per_epoch(data.train, training.batch_size),
+    )
+    with (
+        _stop_requests() as stop,
+        _curves(job) as writer,
+        training_progress(
+            label,
+            first_step=job.position.epoch * job.steps + job.position.batch,
+            total_steps=training.epochs * job.steps,
+            visible=accelerator.is_main_process,
+        ) as progress,
+    ):
+        for epoch in range(job.position.epoch, training.epochs):
+            _train_epoch(job, epoch, progress, stop)
+            _close_epoch(job, epoch, progress, writer)
+    if accelerator.is_main_process:
+        save_state(finished, job.position.best_state)
+        checkpoint.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    network.load_state_dict(job.position.best_state)
+    return network
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything one call of `fit` works with; `position` is the only part that changes."""
+
+    network: nn.Module
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    position: Position
+    data: DataSet
+    loss_of: Callable[[nn.Module, nn.Module, Batch], Tensor]
+    plain_of: Callable[[nn.Module], nn.Module]
+    data_section: DataSection
+    training: TrainingSection
+    seed: int
+    folder: Path
+    label: str
+    accelerator: Accelerator
+    steps: int
+    """Steps in an epoch."""
+
+
+def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[int]) -> None:
+    """Runs the steps of `epoch` that are still to be done."""
+    training, position, accelerator = job.training, job.position, job.accelerator
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    share = training.batch_size // num_processes
+    started = time.monotonic()
+    pending: list[Tensor] = []
+    job.model.train()
+    batches = train_batches(
+        job.data.train,
+        job.data_section,
+        batch_size=training.batch_size,
+        seed=job.seed,
+        epoch=epoch,
+        first_batch=position.batch,
+        rank=rank,
+        num_processes=num_processes,
+    )
+    for number, (pixels, labels) in enumerate(batches, start=position.batch):
+        step = epoch * job.steps + number
+        for group in job.optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, training, job.steps)
+        torch.manual_seed(derive_seed(job.seed, "step", step, rank))  # for dropout and the like
+        batch = Batch(
+            images=to_device(pixels, accelerator.device, training),
+            labels=labels.to(accelerator.device, non_blocking=True),
+            generator=generator_for(job.seed, "perturb", step),
+            rows=slice(rank * share, (rank + 1) * share),
+            num_rows=training.batch_size,
+        )
+        with autocast(accelerator.device, training):
+            loss = job.loss_of(job.model, job.network, batch)
+        job.optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        job.optimizer.step()
+        pending.append(loss.detach())
+        position.batch = number + 1
+        if len(pending) == STEPS_BETWEEN_LOOKS or number == job.steps - 1 or stop:
+            progress.loss = _look_at_losses(job, pending, step)
+        progress.step(step + 1, num_images=training.batch_size)
+        if stop:
+            position.seconds += time.monotonic() - started
+            if accelerator.is_main_process:
+                save_checkpoint(job.folder / "checkpoint.pt", position, job.network, job.optimizer)
+            raise Interrupted(stop[0])
+    position.seconds += time.monotonic() - started
+
+
+def _look_at_losses(job: _Job, pending: list[Tensor], step: int) -> float:
+    """Reads the pending losses back, adds them up and returns the last; raises at the first that is not finite."""
+    losses: list[float] = job.accelerator.reduce(torch.stack(pending).float(), "mean").tolist()
+    for number, loss in enumerate(losses, start=step - len(losses) + 1):
+        if not math.isfinite(loss):
+            checkpoint = job.folder / "checkpoint.pt"
+            kept = f"{checkpoint} holds the last good state" if checkpoint.is_file() else "there was no checkpoint yet"
+            raise DivergedError(
+                f"{job.label}: the loss became {loss} at step {number} (epoch {number // job.steps}); {kept}. "
+                "Try a smaller training.learning_rate, a longer warm-up, or precision fp32."
+            )
+    job.position.loss_sum += math.fsum(losses)
+    pending.clear()
+    return losses[-1]
+
+
+def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, writer: Any) -> None:
+    """Validates, remembers the best, writes the epoch's line and the checkpoint."""
+    training, position = job.training, job.position
+    last_step = (epoch + 1) * job.steps - 1
+    record: dict[str, Any] = {"epoch": epoch, "step": last_step + 1, "loss": position.loss_sum / job.steps}
+    if (epoch + 1) % training.validate_every == 0 or epoch == training.epochs - 1:
+        plain = job.plain_of(job.network)
+        acc = evaluate_accuracy(plain, job.data.validation, job.data_section, training, job.accelerator)
+        progress.validation_acc = record["validation_acc"] = acc
+        if acc >= position.best_validation_acc:
+            position.best_validation_acc, position.best_epoch = acc, epoch
+            position.best_state = {k: v.detach().cpu().clone() for k, v in job.network.state_dict().items()}
+    record["learning_rate"] = learning_rate_at(last_step, training, job.steps)
+    record["seconds"] = round(position.seconds, 3)
+    position.epoch, position.batch, position.loss_sum = epoch + 1, 0, 0.0
+    if not job.accelerator.is_main_process:
+        return
+    append_metrics(job.folder / "metrics.jsonl", record)
+    for name in ("loss", "validation_acc", "learning_rate"):
+        if name in record:
+            writer.add_scalar(name, record[name], record["step"])
+    if (epoch + 1) % training.checkpoint_every == 0:
+        save_checkpoint(job.folder / "checkpoint.pt", position, job.network, job.optimizer)
+
+
+@contextmanager
+def _curves(job: _Job) -> Iterator[Any]:
+    """Yields TensorBoard's writer on the main process; points after the resumed position are dropped."""
+    if not job.accelerator.is_main_process:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    purge = job.position.epoch * job.steps + 1 if job.position.epoch else None
+    writer = SummaryWriter(str(job.folder / "tensorboard"), purge_step=purge)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def learning_rate_at(step: int, training: TrainingSection, steps_in_epoch: int) -> float:
+    """Returns the learning rate of a step: linear from 0 over the warm-up, then half a cosine to 0."""
+    warmup, total = training.warmup_epochs * steps_in_epoch, training.epochs * steps_in_epoch
+    if step < warmup:
+        return training.learning_rate * step / warmup
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def evaluate_accuracy(
+    network: nn.Module, images: Images, data: DataSection, training: TrainingSection, accelerator: Accelerator
+) -> float:
+    """Returns the accuracy of `network` in eval mode over all processes; every image is counted once."""
+    network = network.to(accelerator.device).eval()
+    counts = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
+    batches = evaluation_batches(
+        images,
+        batch_size=max(training.batch_size // accelerator.num_processes, 1) * 2,
+        num_workers=data.num_workers,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    with torch.inference_mode(), autocast(accelerator.device, training):
+        for pixels, labels in batches:
+            predicted = network(to_device(pixels, accelerator.device, training)).argmax(-1)
+            counts[0] += (predicted == labels.to(accelerator.device)).sum()
+            counts[1] += len(labels)
+    correct, total = accelerator.reduce(counts, "sum").tolist()
+    return float(correct / total)
+
+
+def to_device(pixels: Tensor, device: torch.device, training: TrainingSection) -> Tensor:
+    """Returns uint8 pixels as float32 images in [0, 1] on `device`, channels last if the recipe says so."""
+    images = pixels.to(device, non_blocking=True).float().div_(255)
+    return images.contiguous(memory_format=torch.channels_last) if training.channels_last else images
+
+
+def autocast(device: torch.device, training: TrainingSection) -> Any:
+    """Returns the context in which networks run: bfloat16 where the recipe says so."""
+    return torch.autocast(device.type, torch.bfloat16) if training.precision == "bf16" else nullcontext()
+
+
+def _placed(network: nn.Module, training: TrainingSection, accelerator: Accelerator) -> nn.Module:
+    network = network.to(accelerator.device)
+    if training.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if accelerator.num_processes > 1 and training.sync_batchnorm:
+        network = convert_sync_batchnorm(network, accelerator.device)
+    return network
+
+
+def _optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+    return torch.optim.SGD(
+        network.parameters(),
+        training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.momentum > 0,
+    )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Yields a list that SIGINT or SIGTERM put their number into; a second signal acts as usual."""
+    received: list[int] = []
+    try:
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def remember(number: int, _frame: Any) -> None:
+            received.append(number)
+            signal.signal(number, previous[signal.Signals(number)])
+
+        for number in previous:
+            signal.signal(number, remember)
+    except ValueError:  # not in the main thread: nobody can press Ctrl-C on us
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
