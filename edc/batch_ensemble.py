@@ -129,7 +129,7 @@ class BatchEnsembleConv2d(_BatchEnsembleLayer):
 
     channel_dim = 1
 
-    def __init__(self, layer: nn.Conv2d, ensemble_size: int, form: MemberForm = "activation") -> None:
+    def __init__(self, layer: nn.Conv2d, ensemble_size: int, form: MemberForm = "weight") -> None:
         super().__init__(layer, ensemble_size, form, layer.in_channels)
         self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
         self.stride, self.padding, self.dilation, self.groups = layer.stride, layer.padding, layer.dilation, layer.groups
@@ -153,7 +153,7 @@ class BatchEnsembleLinear(_BatchEnsembleLayer):
 
     channel_dim = -1
 
-    def __init__(self, layer: nn.Linear, ensemble_size: int, form: MemberForm = "activation") -> None:
+    def __init__(self, layer: nn.Linear, ensemble_size: int, form: MemberForm = "weight") -> None:
         super().__init__(layer, ensemble_size, form, layer.in_features)
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
@@ -175,7 +175,7 @@ def _scale_channels(x: Tensor, factor: Tensor, channel_dim: int) -> Tensor:
     return x * factor.view(shape)
 
 
-def to_batch_ensemble(network: nn.Module, ensemble_size: int, *, form: MemberForm = "activation") -> nn.Module:
+def to_batch_ensemble(network: nn.Module, ensemble_size: int, *, form: MemberForm = "weight") -> nn.Module:
     """Returns a copy of `network` in which every Conv2d and Linear, at any depth, has `ensemble_size` members.
 
     All members start equal to `network`. Subclasses with a forward of their own (and the projections inside

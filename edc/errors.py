@@ -13,9 +13,13 @@
         ├── ParityError            an exported file does not compute what the network computes
         └── EngineError            an engine could not be built or loaded
 
+`Interrupted` is no error: a signal asked to stop, and the state is saved (exit 128 + signal, as shells do).
+
 Messages name the field or file first, then what was found, what was expected and what to do. `edc.cli` is the only
 place that catches `EdcError`; anything else that escapes is a bug and keeps its traceback.
 """
+
+import signal
 
 __all__ = [
     "ArtifactError",
@@ -25,12 +29,21 @@ __all__ = [
     "EdcError",
     "EngineError",
     "FailedError",
+    "Interrupted",
     "NotInstalledError",
     "ParityError",
     "RecipeError",
     "RequestError",
     "RunError",
 ]
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """Ctrl-C or SIGTERM while training: the state is on disk and the same command goes on from there."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
 
 
 class EdcError(Exception):

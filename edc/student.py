@@ -1,7 +1,5 @@
 """Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
 
-from collections.abc import Callable
-
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from edc.report.progress import console
 from edc.run import RunFolder
 from edc.seeding import derive_seed
 from edc.teacher import TeacherEnsemble
-from edc.train import Batch, fit
+from edc.train import Batch, LossOf, fit
 
 __all__ = ["build_plain", "build_student", "fold_student", "load_student", "student_loss", "train_student"]
 
@@ -42,9 +40,7 @@ def build_student(recipe: Recipe, name: str, data: DataSet) -> nn.Module:
     return to_batch_ensemble(plain, recipe.teachers.size, form=section.member_form)
 
 
-def student_loss(
-    section: StudentSection, teachers: TeacherEnsemble
-) -> Callable[[nn.Module, nn.Module, Batch], Tensor]:
+def student_loss(section: StudentSection, teachers: TeacherEnsemble) -> LossOf:
     """Returns the loss of one step: perturb, let the teachers answer, distil."""
 
     def loss_of(model: nn.Module, network: nn.Module, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.train import Batch, fit
 
-__all__ = ["TeacherEnsemble", "load_teachers", "obtain_teacher", "teacher_key"]
+__all__ = ["TeacherEnsemble", "build_teacher", "load_teachers", "obtain_teacher", "teacher_key"]
 
 
 class TeacherEnsemble(nn.Module):
@@ -68,7 +68,7 @@ def obtain_teacher(
     folder = teachers_path / key
     seed = recipe.teachers.seed + member
     torch.manual_seed(derive_seed("teacher", seed, "initial weights"))
-    network = _build(recipe, data)
+    network = build_teacher(recipe, data)
     if (folder / "weights.safetensors").is_file():
         network.load_state_dict(load_state(folder / "weights.safetensors"))
         return network
@@ -114,7 +114,8 @@ def teacher_loss(model: nn.Module, _network: nn.Module, batch: Batch) -> Tensor:
     return label_loss(model(batch.images)[None].float(), batch.labels)
 
 
-def _build(recipe: Recipe, data: DataSet) -> Classifier:
+def build_teacher(recipe: Recipe, data: DataSet) -> Classifier:
+    """Returns an untrained teacher network."""
     return build_network(
         recipe.teacher_network,
         num_classes=data.num_classes,

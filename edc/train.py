@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from edc.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
 from edc.data import DataSet, Images, evaluation_batches, steps_per_epoch, train_batches
-from edc.errors import DivergedError, RecipeError
+from edc.errors import DivergedError, Interrupted, RecipeError
 from edc.recipe import DataSection, TrainingSection
 from edc.report.progress import TrainingProgress, training_progress
 from edc.seeding import derive_seed, generator_for
 from edc.sync_batchnorm import convert_sync_batchnorm
 
-__all__ = ["Batch", "Interrupted", "autocast", "evaluate_accuracy", "fit", "learning_rate_at", "to_device"]
+__all__ = ["Batch", "LossOf", "autocast", "build_optimizer", "evaluate_accuracy", "fit", "learning_rate_at", "to_device"]
 
 STEPS_BETWEEN_LOOKS = 20
 """Steps between reading losses back: on a GPU every look waits for the queue."""
@@ -42,19 +42,15 @@ class Batch:
     num_rows: int
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the state is saved; the same command goes on from there."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
+LossOf = Callable[[nn.Module, nn.Module, Batch], Tensor]
+"""(wrapped network, bare network, batch) to a scalar. Gradients that train go through the wrapped one."""
 
 
 def fit(
     network: nn.Module,
     data: DataSet,
     *,
-    loss_of: Callable[[nn.Module, nn.Module, Batch], Tensor],
+    loss_of: LossOf,
     plain_of: Callable[[nn.Module], nn.Module],
     data_section: DataSection,
     training: TrainingSection,
@@ -86,7 +82,7 @@ def fit(
             f"training.batch_size: {training.batch_size} is not divisible by {accelerator.num_processes} processes"
         )
     network = _placed(network, training, accelerator)
-    optimizer = _optimizer(network, training)
+    optimizer = build_optimizer(network, training)
     checkpoint = folder / "checkpoint.pt"
     job = _Job(
         network=network,
@@ -134,7 +130,7 @@ class _Job:
     optimizer: torch.optim.Optimizer
     position: Position
     data: DataSet
-    loss_of: Callable[[nn.Module, nn.Module, Batch], Tensor]
+    loss_of: LossOf
     plain_of: Callable[[nn.Module], nn.Module]
     data_section: DataSection
     training: TrainingSection
@@ -301,7 +297,8 @@ def _placed(network: nn.Module, training: TrainingSection, accelerator: Accelera
     return network
 
 
-def _optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
+    """Returns the recipe's optimizer; weight decay acts on every parameter (on rho and sigma: pulls r and s to 1)."""
     if training.optimizer == "adamw":
         return torch.optim.AdamW(network.parameters(), training.learning_rate, weight_decay=training.weight_decay)
     return torch.optim.SGD(

@@ -85,12 +85,15 @@ def decode_image(content: bytes, name: str, num_channels: int) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: int, crop_fraction: float) -> np.ndarray:
-    """Returns the evaluation view, (size, size, C) uint8: shorter side to size / crop_fraction, centre crop."""
-    scale = round(size / crop_fraction) / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    """Returns the evaluation view, (size, size, C) uint8: shorter side to size / crop_fraction, centre crop.
+
+    Rounded as torchvision's Resize and CenterCrop do, and as export/classify.py does.
+    """
+    shorter = round(size / crop_fraction)
+    width, height = (shorter if side == min(image.size) else shorter * side // min(image.size) for side in image.size)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = round((width - size) / 2), round((height - size) / 2)
     return _pixels(image.crop((left, top, left + size, top + size)))
 
 

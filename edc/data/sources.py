@@ -69,6 +69,10 @@ def _torchvision(data: DataSection) -> DataSet:
     if data.kind == "fashion_mnist" and data.root is None and FASHION_MNIST_PACKAGE.is_dir():
         return _fashion_mnist_files(data, FASHION_MNIST_PACKAGE)
     root = data.root or Path("data")
+    if any(root.glob("train-*.parquet")):  # the same images as the Hugging Face hub has them
+        from edc.data.parquet import load_parquet
+
+        return load_parquet(data)
     try:
         train_set = dataset_class(root, train=True, download=data.download)
         test_set = dataset_class(root, train=False, download=data.download)

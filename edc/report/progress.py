@@ -19,8 +19,8 @@ class TrainingProgress:
     def __init__(self, bar: Progress | None, label: str, *, first_step: int, total_steps: int, visible: bool) -> None:
         self.bar, self.label, self.total_steps, self.visible = bar, label, total_steps, visible
         self.validation_acc: float | None = None
-        self.loss = float("nan")
-        self.started, self.first_step, self.images_seen, self.last_line = time.monotonic(), first_step, 0, 0.0
+        self.loss: float | None = None
+        self.started, self.first_step, self.images_seen, self.last_line = time.monotonic(), first_step, 0, time.monotonic()
         self.task = bar.add_task(label, total=total_steps, completed=first_step, details="") if bar else None
 
     def step(self, step: int, *, num_images: int) -> None:
@@ -40,7 +40,8 @@ class TrainingProgress:
     def _details(self) -> str:
         rate = self.images_seen / max(time.monotonic() - self.started, 1e-9)
         validation = "" if self.validation_acc is None else f"val {self.validation_acc:.2%} "
-        return f"loss {self.loss:.4f} {validation}{rate:,.0f} images/s"
+        loss = "" if self.loss is None else f"loss {self.loss:.4f} "
+        return f"{loss}{validation}{rate:,.0f} images/s"
 
 
 @contextmanager

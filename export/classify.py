@@ -1,0 +1,161 @@
+"""Classify one image with an exported artifact: `python classify.py ARTIFACT IMAGE [--top 5] [--json]`.
+
+Needs numpy, Pillow and onnxruntime; neither torch nor edc. Read it as the reference for a consumer of your own.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+
+class UserError(Exception):
+    """Shown as one line; the program ends with exit code 2."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Classify one image with an exported artifact.")
+    parser.add_argument("artifact", type=Path, help="the folder that holds manifest.json")
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--top", type=int, default=5, help="how many classes to show (default: 5)")
+    parser.add_argument("--file", help="which ONNX file of the artifact (default: the student's fp32)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    arguments = parser.parse_args()
+    try:
+        result = classify(arguments.artifact, arguments.image, top=arguments.top, file=arguments.file)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        width = max(len(row["label"]) for row in result["top"])
+        for row in result["top"]:
+            print(f"{row['label']:<{width}}  {row['probability']:.2%}")
+    return 0
+
+
+def classify(artifact: Path, image: Path, *, top: int = 5, file: str | None = None) -> dict:
+    """Return the `top` classes of the image with their calibrated probabilities."""
+    if top < 1:
+        raise UserError(f"--top: {top}, expected at least 1")
+    manifest = load_manifest(artifact)
+    entry = choose_file(manifest, file)
+    path = verified_path(artifact, entry)
+    images = preprocess(image, manifest["preprocessing"])
+    probabilities = softmax(run_onnx(path, images) / temperature_left(manifest, entry))
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    classes = manifest["classes"]
+    rows = [{"label": classes[i], "index": int(i), "probability": float(probabilities[i])} for i in best]
+    return {"image": str(image), "file": entry["path"], "top": rows}
+
+
+def load_manifest(artifact: Path) -> dict:
+    path = artifact / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != 1:
+        raise UserError(f"{path}: not a manifest with schema_version 1")
+    missing = [key for key in ("files", "classes", "preprocessing", "calibration_temperature") if key not in manifest]
+    if missing:
+        raise UserError(f"{path}: {missing[0]} is missing")
+    return manifest
+
+
+def choose_file(manifest: dict, wanted: str | None) -> dict:
+    onnx_files = [entry for entry in manifest["files"] if entry["format"] == "onnx"]
+    if wanted is not None:
+        chosen = [entry for entry in onnx_files if entry["path"] == wanted]
+    else:
+        chosen = [entry for entry in onnx_files if entry["role"] == "student" and entry["precision"] == "fp32"]
+    if not chosen:
+        names = ", ".join(entry["path"] for entry in onnx_files) or "none"
+        raise UserError(f"{wanted or 'a student in fp32'}: not an ONNX file of this artifact, which has {names}")
+    return chosen[0]
+
+
+def verified_path(artifact: Path, entry: dict) -> Path:
+    """Return the file's path after checking that it is the one that was exported."""
+    relative = PurePosixPath(entry["path"])
+    path = artifact / relative
+    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(artifact.resolve()):
+        raise UserError(f"{entry['path']}: leaves the artifact's folder")
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    if digest != entry["sha256"]:
+        raise UserError(f"{path}: SHA-256 differs from the manifest's; the file was changed after the export")
+    return path
+
+
+def preprocess(path: Path, how: dict) -> np.ndarray:
+    """Return the image as a batch of one, as the manifest says; normalisation is inside the network."""
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert(how["color"])
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not an image that Pillow can read") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    height, width = how["image_size"]
+    interpolation = Image.Resampling[how["interpolation"].upper()]
+    if how["resize"] == "shorter_side_then_center_crop":
+        image = resize_shorter_side(image, how["resize_shorter_side"], interpolation)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    elif how["resize"] == "exact" and image.size != (width, height):
+        image = image.resize((width, height), interpolation)
+    if image.size != (width, height):
+        raise UserError(f"{path}: {image.width}x{image.height} pixels, this network takes {width}x{height} only")
+    pixels = np.asarray(image, dtype=np.uint8).reshape(1, height, width, -1)
+    if how["layout"] == "NCHW":
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if how["dtype"] == "uint8":
+        return np.ascontiguousarray(pixels)
+    low, high = how["value_range"]
+    return np.ascontiguousarray(pixels.astype(np.float32) / np.float32(255) * np.float32(high - low) + np.float32(low))
+
+
+def resize_shorter_side(image: Image.Image, size: int, interpolation: Image.Resampling) -> Image.Image:
+    """Return the image scaled so that its shorter side is `size`; the longer side is rounded down."""
+    if image.width <= image.height:
+        new_size = (size, int(size * image.height / image.width))
+    else:
+        new_size = (int(size * image.width / image.height), size)
+    return image if image.size == new_size else image.resize(new_size, interpolation)
+
+
+def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
+    """Return the logits of one image."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: Linux wheels send telemetry by default
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: images})[0][0].astype(np.float64)
+
+
+def temperature_left(manifest: dict, entry: dict) -> float:
+    """Return what the logits must still be divided by: the temperature belongs to the student."""
+    if entry["role"] != "student" or manifest["temperature_folded"]:
+        return 1.0
+    return float(manifest["calibration_temperature"])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
