@@ -60,23 +60,23 @@ class _BatchEnsembleLayer(nn.Module):
     Shapes: rho (M, C_in), sigma (M, C_out).
     """
 
-    bias: Tensor | None
+    bias: nn.Parameter | None
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, ensemble_size: int, form: MemberForm, in_size: int) -> None:
         super().__init__()
         self.weight = layer.weight
-        self.register_parameter("bias", layer.bias)
-        options = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        self.rho = nn.Parameter(torch.zeros(ensemble_size, in_size, **options))
-        self.sigma = nn.Parameter(torch.zeros(ensemble_size, layer.weight.shape[0], **options))
+        self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
+        self.rho = nn.Parameter(layer.weight.new_zeros(ensemble_size, in_size))
+        self.sigma = nn.Parameter(layer.weight.new_zeros(ensemble_size, len(layer.weight)))
         self.ensemble_size = ensemble_size
         self.form = form
         self.members: tuple[int, ...] = tuple(range(ensemble_size))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Returns r (A, C_in) and s (A, C_out) of the selected members, with their gradients scaled by M."""
-        rho, sigma = self.rho, self.sigma
-        if len(self.members) != self.ensemble_size:
+        rho: Tensor = self.rho
+        sigma: Tensor = self.sigma
+        if self.members != tuple(range(self.ensemble_size)):
             rho, sigma = rho[list(self.members)], sigma[list(self.members)]
         if torch.is_grad_enabled():
             rho = _ScaleGradient.apply(rho, float(self.ensemble_size))
@@ -132,7 +132,12 @@ class BatchEnsembleConv2d(_BatchEnsembleLayer):
     def __init__(self, layer: nn.Conv2d, ensemble_size: int, form: MemberForm = "weight") -> None:
         super().__init__(layer, ensemble_size, form, layer.in_channels)
         self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
-        self.stride, self.padding, self.dilation, self.groups = layer.stride, layer.padding, layer.dilation, layer.groups
+        self.stride, self.padding, self.dilation, self.groups = (
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+        )
         self.padding_mode = layer.padding_mode
         self._edges = layer._reversed_padding_repeated_twice
 

@@ -55,7 +55,9 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
         return Position(**document["position"])
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot go on from this checkpoint ({reason}); remove it to start over") from None
+        raise CheckpointError(
+            f"{path}: cannot go on from this checkpoint ({reason}); remove it to start over"
+        ) from None
 
 
 def save_state(path: Path, state: dict[str, Tensor]) -> None:

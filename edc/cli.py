@@ -27,12 +27,17 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/digits.yaml.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe; may be repeated.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe; may be repeated.")
+]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where the data is; overrides data.root.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds runs and trained teachers.")]
 Device = Annotated[Literal["auto", "cpu"], typer.Option(help="auto: a GPU where there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: every core.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else; people's output goes to stderr.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on stdout and nothing else; people's output goes to stderr."),
+]
 
 RUNS, EXPORT = Path("runs"), Path("export")
 
@@ -47,21 +52,27 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
 
-@app.command(epilog="Example: edc distill recipes/cifar10_small.yaml --data-root data --set seed=1 --run runs/cifar10_small-seed1")
+@app.command(epilog="Example: edc distill recipes/cifar10_small.yaml --data-root data --set seed=1 --run runs/seed1")
 def distill(
     recipe: RecipePath,
     overrides: Overrides = [],  # noqa: B006 - typer's way to say "none given"
-    run: Annotated[Path | None, typer.Option("--run", help="The run's folder; default: RUNS/<name of the recipe>.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run's folder; default: RUNS/<name of the recipe>.")
+    ] = None,
     runs: RunsFolder = RUNS,
     data_root: DataRoot = None,
     device: Device = "auto",
     threads: Threads = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved recipe and what it will cost; change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved recipe and what it will cost; change nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train what RECIPE describes: teachers, students, and the table of what was gained and lost.
@@ -88,7 +99,9 @@ def distill(
 @app.command(epilog="Example: on machine 2 of 4, edc teach recipes/cifar100_wrn28x4.yaml --member 2")
 def teach(
     recipe: RecipePath,
-    member: Annotated[int | None, typer.Option(min=0, help="Train only this teacher (0 to M - 1); default: all that are missing.")] = None,
+    member: Annotated[
+        int | None, typer.Option(min=0, help="Train only this teacher (0 to M - 1); default: all that are missing.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     runs: RunsFolder = RUNS,
     data_root: DataRoot = None,
@@ -121,7 +134,9 @@ def teach(
 
 @app.command(epilog="Example: edc show runs/cifar10_small-seed0 runs/cifar10_small-seed1 runs/cifar10_small-seed2")
 def show(
-    runs_shown: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; default: the newest.")] = None,
+    runs_shown: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; default: the newest.")
+    ] = None,
     runs: RunsFolder = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -136,9 +151,13 @@ def show(
 def export(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A finished run; default: the newest.")] = None,
     runs: RunsFolder = RUNS,
-    output: Annotated[Path | None, typer.Option("--output", help="The artifact's folder; default: export/<run>.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The artifact's folder; default: export/<run>.")
+    ] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch the files are checked for.")] = 64,
-    fold_temperature: Annotated[bool, typer.Option(help="Fold the calibration temperature into the student's classifier.")] = True,
+    fold_temperature: Annotated[
+        bool, typer.Option(help="Fold the calibration temperature into the student's classifier.")
+    ] = True,
     trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines too.")] = False,
     as_json: Json = False,
 ) -> None:

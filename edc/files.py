@@ -58,8 +58,8 @@ def require_free_disk(folder: Path, needed_bytes: int, purpose: str) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise RunError(
-            f"{folder}: {purpose} needs about {needed_bytes / 1e6:.0f} MB, the disk has {free_bytes / 1e6:.0f} MB free. "
-            "Free some space or choose another folder."
+            f"{folder}: {purpose} needs about {needed_bytes / 1e6:.0f} MB, the disk has {free_bytes / 1e6:.0f} MB "
+            "free. Free some space or choose another folder."
         )
 
 

@@ -27,11 +27,13 @@ def load_recipe(path: Path, *, overrides: Iterable[str] = (), data_root: Path | 
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from None
     try:
-        document = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        document = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(document, dict):
-        raise RecipeError(f"{path}: found {type(document).__name__}, expected a mapping with data, network and students")
+        raise RecipeError(
+            f"{path}: found {type(document).__name__}, expected a mapping with data, network and students"
+        )
     for override in overrides:
         _apply_override(document, override)
     if data_root is not None:

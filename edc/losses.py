@@ -1,4 +1,4 @@
-"""What a student minimises. Every loss is computed in float32 (or the logits' higher precision), whatever the network ran in."""
+"""What a student minimises. Callers widen bf16 logits to float32 first."""
 
 import torch.nn.functional as F
 from torch import Tensor

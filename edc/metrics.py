@@ -7,6 +7,7 @@ probabilities*, never of logits) are treated alike, temperature scaling included
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ class Metrics:
     diversity: float | None = None
 
 
-def log_probs_from_logits(logits: Array) -> Array:
+def log_probs_from_logits(logits: NDArray[np.floating[Any]]) -> Array:
     """Returns log-softmax over the last axis, in float64."""
     result: Array = log_softmax(np.asarray(logits, np.float64), axis=-1)
     return result
@@ -118,9 +119,7 @@ def quality(log_probs: Array, labels: Labels) -> Quality:
     )
 
 
-def evaluate(
-    log_probs: Array, labels: Labels, *, validation_log_probs: Array, validation_labels: Labels
-) -> Metrics:
+def evaluate(log_probs: Array, labels: Labels, *, validation_log_probs: Array, validation_labels: Labels) -> Metrics:
     """Returns test quality raw and with the temperature that minimises the validation NLL."""
     temperature = fit_temperature(validation_log_probs, validation_labels)
     return Metrics(

@@ -111,8 +111,8 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.relu(self.norm1(x)))
         y = self.conv2(F.relu(self.norm2(y)))
-        shortcut: Tensor = self.shortcut(x)
-        return y + shortcut
+        result: Tensor = y + self.shortcut(x)
+        return result
 
 
 class WideResNet(nn.Module):
@@ -187,7 +187,7 @@ def _build_timm(name: str, pretrained: bool, num_classes: int, image_shape: tupl
     import timm
 
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+        near = ", ".join(timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:5])
         raise RecipeError(f"timm/{name}: timm has no such network{f' (it has {near}, ...)' if near else ''}")
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": image_shape[0]}
     try:
@@ -233,7 +233,7 @@ def _set_submodule(network: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str) -> None:
-    """Loads `state` into `network`, strictly; a state dict without our wrapper (a bare timm or torchvision one) fits too.
+    """Loads `state` into `network`, strictly; a bare timm or torchvision state dict fits too.
 
     Raises:
         CheckpointError: with the first keys or shapes that differ.

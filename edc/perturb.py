@@ -8,8 +8,8 @@ All kinds move an image by the same root-mean-square size and differ only in the
     tdiv_sdiv    gradient of H(p_j, p_i) over teachers minus the same over student members: where teachers disagree
                  and the members do not yet
 
-One ordered pair (i, j), i != j, is drawn for a step, the same for teachers and members, and only those two of each are run.
-Gradients flow to the images alone, so no weight gradient is computed.
+One ordered pair (i, j), i != j, is drawn for a step, the same for teachers and members, and only those two of each are
+run. Gradients flow to the images alone, so no weight gradient is computed.
 
 Source: Nam et al. 2022 (arXiv 2206.15047); ODS: Tashiro et al. 2020 (arXiv 2003.06878).
 """
@@ -104,7 +104,8 @@ def move(images: Tensor, direction: Tensor, *, grey_levels: float) -> Tensor:
     unit = g / g.norm(dim=1, keepdim=True)
     unit = torch.where(unit.isfinite().all(1, keepdim=True), unit, 0.0)
     step = grey_levels / 255 * g.shape[1] ** 0.5 * unit
-    return (images + step.view_as(images).to(images.dtype)).clamp(0, 1)
+    moved: Tensor = images + step.view_as(images).to(images.dtype)
+    return moved.clamp(0, 1)
 
 
 def _float(x: Tensor) -> Tensor:

@@ -60,14 +60,18 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind in ("image_folder", "parquet") and self.augmentation == "resized_crop_flip" and not self.image_size:
-            raise ValueError("augmentation 'resized_crop_flip' needs data.image_size")
+        if self.augmentation == "resized_crop_flip" and (
+            self.kind not in ("image_folder", "parquet") or not self.image_size
+        ):
+            raise ValueError("augmentation 'resized_crop_flip' is for 'image_folder' and 'parquet' with an image_size")
         if self.kind == "image_folder" and self.image_size is None:
             raise ValueError("image_size is needed for 'image_folder' (for example 224)")
         return self
 
 
-NETWORK_NAME = re.compile(r"(wrn(?P<depth>\d+)x(?P<width>\d+)|cifar_resnet(?P<rdepth>\d+)(x\d+)?|(torchvision|timm)/\S+)$")
+NETWORK_NAME = re.compile(
+    r"(wrn(?P<depth>\d+)x(?P<width>\d+)|cifar_resnet(?P<rdepth>\d+)(x\d+)?|(torchvision|timm)/\S+)$"
+)
 
 
 class NetworkSection(Section):

@@ -1,10 +1,10 @@
 """A run folder: everything `edc distill` leaves on disk, and the networks in it.
 
-    runs/<name>/
-        recipe.yaml              the resolved recipe
-        students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains)
-        summary.json             metrics of every network; its presence means that the run is finished
-    runs/teachers/<key>/         one trained teacher, kept by what determines it, shared by all runs
+runs/<name>/
+    recipe.yaml              the resolved recipe
+    students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains)
+    summary.json             metrics of every network; its presence means that the run is finished
+runs/teachers/<key>/         one trained teacher, kept by what determines it, shared by all runs
 """
 
 import json

@@ -68,16 +68,14 @@ def student_loss(section: StudentSection, teachers: TeacherEnsemble) -> LossOf:
     return loss_of
 
 
-def fold_student(
-    network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, kind: str | None = None
-) -> nn.Module:
+def fold_student(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, kind: str | None = None) -> nn.Module:
     """Returns the plain network that student `name` is deployed as: itself (KD), or the fold of its members."""
     section = recipe.students[name]
     if section.method == "kd":
         return network
     plain = build_plain(recipe, data).to(next(network.parameters()).device)
     if recipe.training.channels_last:
-        plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        plain = plain.to(memory_format=torch.channels_last)
     return fold(network, plain, kind="mean_factors" if (kind or section.fold) == "mean_factors" else "mean_weights")
 
 
@@ -122,7 +120,9 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
     """Returns trained student `name` with its members; raises `RunError` if it is not finished."""
     path = run.student_path(name) / "weights.safetensors"
     if not path.is_file():
-        raise RunError(f"{path}: student {name!r} is not trained; go on with: edc distill {run.recipe_path} --run {run.path}")
+        raise RunError(
+            f"{path}: student {name!r} is not trained; go on with: edc distill {run.recipe_path} --run {run.path}"
+        )
     network = build_student(recipe, name, data)
     network.load_state_dict(load_state(path))
     return network.eval()

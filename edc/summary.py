@@ -38,7 +38,7 @@ def summarise(
     run: RunFolder,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Returns the document of summary.json: a row for each teacher, the ensemble, and each student before and after the fold.
+    """Returns the document of summary.json: a row for each teacher, the ensemble, each student unfolded and folded.
 
     `fold_choice` holds the validation NLL of both folds of each student with members, so that the choice between them
     is a measurement, and never one on test images.
@@ -47,15 +47,16 @@ def summarise(
 
     def predict(network: nn.Module) -> tuple[LogProbs, LogProbs]:
         """Returns log-probabilities (M, N, K) on test and on validation images."""
-        both = (predict_logits(network, split, recipe.data, recipe.training, accelerator) for split in (data.test, data.validation))
+        both = (
+            predict_logits(network, split, recipe.data, recipe.training, accelerator)
+            for split in (data.test, data.validation)
+        )
         test, validation = (metrics.log_probs_from_logits(logits) for logits in both)
         return test, validation
 
     per_teacher = [predict(teacher) for teacher in teachers.members]
     test, validation = (np.concatenate([pair[side] for pair in per_teacher]) for side in (0, 1))
-    nlls = metrics.ensemble_nll_by_size(
-        test, labels[0], validation_log_probs=validation, validation_labels=labels[1]
-    )
+    nlls = metrics.ensemble_nll_by_size(test, labels[0], validation_log_probs=validation, validation_labels=labels[1])
     rows = []
 
     def add(subject: str, kind: str, test: LogProbs, validation: LogProbs, *, parameters: int, forwards: int) -> None:
@@ -70,7 +71,9 @@ def summarise(
             dee=metrics.dee(result.calibrated.nll, nlls),
             diversity=metrics.diversity(test) if len(test) > 1 else None,
         )
-        rows.append({"subject": subject, "kind": kind, "parameters": parameters, "forwards": forwards, **_plain(result)})
+        rows.append(
+            {"subject": subject, "kind": kind, "parameters": parameters, "forwards": forwards, **_plain(result)}
+        )
 
     sizes = [count_parameters(teacher) for teacher in teachers.members]
     sizes = sizes if any(sizes) else [sum(p.numel() for p in teacher.parameters()) for teacher in teachers.members]

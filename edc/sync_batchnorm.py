@@ -6,7 +6,7 @@ torch.nn.SyncBatchNorm refuses CPU tensors; on CUDA it is used, elsewhere this.
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed.nn import functional as dist_functional
 
 __all__ = ["convert_sync_batchnorm"]
 
@@ -24,13 +24,14 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
         count = x.numel() / x.shape[1] * dist.get_world_size()
         # Two rounds (mean, then centred squares): E[x^2] - E[x]^2 loses what 1e-5 agreement needs.
-        mean = all_reduce(x.sum(dims)) / count
+        mean = _sum_over_processes(x.sum(dims)) / count
         centred = x - mean.view(1, -1, *[1] * (input.ndim - 2))
-        variance = all_reduce(centred.square().sum(dims)) / count
+        variance = _sum_over_processes(centred.square().sum(dims)) / count
         self._update_running_statistics(mean.detach(), variance.detach() * count / max(count - 1, 1))
         scale = torch.rsqrt(variance + self.eps) * self.weight
         shape = (1, -1, *[1] * (input.ndim - 2))
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+        normalised: Tensor = centred * scale.view(shape) + self.bias.view(shape)
+        return normalised.to(input.dtype)
 
     def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None
@@ -43,10 +44,15 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
 
 
+def _sum_over_processes(x: Tensor) -> Tensor:
+    total: Tensor = dist_functional.all_reduce(x)  # type: ignore[no-untyped-call]
+    return total
+
+
 def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
     """Returns `network` with its BatchNorm layers synchronised over processes; state dict keys stay the same."""
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return converted
     for module in network.modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -48,7 +48,9 @@ class TeacherEnsemble(nn.Module):
 def load_teachers(recipe: Recipe, data: DataSet, *, teachers_path: Path, accelerator: Accelerator) -> TeacherEnsemble:
     """Returns the ensemble: the recipe's checkpoints, or M teachers from `teachers_path`, training those missing."""
     if recipe.teachers.checkpoints:
-        members = [_own_teacher(checkpoint, recipe, data) for checkpoint in recipe.teachers.checkpoints]
+        members: list[nn.Module] = [
+            _own_teacher(checkpoint, recipe, data) for checkpoint in recipe.teachers.checkpoints
+        ]
     else:
         members = [
             obtain_teacher(recipe, data, member, teachers_path=teachers_path, accelerator=accelerator)
@@ -56,7 +58,7 @@ def load_teachers(recipe: Recipe, data: DataSet, *, teachers_path: Path, acceler
         ]
     ensemble = TeacherEnsemble(members).to(accelerator.device)
     if recipe.training.channels_last:
-        ensemble.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ensemble.to(memory_format=torch.channels_last)
     return ensemble
 
 
@@ -142,7 +144,8 @@ def _own_teacher(checkpoint: CheckpointSection, recipe: Recipe, data: DataSet) -
         logits = network.eval()(torch.zeros(1, *data.image_shape))
     if logits.shape != (1, data.num_classes):
         raise CheckpointError(
-            f"{checkpoint.file}: {section.name} returns {tuple(logits.shape)} for one image, expected (1, {data.num_classes})"
+            f"{checkpoint.file}: {section.name} returns {tuple(logits.shape)} for one image, "
+            f"expected (1, {data.num_classes})"
         )
     return network
 

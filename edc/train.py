@@ -25,7 +25,16 @@ from edc.report.progress import TrainingProgress, training_progress
 from edc.seeding import derive_seed, generator_for
 from edc.sync_batchnorm import convert_sync_batchnorm
 
-__all__ = ["Batch", "LossOf", "autocast", "build_optimizer", "evaluate_accuracy", "fit", "learning_rate_at", "to_device"]
+__all__ = [
+    "Batch",
+    "LossOf",
+    "autocast",
+    "build_optimizer",
+    "evaluate_accuracy",
+    "fit",
+    "learning_rate_at",
+    "to_device",
+]
 
 STEPS_BETWEEN_LOOKS = 20
 """Steps between reading losses back: on a GPU every look waits for the queue."""
@@ -291,7 +300,7 @@ def autocast(device: torch.device, training: TrainingSection) -> Any:
 def _placed(network: nn.Module, training: TrainingSection, accelerator: Accelerator) -> nn.Module:
     network = network.to(accelerator.device)
     if training.channels_last:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
     if accelerator.num_processes > 1 and training.sync_batchnorm:
         network = convert_sync_batchnorm(network, accelerator.device)
     return network

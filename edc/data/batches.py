@@ -23,7 +23,7 @@ def steps_per_epoch(images: Images, batch_size: int) -> int:
     """Returns the number of full batches in an epoch; an incomplete last batch is left out, as in the official code."""
     if len(images) < batch_size:
         raise DataError(
-            f"training.batch_size: found {batch_size}, but there are only {len(images)} training images; make it smaller"
+            f"training.batch_size: found {batch_size}, but only {len(images)} training images; make it smaller"
         )
     return len(images) // batch_size
 
@@ -48,18 +48,23 @@ def train_batches(
     mine = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
     batches = [order[b * batch_size : (b + 1) * batch_size] for b in range(first_batch, num_batches)]
     if isinstance(images, FileImages):
-        augment = data.augmentation == "resized_crop_flip"
-        rows = [[(i, sample_seed(seed, epoch, i) if augment else None) for i in b[mine].tolist()] for b in batches]
-        yield from _loaded(images, rows, data.num_workers)
-        return
-    for number, batch in enumerate(batches, start=first_batch):
-        pixels, labels = images[batch]
+        resized = data.augmentation == "resized_crop_flip"
+        requests = [[(i, sample_seed(seed, epoch, i) if resized else None) for i in b[mine].tolist()] for b in batches]
+        loaded = _loaded(images, requests, data.num_workers)
+    else:
+        loaded = (images[batch[mine]] for batch in batches)
+    for number, (unchanged, labels) in enumerate(loaded, start=first_batch):
+        pixels = unchanged
         if data.augmentation in ("crop", "crop_flip"):
-            generator = generator_for(seed, "augment", epoch, number)
             pixels = crop_and_flip(
-                pixels, padding=data.crop_padding, flip=data.augmentation == "crop_flip", generator=generator
+                unchanged,
+                padding=data.crop_padding,
+                flip=data.augmentation == "crop_flip",
+                generator=generator_for(seed, "augment", epoch, number),
+                rows=mine,
+                num_rows=batch_size,
             )
-        yield pixels[mine], labels[mine]
+        yield pixels, labels
 
 
 def evaluation_batches(
@@ -68,29 +73,43 @@ def evaluation_batches(
     """Yields every image once over all processes, in order within a process (rows rank, rank + P, ...)."""
     order = torch.arange(rank, len(images), num_processes)
     if isinstance(images, MemoryImages):
-        for batch in order.split(batch_size):
+        for batch in torch.split(order, batch_size):
             yield images[batch]
     else:
-        yield from _loaded(images, [[(i, None) for i in b.tolist()] for b in order.split(batch_size)], num_workers)
+        yield from _loaded(
+            images, [[(i, None) for i in b.tolist()] for b in torch.split(order, batch_size)], num_workers
+        )
 
 
-def crop_and_flip(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+def crop_and_flip(
+    images: Tensor,
+    *,
+    padding: int,
+    flip: bool,
+    generator: torch.Generator,
+    rows: slice = slice(None),
+    num_rows: int | None = None,
+) -> Tensor:
     """Returns each image padded with zeros, cropped back at a random place, and mirrored half the time.
+
+    Args:
+        rows, num_rows: which rows of a global batch of `num_rows` images these are; the draws are made for all of them.
 
     Shapes: (N, C, H, W) to the same, any dtype.
     """
     num_images, channels, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, num_images, 1), generator=generator)
-    rows = top + torch.arange(height)
+    num_drawn = num_rows or num_images
+    top, left = torch.randint(0, 2 * padding + 1, (2, num_drawn, 1), generator=generator)[:, rows]
+    lines = top + torch.arange(height)
     columns = left + torch.arange(width)
     if flip:
-        mirrored = torch.rand((num_images, 1), generator=generator) < 0.5
+        mirrored = torch.rand((num_drawn, 1), generator=generator)[rows] < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     return padded[
         torch.arange(num_images)[:, None, None, None],
         torch.arange(channels)[None, :, None, None],
-        rows[:, None, :, None],
+        lines[:, None, :, None],
         columns[:, None, None, :],
     ]
 

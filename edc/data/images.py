@@ -33,8 +33,8 @@ class MemoryImages:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(np.ascontiguousarray(self.images.numpy()))
-        digest.update(np.ascontiguousarray(self.labels.numpy()))
+        digest.update(self.images.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -29,7 +29,9 @@ def load_parquet(data: DataSection) -> DataSet:
     root = data.root or Path("data")
     files = {split: _files(root, split) for split in ("train", "validation", "valid", "test")}
     if not files["train"]:
-        raise DataError(f"data.root: no train-*.parquet in {root.absolute()}; point data.root or --data-root at the files")
+        raise DataError(
+            f"data.root: no train-*.parquet in {root.absolute()}; point data.root or --data-root at the files"
+        )
     train, class_names = _read(data, files["train"])
     validation_files = files["validation"] or files["valid"]
     if files["test"]:
@@ -71,7 +73,9 @@ def _read(data: DataSection, files: list[Path]) -> tuple[Images, tuple[str, ...]
     labels = torch.from_numpy(table[label_column].to_numpy().astype(np.int64))
     class_names = _class_names(table.schema.metadata, label_column, labels)
     if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
-        raise DataError(f"{files[0]}: labels run from {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}")
+        raise DataError(
+            f"{files[0]}: labels run from {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}"
+        )
     reader = ParquetReader(table[image_column].combine_chunks())
     names = tuple(f"{files[0].parent}/{image_column}[{row}]" for row in range(len(labels)))
     if data.image_size is not None:
@@ -98,8 +102,8 @@ def _decode_all(reader: ParquetReader, names: tuple[str, ...]) -> torch.Tensor:
         image = decode_image(reader(row), name, channels)
         if image.size != (first.shape[1], first.shape[0]):
             raise DataError(
-                f"{name}: {image.size[0]} x {image.size[1]} pixels, the first image has {first.shape[1]} x {first.shape[0]}; "
-                "set data.image_size to resize them"
+                f"{name}: {image.size[0]} x {image.size[1]} pixels, the first image has "
+                f"{first.shape[1]} x {first.shape[0]}; set data.image_size to resize them"
             )
         pixels[row] = np.asarray(image).reshape(pixels.shape[1:])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()

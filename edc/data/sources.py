@@ -42,7 +42,9 @@ def load_data(data: DataSection) -> DataSet:
         case "synthetic":
             loaded = _synthetic(data)
     if data.num_classes is not None and data.num_classes != loaded.num_classes:
-        raise DataError(f"data.num_classes: the recipe says {data.num_classes}, the data has {loaded.num_classes} classes")
+        raise DataError(
+            f"data.num_classes: the recipe says {data.num_classes}, the data has {loaded.num_classes} classes"
+        )
     return loaded
 
 
@@ -197,13 +199,8 @@ def in_memory(
     """Returns the data set of three splits in memory, with the statistics of its (limited) training images."""
     train = data_set.limit(train, data.train_limit)
     assert isinstance(train, MemoryImages)
-    match data.kind:
-        case "cifar10":
-            mean, std = CIFAR10_STATISTICS
-        case "cifar100":
-            mean, std = CIFAR100_STATISTICS
-        case _:
-            mean, std = data_set.channel_statistics(train)
+    known = {"cifar10": CIFAR10_STATISTICS, "cifar100": CIFAR100_STATISTICS}
+    mean, std = known[data.kind] if data.kind in known else data_set.channel_statistics(train)
     channels, height, width = train.images.shape[1:]
     return DataSet(train, validation, test, class_names, (channels, height, width), mean, std)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -125,7 +125,7 @@ def sample_images(images: Images, num_images: int) -> NDArray[np.float32]:
 def preprocessing_of(recipe: Recipe, data: DataSet) -> Preprocessing:
     """Returns how an image file becomes an input, the same way as the run's evaluation images did."""
     channels, height, width = data.image_shape
-    color = "RGB" if channels == 3 else "L"
+    color: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
     if height != width:
         return Preprocessing(color=color, image_size=(height, width), resize="exact")
     fraction = data.test.crop_fraction if isinstance(data.test, FileImages) else 1.0
@@ -143,7 +143,9 @@ def _subjects(
     """Returns the student, then its baseline: each teacher and the ensemble merged into one graph."""
     cpu = Accelerator(cpu=True)
     shape = data.image_shape
-    student = deployable(load_student(recipe, recipe.deploy, data, run=run), recipe, recipe.deploy, data, accelerator=cpu)
+    student = deployable(
+        load_student(recipe, recipe.deploy, data, run=run), recipe, recipe.deploy, data, accelerator=cpu
+    )
     row = _row(summary, recipe.deploy)
     reference, exported = student, fuse_batchnorm(student, input_shape=shape).network
     if fold_temperature:
@@ -154,7 +156,9 @@ def _subjects(
     teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu).members)
     fused = [fuse_batchnorm(teacher, input_shape=shape).network for teacher in teachers]
     for m, teacher in enumerate(teachers):
-        subjects.append(_Subject(f"baseline/teacher_{m}.onnx", "teacher", teacher, fused[m], _row(summary, f"teacher {m}")))
+        subjects.append(
+            _Subject(f"baseline/teacher_{m}.onnx", "teacher", teacher, fused[m], _row(summary, f"teacher {m}"))
+        )
     merged, merged_fused = ensemble_network(teachers), ensemble_network(fused)
     subjects.append(_Subject("baseline/ensemble.onnx", "ensemble", merged, merged_fused, _row(summary, "ensemble")))
     return subjects

@@ -21,8 +21,8 @@ def heavy_nodes(path: Path) -> tuple[str, ...]:
 def noisiest_nodes(path: Path, images: NDArray[np.float32], *, num_nodes: int) -> tuple[str, ...]:
     """Return the names of the `num_nodes` layers whose input and weight are least well represented in eight bits.
 
-    A layer's noise is the squared rounding error of its input, with one scale, plus that of its weight, with one scale per
-    output channel, each as a share of its energy: to first order they add up to the layer's relative output error.
+    A layer's noise is the squared rounding error of its input, with one scale, plus that of its weight, with one scale
+    per output channel, each as a share of its energy: to first order they add up to the layer's relative output error.
     """
     graph = onnx.load(path).graph
     nodes = _with_weights(graph)

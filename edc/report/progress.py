@@ -20,7 +20,12 @@ class TrainingProgress:
         self.bar, self.label, self.total_steps, self.visible = bar, label, total_steps, visible
         self.validation_acc: float | None = None
         self.loss: float | None = None
-        self.started, self.first_step, self.images_seen, self.last_line = time.monotonic(), first_step, 0, time.monotonic()
+        self.started, self.first_step, self.images_seen, self.last_line = (
+            time.monotonic(),
+            first_step,
+            0,
+            time.monotonic(),
+        )
         self.task = bar.add_task(label, total=total_steps, completed=first_step, details="") if bar else None
 
     def step(self, step: int, *, num_images: int) -> None:

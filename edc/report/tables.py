@@ -22,7 +22,12 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     data = first["data"]
     title = f"{first['name']}: {data['kind']}, {data['train']:,} training and {data['test']:,} test images, "
     title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean (sd) over seeds {', '.join(map(str, seeds))}"
-    table = Table(title=title, title_justify="left", caption="c: after one temperature fitted on validation", caption_justify="left")
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption="c: after one temperature fitted on validation",
+        caption_justify="left",
+    )
     table.add_column("network", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
