@@ -193,8 +193,11 @@ def to_batch_ensemble(network: nn.Module, ensemble_size: int, *, form: MemberFor
     holder = nn.ModuleDict({"network": copy.deepcopy(network)})
     converted: dict[nn.Module, nn.Module] = {}
     for parent in list(holder.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(parent, nn.MultiheadAttention):
+        if isinstance(parent, nn.MultiheadAttention):
+            continue
+        # Not named_children(): it hides a module's second name in the same parent.
+        for name, child in list(parent._modules.items()):
+            if child is None:
                 continue
             if child not in converted and type(child) is nn.Conv2d:
                 converted[child] = BatchEnsembleConv2d(child, ensemble_size, form)
@@ -229,14 +232,14 @@ def shared_layers(network: nn.Module) -> list[str]:
 @contextmanager
 def select_members(network: nn.Module, members: tuple[int, ...]) -> Iterator[None]:
     """Within the block, a batch of `network` is for these members only, in this order."""
-    layers = [layer for _, layer in _layers(network)]
-    for layer in layers:
+    before = [(layer, layer.members) for _, layer in _layers(network)]
+    for layer, _ in before:
         layer.members = members
     try:
         yield
     finally:
-        for layer in layers:
-            layer.members = tuple(range(layer.ensemble_size))
+        for layer, previous in before:
+            layer.members = previous
 
 
 def member_logits(network: nn.Module, images: Tensor) -> Tensor:

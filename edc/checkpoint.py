@@ -1,6 +1,7 @@
 """Where a training stands, on disk: enough to go on bit for bit."""
 
 import json
+import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
         network.load_state_dict(document["network"])
         optimizer.load_state_dict(document["optimizer"])
         return Position(**document["position"])
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: cannot go on from this checkpoint ({reason}); remove it to start over"

@@ -222,9 +222,9 @@ def _show_summaries(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
 
 def _console(as_json: bool) -> Any:
     """Returns where tables for people go: stdout, or stderr when stdout is for a program."""
-    from rich.console import Console
+    from edc.report.progress import console_on
 
-    return Console(stderr=as_json)
+    return console_on(stderr=as_json)
 
 
 def _say(line: str) -> None:

@@ -9,10 +9,11 @@ from torch import nn
 
 from edc.data import DataSet, steps_per_epoch, train_batches
 from edc.recipe import Recipe, StudentSection
+from edc.schedule import build_optimizer
 from edc.seeding import generator_for
 from edc.student import build_student, student_loss
 from edc.teacher import TeacherEnsemble, build_teacher, teacher_loss
-from edc.train import Batch, LossOf, autocast, build_optimizer, to_device
+from edc.train import Batch, LossOf, autocast, to_device
 
 __all__ = ["Cost", "estimate_costs", "units_per_step"]
 

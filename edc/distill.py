@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from edc.data import DataSet, load_data
 from edc.files import require_free_disk
-from edc.networks import build_network, count_parameters
+from edc.networks import build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe
 from edc.run import RunFolder
 from edc.student import train_student
@@ -37,13 +37,14 @@ def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict
 
 
 def _needed_bytes(recipe: Recipe, data: DataSet) -> int:
-    """Returns what a run leaves and needs on disk: final weights, and one checkpoint (network, momentum, best)."""
+    """Tries both networks on two images, and returns what a run needs on disk: final weights and one checkpoint."""
 
     def size(section: NetworkSection) -> int:
         shape = data.image_shape
         # Without the library's weights: only the number of parameters is asked for.
         bare = section.model_copy(update={"pretrained": False})
         network = build_network(bare, num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)
+        require_logits(network, shape, data.num_classes, source=section.name)
         return 4 * count_parameters(network)
 
     student, teacher = size(recipe.network), size(recipe.teacher_network)

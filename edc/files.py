@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from edc.errors import FailedError, RunError
 
@@ -27,8 +28,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors report a full disk in words of their own, without the number.
+        if getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(path.parent).free < 1 << 20:
             free_mb = shutil.disk_usage(path.parent).free / 1e6
             raise FailedError(
                 f"{path}: the disk is full ({free_mb:.0f} MB free). What was written before is intact; "

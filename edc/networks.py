@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edc.errors import CheckpointError, RecipeError
 from edc.recipe import NETWORK_NAME, NetworkSection
 
-__all__ = ["Classifier", "build_network", "count_parameters"]
+__all__ = ["Classifier", "build_network", "count_parameters", "load_weights", "require_logits"]
 
 
 class Classifier(nn.Module):
@@ -232,7 +232,25 @@ def _set_submodule(network: nn.Module, path: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), name, module)
 
 
-def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str) -> None:
+def require_logits(network: nn.Module, image_shape: tuple[int, int, int], num_classes: int, *, source: str) -> None:
+    """Raises `RecipeError` unless the network, in train and eval mode, makes (2, K) logits of two such images."""
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    device = next(network.parameters()).device
+    for training in (True, False):
+        network.train(training)
+        try:
+            with torch.no_grad():
+                logits = network(torch.zeros(2, *image_shape, device=device))
+        except (RuntimeError, AssertionError, ValueError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RecipeError(f"{source}: does not take images of {image_shape} ({reason})") from None
+        if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise RecipeError(f"{source}: returns {found} for two images, expected logits (2, {num_classes})")
+    network.load_state_dict(state)  # a forward in train mode moves running statistics
+
+
+def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str, num_classes: int) -> None:
     """Loads `state` into `network`, strictly; a bare timm or torchvision state dict fits too.
 
     Raises:
@@ -243,6 +261,12 @@ def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str) 
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     target: nn.Module = network if "mean" in state and "std" in state else network.network
     expected = target.state_dict()
+    classifier = [key for key, value in expected.items() if value.ndim == 2 and key.endswith("weight")][-1:]
+    for key in classifier:  # in the order of the modules: the last matrix makes the logits
+        if key in state and state[key].ndim == 2 and len(state[key]) != num_classes:
+            raise CheckpointError(
+                f"{source}: a classifier of {len(state[key])} classes ({key}), the data has {num_classes}"
+            )
     problems = [f"{key}: missing in the file" for key in expected.keys() - state.keys()]
     problems += [f"{key}: not in the network" for key in state.keys() - expected.keys()]
     problems += [

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn import functional as dist_functional
 
+from edc.errors import RecipeError
+
 __all__ = ["convert_sync_batchnorm"]
 
 
@@ -52,10 +54,19 @@ def _sum_over_processes(x: Tensor) -> Tensor:
 def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
     """Returns `network` with its BatchNorm layers synchronised over processes; state dict keys stay the same."""
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        from timm import layers  # torch's own conversion drops timm's built-in activations
+
+        converted: nn.Module = layers.convert_sync_batchnorm(network)  # type: ignore[attr-defined, no-untyped-call]
         return converted
-    for module in network.modules():
-        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and isinstance(module, nn.modules.batchnorm._BatchNorm):
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, AllReduceBatchNorm):
+            raise RecipeError(
+                f"training.sync_batchnorm: {name} is a {type(module).__name__}, which cannot be synchronised over CPU "
+                "processes; set training.sync_batchnorm to false, or run one process"
+            )
+        if type(module) is not AllReduceBatchNorm:
             # Changing the class keeps parameters, buffers and every reference to them.
             module.__class__ = AllReduceBatchNorm
     return network

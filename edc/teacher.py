@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from edc.checkpoint import load_state
 from edc.data import DataSet
-from edc.errors import CheckpointError
 from edc.files import exclusive_lock, write_json
 from edc.losses import label_loss
-from edc.networks import Classifier, build_network, load_weights
+from edc.networks import Classifier, build_network, load_weights, require_logits
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.train import Batch, fit
@@ -131,26 +130,9 @@ def _own_teacher(checkpoint: CheckpointSection, recipe: Recipe, data: DataSet) -
     """Returns a teacher of the user's own, strictly loaded and tried on one image."""
     section = (checkpoint.network or recipe.teacher_network).model_copy(update={"pretrained": False})
     state = load_state(checkpoint.file)
-    num_classes = _num_classes_in(state)
-    if num_classes is not None and num_classes != data.num_classes:
-        raise CheckpointError(
-            f"{checkpoint.file}: a classifier of {num_classes} classes, the data has {data.num_classes}"
-        )
     network = build_network(
         section, num_classes=data.num_classes, image_shape=data.image_shape, mean=data.mean, std=data.std
     )
-    load_weights(network, state, source=str(checkpoint.file))
-    with torch.inference_mode():
-        logits = network.eval()(torch.zeros(1, *data.image_shape))
-    if logits.shape != (1, data.num_classes):
-        raise CheckpointError(
-            f"{checkpoint.file}: {section.name} returns {tuple(logits.shape)} for one image, "
-            f"expected (1, {data.num_classes})"
-        )
+    load_weights(network, state, source=str(checkpoint.file), num_classes=data.num_classes)
+    require_logits(network, data.image_shape, data.num_classes, source=str(checkpoint.file))
     return network
-
-
-def _num_classes_in(state: dict[str, Tensor]) -> int | None:
-    """Returns the rows of the last weight matrix, which is the classifier of every network we build."""
-    matrices = [value for key, value in state.items() if key.endswith("weight") and value.ndim == 2]
-    return len(matrices[-1]) if matrices else None

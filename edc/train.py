@@ -22,19 +22,12 @@ from edc.data import DataSet, Images, evaluation_batches, steps_per_epoch, train
 from edc.errors import DivergedError, Interrupted, RecipeError
 from edc.recipe import DataSection, TrainingSection
 from edc.report.progress import TrainingProgress, training_progress
+from edc.schedule import build_optimizer, learning_rate_at
 from edc.seeding import derive_seed, generator_for
+from edc.signals import stop_requests
 from edc.sync_batchnorm import convert_sync_batchnorm
 
-__all__ = [
-    "Batch",
-    "LossOf",
-    "autocast",
-    "build_optimizer",
-    "evaluate_accuracy",
-    "fit",
-    "learning_rate_at",
-    "to_device",
-]
+__all__ = ["Batch", "LossOf", "autocast", "evaluate_accuracy", "fit", "to_device"]
 
 STEPS_BETWEEN_LOOKS = 20
 """Steps between reading losses back: on a GPU every look waits for the queue."""
@@ -110,7 +103,7 @@ def fit(
         steps=steps_per_epoch(data.train, training.batch_size),
     )
     with (
-        _stop_requests() as stop,
+        stop_requests() as stop,
         _curves(job) as writer,
         training_progress(
             label,
@@ -126,6 +119,8 @@ def fit(
         save_state(finished, job.position.best_state)
         checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
+    if stop:  # the signal came after the last step: this training is complete, the next one must not start
+        raise Interrupted(stop[0])
     network.load_state_dict(job.position.best_state)
     return network
 
@@ -188,15 +183,23 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         job.optimizer.step()
         pending.append(loss.detach())
         position.batch = number + 1
-        if len(pending) == STEPS_BETWEEN_LOOKS or number == job.steps - 1 or stop:
+        stopping = bool(stop) and num_processes == 1
+        if len(pending) == STEPS_BETWEEN_LOOKS or number == job.steps - 1 or stopping:
             progress.loss = _look_at_losses(job, pending, step)
+            stopping = _anyone(job, stop)
         progress.step(step + 1, num_images=training.batch_size)
-        if stop:
+        if stopping:
             position.seconds += time.monotonic() - started
             if accelerator.is_main_process:
                 save_checkpoint(job.folder / "checkpoint.pt", position, job.network, job.optimizer)
-            raise Interrupted(stop[0])
+            raise Interrupted(stop[0] if stop else signal.SIGTERM)
     position.seconds += time.monotonic() - started
+
+
+def _anyone(job: _Job, stop: list[int]) -> bool:
+    """Returns whether a signal reached any process: all must leave at the same step, or the others wait for ever."""
+    flag = torch.tensor(float(bool(stop)), device=job.accelerator.device)
+    return bool(job.accelerator.reduce(flag, "sum") > 0)
 
 
 def _look_at_losses(job: _Job, pending: list[Tensor], step: int) -> float:
@@ -256,14 +259,6 @@ def _curves(job: _Job) -> Iterator[Any]:
         writer.close()
 
 
-def learning_rate_at(step: int, training: TrainingSection, steps_in_epoch: int) -> float:
-    """Returns the learning rate of a step: linear from 0 over the warm-up, then half a cosine to 0."""
-    warmup, total = training.warmup_epochs * steps_in_epoch, training.epochs * steps_in_epoch
-    if step < warmup:
-        return training.learning_rate * step / warmup
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-
 def evaluate_accuracy(
     network: nn.Module, images: Images, data: DataSection, training: TrainingSection, accelerator: Accelerator
 ) -> float:
@@ -304,39 +299,3 @@ def _placed(network: nn.Module, training: TrainingSection, accelerator: Accelera
     if accelerator.num_processes > 1 and training.sync_batchnorm:
         network = convert_sync_batchnorm(network, accelerator.device)
     return network
-
-
-def build_optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
-    """Returns the recipe's optimizer; weight decay acts on every parameter (on rho and sigma: pulls r and s to 1)."""
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), training.learning_rate, weight_decay=training.weight_decay)
-    return torch.optim.SGD(
-        network.parameters(),
-        training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        nesterov=training.momentum > 0,
-    )
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Yields a list that SIGINT or SIGTERM put their number into; a second signal acts as usual."""
-    received: list[int] = []
-    try:
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def remember(number: int, _frame: Any) -> None:
-            received.append(number)
-            signal.signal(number, previous[signal.Signals(number)])
-
-        for number in previous:
-            signal.signal(number, remember)
-    except ValueError:  # not in the main thread: nobody can press Ctrl-C on us
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -71,14 +71,12 @@ def evaluation_batches(
     images: Images, *, batch_size: int, num_workers: int = 0, rank: int = 0, num_processes: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields every image once over all processes, in order within a process (rows rank, rank + P, ...)."""
-    order = torch.arange(rank, len(images), num_processes)
+    order = torch.arange(len(images))[rank::num_processes]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if isinstance(images, MemoryImages):
-        for batch in torch.split(order, batch_size):
-            yield images[batch]
-    else:
-        yield from _loaded(
-            images, [[(i, None) for i in b.tolist()] for b in torch.split(order, batch_size)], num_workers
-        )
+        yield from (images[batch] for batch in batches)
+    elif batches:
+        yield from _loaded(images, [[(i, None) for i in batch.tolist()] for batch in batches], num_workers)
 
 
 def crop_and_flip(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from edc.data.images import FileImages, Images, MemoryImages
+from edc.errors import DataError
 
-__all__ = ["DataSet", "channel_statistics", "limit", "split_at", "stratified_split"]
+__all__ = ["DataSet", "channel_statistics", "limit", "split_at", "stratified_limit", "stratified_split"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -55,6 +56,8 @@ def take(images: Images, indices: torch.Tensor) -> Images:
         read=_Subset(images.read, rows),
         size=images.size,
         crop_fraction=images.crop_fraction,
+        root=images.root,
+        file_bytes=images.file_bytes[indices],
         num_channels=images.num_channels,
     )
 
@@ -74,6 +77,13 @@ def limit(images: Images, num_images: int | None) -> Images:
     return images if num_images is None else take(images, torch.arange(min(num_images, len(images))))
 
 
+def stratified_limit(images: Images, num_images: int | None, seed: int) -> Images:
+    """Returns `num_images` images with the classes in equal proportion, or all: for data sorted by class."""
+    if num_images is None or num_images >= len(images):
+        return images
+    return stratified_split(images, num_images, seed)[1]
+
+
 def split_at(images: Images, num_last: int) -> tuple[Images, Images]:
     """Returns all but the last `num_last` images, and those: the fixed 45,000 / 5,000 split of the papers."""
     order = torch.arange(len(images))
@@ -84,10 +94,12 @@ def stratified_split(images: Images, num_held_out: int, seed: int) -> tuple[Imag
     """Returns (rest, held out) with the classes in equal proportion, the same for the same seed."""
     from sklearn.model_selection import train_test_split
 
-    rest, held_out = train_test_split(
-        torch.arange(len(images)).numpy(),
-        test_size=num_held_out,
-        random_state=seed,
-        stratify=images.labels.numpy(),
-    )
+    rows, labels = torch.arange(len(images)).numpy(), images.labels.numpy()
+    try:
+        rest, held_out = train_test_split(rows, test_size=num_held_out, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise DataError(
+            f"data.validation, data.test or data.train_limit: {num_held_out} of {len(images)} images cannot be set "
+            f"apart with every class in both parts ({error})"
+        ) from None
     return take(images, torch.from_numpy(rest)), take(images, torch.from_numpy(held_out))

@@ -50,6 +50,10 @@ class FileImages:
     read: Callable[[int], bytes]
     size: int
     crop_fraction: float
+    root: str
+    """What `names` are relative to; for messages only."""
+    file_bytes: Tensor
+    """Encoded sizes (N,) int64, which tell other images under the same names apart."""
     num_channels: int = 3
 
     def __len__(self) -> int:
@@ -60,7 +64,7 @@ class FileImages:
 
     def load(self, index: int, *, augment_seed: int | None) -> tuple[Tensor, Tensor]:
         """Returns image `index`; `augment_seed` fixes the random crop and flip, None means the evaluation crop."""
-        image = decode_image(self.read(index), self.names[index], self.num_channels)
+        image = decode_image(self.read(index), f"{self.root}/{self.names[index]}", self.num_channels)
         if augment_seed is None:
             pixels = resize_and_crop(image, self.size, self.crop_fraction)
         else:
@@ -68,8 +72,10 @@ class FileImages:
         return torch.from_numpy(pixels).permute(2, 0, 1), self.labels[index]
 
     def fingerprint(self) -> str:
-        document = repr((self.size, self.crop_fraction, sorted(zip(self.names, self.labels.tolist(), strict=True))))
-        return hashlib.sha256(document.encode()).hexdigest()
+        digest = hashlib.sha256(repr((self.size, self.crop_fraction, self.names)).encode())
+        digest.update(self.labels.numpy().tobytes())
+        digest.update(self.file_bytes.numpy().tobytes())
+        return digest.hexdigest()
 
 
 Images = MemoryImages | FileImages

@@ -34,18 +34,18 @@ def load_parquet(data: DataSection) -> DataSet:
         )
     train, class_names = _read(data, files["train"])
     validation_files = files["validation"] or files["valid"]
-    if files["test"]:
-        test, _ = _read(data, files["test"])
-        if validation_files:
-            validation, _ = _read(data, validation_files)
-        else:
-            train, validation = data_set.split_at(train, data.validation or len(train) // 10)
-    elif validation_files:  # ImageNet's layout: the public validation set is what papers test on
-        test, _ = _read(data, validation_files)
-        train, validation = data_set.split_at(train, data.validation or len(train) // 10)
+    if files["test"] or validation_files:  # without `test`, the public validation set is what papers test on
+        test, _ = _read(data, files["test"] or validation_files)
     else:
         train, test = data_set.stratified_split(train, data.test or len(train) // 10, data.split_seed)
+    if files["test"] and validation_files:
+        validation, _ = _read(data, validation_files)
+    elif data.kind != "parquet":  # the papers' fixed split of CIFAR and Fashion-MNIST, which come shuffled
+        train, validation = data_set.split_at(train, data.validation or 5000)
+    else:
         train, validation = data_set.stratified_split(train, data.validation or len(train) // 10, data.split_seed)
+    if data.kind == "parquet":
+        train = data_set.stratified_limit(train, data.train_limit, data.split_seed)
     if isinstance(train, MemoryImages):
         return in_memory(data, train, validation, test, class_names)
     size = train.size
@@ -64,12 +64,18 @@ def _read(data: DataSection, files: list[Path]) -> tuple[Images, tuple[str, ...]
         import pyarrow.parquet as pq
     except ImportError:
         raise NotInstalledError("data.kind 'parquet' needs pyarrow: pip install 'edc[hf]'") from None
+    split = files[0].name.split("-", maxsplit=1)[0]
     try:
         table = pa.concat_tables([pq.read_table(file) for file in files])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{files[0].parent}: not readable as parquet ({error})") from None
     image_column = _column(table, data.image_column, IMAGE_COLUMNS, "image_column")
     label_column = _column(table, data.label_column, LABEL_COLUMNS, "label_column")
+    if not pa.types.is_integer(table[label_column].type) or table[label_column].null_count:
+        raise DataError(
+            f"{files[0]}: column {label_column} is {table[label_column].type} with "
+            f"{table[label_column].null_count} nulls, expected an integer class in every row"
+        )
     labels = torch.from_numpy(table[label_column].to_numpy().astype(np.int64))
     class_names = _class_names(table.schema.metadata, label_column, labels)
     if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
@@ -77,10 +83,13 @@ def _read(data: DataSection, files: list[Path]) -> tuple[Images, tuple[str, ...]
             f"{files[0]}: labels run from {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}"
         )
     reader = ParquetReader(table[image_column].combine_chunks())
-    names = tuple(f"{files[0].parent}/{image_column}[{row}]" for row in range(len(labels)))
+    names = tuple(f"{split}.{image_column}[{row}]" for row in range(len(labels)))
+    root = str(files[0].parent)
     if data.image_size is not None:
-        return FileImages(names, labels, reader, data.image_size, crop_fraction_of(data)), class_names
-    return MemoryImages(_decode_all(reader, names), labels), class_names
+        file_bytes = torch.tensor([len(reader(row)) for row in range(len(labels))])
+        images = FileImages(names, labels, reader, data.image_size, crop_fraction_of(data), root, file_bytes)
+        return images, class_names
+    return MemoryImages(_decode_all(reader, [f"{root}/{name}" for name in names]), labels), class_names
 
 
 class ParquetReader:
@@ -94,7 +103,7 @@ class ParquetReader:
         return value["bytes"] if isinstance(value, dict) else value  # type: ignore[no-any-return]
 
 
-def _decode_all(reader: ParquetReader, names: tuple[str, ...]) -> torch.Tensor:
+def _decode_all(reader: ParquetReader, names: list[str]) -> torch.Tensor:
     first = np.array(_open(reader(0), names[0]))
     channels = 3 if first.ndim == 3 else 1
     pixels = np.empty((len(names), first.shape[0], first.shape[1], channels), np.uint8)

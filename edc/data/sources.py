@@ -18,6 +18,7 @@ __all__ = ["load_data"]
 # Per-channel statistics of the training sets, as the papers' code has them.
 CIFAR10_STATISTICS = (0.4915, 0.4821, 0.4464), (0.2472, 0.2437, 0.2617)
 CIFAR100_STATISTICS = (0.5072, 0.4866, 0.4410), (0.2673, 0.2564, 0.2760)
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
@@ -74,7 +75,10 @@ def _torchvision(data: DataSection) -> DataSet:
     if any(root.glob("train-*.parquet")):  # the same images as the Hugging Face hub has them
         from edc.data.parquet import load_parquet
 
-        return load_parquet(data)
+        loaded = load_parquet(data)
+        if loaded.num_classes != NUM_CLASSES[data.kind]:
+            raise DataError(f"data.kind: {data.kind}, but {root} has images of {loaded.num_classes} classes")
+        return loaded
     try:
         train_set = dataset_class(root, train=True, download=data.download)
         test_set = dataset_class(root, train=False, download=data.download)
@@ -134,7 +138,7 @@ def _image_folder(data: DataSection) -> DataSet:
         train, validation = data_set.stratified_split(train, data.validation or len(train) // 10, data.split_seed)
     assert data.image_size is not None  # the recipe's rule
     shape = (3, data.image_size, data.image_size)
-    train = data_set.limit(train, data.train_limit)
+    train = data_set.stratified_limit(train, data.train_limit, data.split_seed)
     return DataSet(train, validation, test, class_names, shape, IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -163,7 +167,9 @@ def _folder_images(data: DataSection, folder: Path, class_names: tuple[str, ...]
         labels += [label] * len(found)
     assert data.image_size is not None  # the recipe's rule
     return FileImages(
-        names=tuple(str(path.relative_to(folder)) for path in paths),
+        names=tuple(path.relative_to(folder).as_posix() for path in paths),
+        root=str(folder),
+        file_bytes=torch.tensor([path.stat().st_size for path in paths]),
         labels=torch.tensor(labels),
         read=FolderReader(tuple(paths)),
         size=data.image_size,

@@ -41,7 +41,7 @@ class Engine:
     min_batch: int
     opt_batch: int
     max_batch: int
-    compute_capabilities: tuple[int, ...]  # empty: the GPU it was built on
+    compute_capabilities: tuple[int, ...]  # empty: the library's own choice
     tf32: bool
     build_seconds: float
 
@@ -77,7 +77,8 @@ def engine_from_onnx(
 
     Args:
         opt_batch: the batch size that kernels are chosen for; by default the largest.
-        compute_capabilities: GPU generations by number (75, 86, 120); TensorRT-RTX only. Empty: the current GPU.
+        compute_capabilities: GPU generations by number (75, 86, 120); TensorRT-RTX only. Empty: the library's
+            own choice, which for TensorRT is the GPU here.
         strict_fp32: compute float32 parts of the graph in float32 rather than TF32.
         timing_cache: a file that makes the next build of a similar network faster; TensorRT only.
 
@@ -173,7 +174,7 @@ def _collecting_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message.strip())
+                self.errors.append(" ".join(message.split())[:300])
 
         def reason(self) -> str:
             return " | ".join(self.errors[:3]) or "no reason given"
@@ -187,7 +188,7 @@ def _parse(trt: Any, builder: Any, source: Path, log: Any) -> tuple[Any, Any]:
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(source)):
-        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [log.reason()]
+        reasons = [" ".join(parser.get_error(i).desc().split()) for i in range(parser.num_errors)] or [log.reason()]
         raise EngineError(
             f"{source}: {trt.__name__} {trt.__version__} cannot read the graph: {' | '.join(reasons[:3])}"
         )

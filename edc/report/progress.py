@@ -1,5 +1,6 @@
 """What a person sees while training runs: a bar on a terminal, a line now and then in a log file. Always on stderr."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +8,19 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["TrainingProgress", "console", "training_progress"]
+__all__ = ["TrainingProgress", "console", "console_on", "training_progress"]
 
-console = Console(stderr=True)
+WIDTH_OF_A_FILE = 120
+"""Columns of a table that goes to a file or a pipe, where rich would assume 80."""
+
+
+def console_on(*, stderr: bool) -> Console:
+    """Returns a console on stdout or stderr, as wide as the terminal it is, or wide enough for our tables."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else WIDTH_OF_A_FILE)
+
+
+console = console_on(stderr=True)
 SECONDS_BETWEEN_LINES = 15.0
 
 

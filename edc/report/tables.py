@@ -12,7 +12,7 @@ from edc.errors import RunError
 
 __all__ = ["mean_rows", "print_costs", "print_summaries"]
 
-COLUMNS = ("acc %", "NLL", "ECE", "cNLL", "cECE", "DEE", "parameters")
+COLUMNS = ("acc %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) -> None:
@@ -21,14 +21,14 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     first = summaries[0]
     data = first["data"]
     title = f"{first['name']}: {data['kind']}, {data['train']:,} training and {data['test']:,} test images, "
-    title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean (sd) over seeds {', '.join(map(str, seeds))}"
+    title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
     table = Table(
         title=title,
         title_justify="left",
-        caption="c: after one temperature fitted on validation",
+        caption="c: after one temperature fitted on validation; runs: forward passes an image costs",
         caption_justify="left",
     )
-    table.add_column("network", no_wrap=True)
+    table.add_column("network")
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for row in mean_rows(summaries):
@@ -59,7 +59,8 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             _spread([row["calibrated"]["nll"] for row in group], 3),
             _spread([row["calibrated"]["ece"] for row in group], 3),
             "1" if subject == "teacher" else _dee(group, ensemble_size),
-            f"{group[0]['parameters']:,}" + (f" x {group[0]['forwards']}" if group[0]["kind"] == "members" else ""),
+            count(group[0]["parameters"]),
+            str(group[0]["forwards"]),
         ]
         rows.append({"subject": label, "cells": cells})
     return rows
@@ -86,6 +87,14 @@ def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
     console.print(table)
 
 
+def count(number: int) -> str:
+    """Returns a number of parameters for people: 950, 78.0 k, 11.7 M."""
+    for divisor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= divisor:
+            return f"{number / divisor:.1f}{unit}"
+    return str(number)
+
+
 def duration(seconds: float) -> str:
     """Returns a time for people: 42 s, 3.5 min, 2.1 h, 5.0 days."""
     for limit, divisor, unit in ((90, 1, "s"), (5400, 60, "min"), (48 * 3600, 3600, "h")):
@@ -95,9 +104,9 @@ def duration(seconds: float) -> str:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    """Returns the mean, with the standard deviation where there are several values."""
+    """Returns the mean, and ± the standard deviation where there are several values."""
     mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ({statistics.stdev(values):.{digits}f})"
+    return mean if len(values) < 2 else f"{mean} ±{statistics.stdev(values):.{digits}f}"
 
 
 def _dee(rows: Sequence[dict[str, Any]], ensemble_size: int) -> str:

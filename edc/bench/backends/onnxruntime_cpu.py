@@ -1,0 +1,81 @@
+"""ONNX Runtime on the CPU: one file, or the members' files in turn."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edc.bench.backends.contract import Floats, OnnxSubject, Subject, WhatRan, log_mean_probs
+from edc.deploy.ort import CPU, import_onnxruntime, ort_errors, ort_session
+from edc.deploy.precision import precision_of_graph
+from edc.errors import ArtifactError, FailedError
+
+__all__ = ["OnnxRuntimeCpu", "OnnxRuntimeLoaded", "onnx_files"]
+
+
+class OnnxRuntimeCpu:
+    """ONNX Runtime with the CPU provider alone, so that nothing can fall back."""
+
+    def __init__(self, *, threads: int) -> None:
+        self.threads = threads
+        self.version: str = import_onnxruntime().__version__
+        self.precisions: dict[Path, str] = {}
+
+    def prepare(self, subject: Subject) -> None:
+        """Reads what precision the graphs are in: the CPU provider computes in the types of the graph."""
+        for path in onnx_files(subject):
+            self.precisions[path] = graph_precision(path)
+
+    def load(self, subject: Subject) -> "OnnxRuntimeLoaded":
+        files = onnx_files(subject)
+        sessions = [ort_session(path, providers=(CPU,), threads=self.threads) for path in files]
+        precisions = sorted({self.precisions.get(path) or graph_precision(path) for path in files})
+        what_ran = WhatRan(
+            provider=sessions[0].get_providers()[0],
+            precision=" + ".join(precisions),
+            version=self.version,
+            threads=sessions[0].get_session_options().intra_op_num_threads,
+        )
+        return OnnxRuntimeLoaded(sessions, what_ran, file_bytes=sum(path.stat().st_size for path in files))
+
+
+class OnnxRuntimeLoaded:
+    """Sessions on the same images; several are averaged as probabilities."""
+
+    def __init__(self, sessions: list[Any], what_ran: WhatRan, *, file_bytes: int) -> None:
+        self.what_ran, self.file_bytes = what_ran, file_bytes
+        self._errors = ort_errors()
+        self._names = [session.get_inputs()[0].name for session in sessions]
+        self._runs: list[Callable[..., list[Floats]]] = [session.run for session in sessions]
+
+    def infer(self, batch: Floats, /) -> Floats:
+        try:
+            outputs = [run(None, {name: batch})[0] for run, name in zip(self._runs, self._names, strict=True)]
+        except self._errors as error:
+            raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {_reason(error)}") from error
+        return outputs[0] if len(outputs) == 1 else log_mean_probs(outputs)
+
+
+def onnx_files(subject: Subject) -> tuple[Path, ...]:
+    """Returns the files of an ONNX subject, which must be there."""
+    if not isinstance(subject, OnnxSubject) or not subject.files:
+        raise FailedError(f"an ONNX backend runs ONNX files, not {subject}")
+    missing = [path for path in subject.files if not path.is_file()]
+    if missing:
+        raise ArtifactError(f"{missing[0]}: no such file; export again with: edc export")
+    return subject.files
+
+
+def graph_precision(path: Path) -> str:
+    """Returns int8, fp16, bf16 or fp32: the lowest that an ONNX file's convolutions and matrix products are in."""
+    counts = precision_of_graph(path)
+    if counts.num_heavy_int8:
+        return "int8"
+    if counts.num_heavy_fp16:
+        return "fp16"
+    return "bf16" if counts.num_bf16_nodes else "fp32"
+
+
+def _reason(error: Exception) -> str:
+    """Returns ONNX Runtime's message without its error number prefix, in one line."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", str(error)).splitlines()[0]

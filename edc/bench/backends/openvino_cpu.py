@@ -1,0 +1,97 @@
+"""OpenVINO on the CPU, on the same ONNX files, pinned to float32."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from edc.bench.backends.contract import Floats, Subject, WhatRan, log_mean_probs
+from edc.bench.backends.onnxruntime_cpu import onnx_files
+from edc.errors import FailedError
+
+__all__ = ["OpenVinoCpu", "OpenVinoLoaded", "import_openvino"]
+
+_HEAVY = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+
+
+def import_openvino() -> Any:
+    """Returns the module `openvino`; its import would report to the vendor if its telemetry package could be found."""
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what makes an import fail
+    import openvino
+
+    return openvino
+
+
+class OpenVinoCpu:
+    """OpenVINO compiled for one request at a time.
+
+    Left alone it runs float32 files in bfloat16 on CPUs that can (differences of 1e-2), so the precision is pinned, and
+    what the compiled graph then says it runs is checked.
+    """
+
+    def __init__(self, *, threads: int) -> None:
+        self.threads = threads
+        openvino = import_openvino()
+        self.version = str(openvino.__version__).split("-", maxsplit=1)[0]
+        self.core = openvino.Core()
+
+    def prepare(self, subject: Subject) -> None:
+        """Nothing: a file is all that loading needs."""
+
+    def load(self, subject: Subject) -> "OpenVinoLoaded":
+        files = onnx_files(subject)
+        compiled = [self._compile(path) for path in files]
+        return OpenVinoLoaded(compiled, version=self.version, file_bytes=sum(path.stat().st_size for path in files))
+
+    def _compile(self, path: Path) -> Any:
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": self.threads,
+        }
+        try:
+            return self.core.compile_model(str(path), "CPU", options)
+        except RuntimeError as error:
+            raise FailedError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
+
+
+class OpenVinoLoaded:
+    """One request per file; several files are averaged as probabilities."""
+
+    def __init__(self, compiled: list[Any], *, version: str, file_bytes: int) -> None:
+        self.file_bytes = file_bytes
+        precisions = set().union(*(_precisions_of(model) for model in compiled))
+        if wrong := precisions - {"fp32", "int8"}:
+            raise FailedError(f"openvino: pinned to f32, but its compiled graph runs {', '.join(sorted(wrong))}")
+        self.what_ran = WhatRan(
+            provider="OpenVINO " + ", ".join(compiled[0].get_property("EXECUTION_DEVICES")),
+            precision="int8" if "int8" in precisions else "fp32",
+            version=version,
+            threads=compiled[0].get_property("INFERENCE_NUM_THREADS"),
+            notes=("INFERENCE_PRECISION_HINT=f32", "PERFORMANCE_HINT=LATENCY"),
+        )
+        self._requests = [model.create_infer_request() for model in compiled]
+
+    def infer(self, batch: Floats, /) -> Floats:
+        try:
+            # By index, not by name: asking the request for its names costs more than a small network.
+            outputs: list[Floats] = [request.infer({0: batch})[0] for request in self._requests]
+        except RuntimeError as error:
+            raise FailedError(f"OpenVINO cannot run batch {len(batch)}: {_reason(error)}") from error
+        return outputs[0] if len(outputs) == 1 else log_mean_probs(outputs)
+
+
+def _precisions_of(compiled: Any) -> set[str]:
+    """Returns the precisions that the compiled graph's convolutions and matrix products run in."""
+    infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    types = [(info["layerType"].value, info["runtimePrecision"].value) for info in infos]
+    heavy = {precision for layer, precision in types if layer in _HEAVY}
+    return {_PRECISIONS.get(name, name) for name in heavy or {precision for _, precision in types}}
+
+
+def _reason(error: RuntimeError) -> str:
+    """Returns the line of OpenVINO's message that says what happened: the first are where in its sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception from")]
+    return (said or lines or ["no reason given"])[0][:300]

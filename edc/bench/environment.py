@@ -1,0 +1,116 @@
+"""The machine and the versions that figures depend on, and how busy it was before and after."""
+
+import os
+import platform
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Environment", "environment_now"]
+
+PACKAGES = ("edc", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "scipy")
+CPU_FOLDER = Path("/sys/devices/system/cpu")
+BUSY_LOAD = 0.5
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a bench ran on. None where the system does not say."""
+
+    cpu: str
+    num_cpus: int
+    """Processors this process may use."""
+    memory_bytes: int | None
+    system: str
+    python: str
+    packages: dict[str, str]
+    threads: int
+    governor: str | None
+    turbo: bool | None
+    started: str
+    load_at_start: tuple[float, float, float] | None
+    """Load averages over 1, 5 and 15 minutes."""
+    load_at_end: tuple[float, float, float] | None = None
+    ended: str | None = None
+    flags: tuple[str, ...] = field(default=())
+
+    def at_end(self) -> "Environment":
+        """Returns the record with the time and the load of now."""
+        return replace(self, ended=_now(), load_at_end=_load())
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def environment_now(*, threads: int) -> Environment:
+    """Returns the record as it is before the bench begins; a machine that is busy already is flagged."""
+    load = _load()
+    flags = []
+    if load is not None and load[0] > BUSY_LOAD:
+        flags.append(f"busy machine: the load average was {load[0]:.1f} before the bench began")
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads > num_cpus:
+        flags.append(f"{threads} threads on {num_cpus} processors: threads wait for each other")
+    return Environment(
+        cpu=_cpu_name(),
+        num_cpus=num_cpus,
+        memory_bytes=_memory_bytes(),
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        packages=_versions(),
+        threads=threads,
+        governor=_read(CPU_FOLDER / "cpu0/cpufreq/scaling_governor"),
+        turbo=_turbo(),
+        started=_now(),
+        load_at_start=load,
+        flags=tuple(flags),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _turbo() -> bool | None:
+    """Returns whether the processor may clock up by itself: Intel's driver says no_turbo, the others boost."""
+    no_turbo = _read(CPU_FOLDER / "intel_pstate/no_turbo")
+    boost = _read(CPU_FOLDER / "cpufreq/boost")
+    if no_turbo is not None:
+        return no_turbo == "0"
+    return boost == "1" if boost is not None else None
+
+
+def _cpu_name() -> str:
+    info = _read(Path("/proc/cpuinfo")) or ""
+    names = (line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
+
+
+def _load() -> tuple[float, float, float] | None:
+    return os.getloadavg() if hasattr(os, "getloadavg") else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

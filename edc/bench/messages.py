@@ -1,0 +1,72 @@
+"""What a bench and its workers say to each other: frozen records, pickled over a pipe."""
+
+from dataclasses import dataclass
+
+from edc.bench.backends.contract import Floats, Subject, WhatRan
+from edc.bench.timing import TimingPlan, WarmUp
+
+__all__ = ["Infer", "Load", "LoadReport", "Refused", "Request", "TimeRound", "WarmUpReport", "WarmUpRow"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load `subject` under `key` and run it once on the first image; answered by a `LoadReport`."""
+
+    key: str
+    subject: Subject
+
+
+@dataclass(frozen=True)
+class WarmUpRow:
+    """Warm `key` up at one batch size; answered by a `WarmUpReport`."""
+
+    key: str
+    batch: int
+    plan: TimingPlan
+
+
+@dataclass(frozen=True)
+class TimeRound:
+    """Time `num_runs` inferences of `key`; answered by an array of nanoseconds."""
+
+    key: str
+    batch: int
+    first: int
+    num_runs: int
+    settle_ms: float
+
+
+@dataclass(frozen=True, eq=False)
+class Infer:
+    """Run `key` on these images; answered by its outputs (N, K)."""
+
+    key: str
+    images: Floats
+
+
+Request = Load | WarmUpRow | TimeRound | Infer
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading took, and what will run. The library was imported before; `load_ms` does not hold that."""
+
+    what_ran: WhatRan
+    file_bytes: int
+    load_ms: float
+    first_inference_ms: float
+
+
+@dataclass(frozen=True)
+class WarmUpReport:
+    """How the warm-up went, and the peak memory of the row so far."""
+
+    warm_up: WarmUp
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The request could not be carried out, and why; the worker lives on."""
+
+    reason: str

@@ -1,0 +1,180 @@
+"""What samples and predictions allow to be said, with intervals: quantiles, ratios, accuracy differences, verdicts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from edc.bench.timing import RowSamples, Samples
+from edc.deploy.parity import PairedAccuracy, paired_accuracy_drop
+
+__all__ = [
+    "AccuracyComparison",
+    "Estimate",
+    "Verdict",
+    "compare_accuracy",
+    "design_effect",
+    "has_saturated",
+    "holm",
+    "images_per_second",
+    "least_samples",
+    "median_ratio",
+    "quantile",
+    "verdict_of",
+]
+
+Verdict = Literal["not worse", "worse", "undecided"]
+Correct = NDArray[np.bool_]
+
+NUM_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval; a bound is None where the samples cannot give one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def least_samples(q: float, *, confidence: float = 0.99) -> int:
+    """Returns how many samples it takes for the largest (or least) to bound quantile q: 7, 44, 459 for p50, p90, p99.
+
+    All n samples are below the quantile with probability q^n, which must not exceed 1 - confidence.
+    """
+    return math.ceil(math.log(1 - confidence) / math.log(max(q, 1 - q)))
+
+
+def quantile(samples: RowSamples, q: float, *, confidence: float = 0.99) -> Estimate | None:
+    """Returns quantile q of all samples between two order statistics, or None if there are too few for it.
+
+    The number of samples below the true quantile is binomial, so order statistics l and u bound it, each with
+    `confidence`. Samples of one round resemble each other, so the ranks are those of n / `design_effect` independent
+    ones; where even the largest sample is no bound then, `high` is None.
+    """
+    values = np.sort(samples.all)
+    if len(values) < least_samples(q, confidence=confidence):
+        return None
+    value = float(np.quantile(values, q))
+    num_effective = max(1, int(len(values) / design_effect(samples, value, q)))
+    low = int(binom.ppf(1 - confidence, num_effective, q))  # ranks from 1, of the effective samples
+    high = int(binom.ppf(confidence, num_effective, q)) + 1
+    scale = len(values) / num_effective
+    return Estimate(
+        value,
+        low=float(values[max(0, math.floor(low * scale) - 1)]) if low >= 1 else None,
+        high=float(values[min(len(values), math.ceil(high * scale)) - 1]) if high <= num_effective else None,
+    )
+
+
+def design_effect(samples: RowSamples, value: float, q: float) -> float:
+    """Returns how many samples are worth one independent one: the variance of the rounds' shares below the quantile
+    `value`, over what it would be if rounds did not matter; at least 1.
+
+    Source: Kish 1965, Survey Sampling; Woodruff 1952 for the quantile.
+    """
+    shares = np.array([np.mean(round_samples <= value) for round_samples in samples.rounds.values()])
+    sizes = np.array([len(round_samples) for round_samples in samples.rounds.values()])
+    if len(shares) < 3:
+        return 1.0
+    of_all = np.average(shares, weights=sizes)
+    # The variance of the overall share, estimated from rounds as the units that were really drawn.
+    by_rounds = len(sizes) / (len(sizes) - 1) * ((sizes * (shares - of_all)) ** 2).sum() / sizes.sum() ** 2
+    independent = q * (1 - q) / sizes.sum()
+    return max(1.0, float(by_rounds / independent))
+
+
+def median_ratio(
+    baseline: RowSamples, row: RowSamples, *, seed: int, confidence: float = 0.95, num_resamples: int = NUM_RESAMPLES
+) -> Estimate | None:
+    """Returns how many times as fast as `baseline` the row is: the median over rounds of the ratio of their medians.
+
+    The interval is a percentile bootstrap over the rounds that both took part in, so that what slowed down both rows
+    of a round cancels. None without such a round; no interval under 5.
+    """
+    of_baseline, of_row = baseline.medians, row.medians
+    common = [number for number in of_baseline if of_row.get(number, 0.0) > 0]
+    if not common:
+        return None
+    ratios = np.array([of_baseline[number] / of_row[number] for number in common])
+    value = float(np.median(ratios))
+    if len(ratios) < 5:
+        return Estimate(value, None, None)
+    draws = np.random.default_rng(seed).integers(len(ratios), size=(num_resamples, len(ratios)))
+    low, high = np.quantile(np.median(ratios[draws], axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def images_per_second(samples: Samples, *, batch: int) -> float | None:
+    """Returns images over the time they took, outliers included; None without samples."""
+    seconds = float(samples.sum()) / 1e9
+    return batch * len(samples) / seconds if seconds > 0 else None
+
+
+def has_saturated(throughputs: Sequence[float], *, least_gain: float = 0.05) -> bool:
+    """Returns whether a sweep over growing batches can stop: the last batch gained less than `least_gain`."""
+    return len(throughputs) >= 2 and throughputs[-1] < (1 + least_gain) * max(throughputs[:-1])
+
+
+@dataclass(frozen=True)
+class AccuracyComparison:
+    """A candidate against a reference on the same images. `difference` is candidate - reference, as a share."""
+
+    paired: PairedAccuracy
+    """With McNemar's exact p that there is no difference."""
+    difference: Estimate
+    margin: float
+    verdict: Verdict
+
+
+def compare_accuracy(
+    reference_correct: Correct,
+    candidate_correct: Correct,
+    *,
+    seed: int,
+    margin: float = 0.005,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
+) -> AccuracyComparison:
+    """Returns how much more or less often the candidate is right, and whether that is worse by more than `margin`.
+
+    The interval is a bootstrap over images, drawn as the counts of (lost, gained, same). Half an image is added to
+    lost and to gained, as Agresti and Min 2005 do: without it, two classifiers that happen to agree on a small test
+    set would get an interval of length zero.
+
+    Shapes:
+        reference_correct, candidate_correct (N,)
+    """
+    paired = paired_accuracy_drop(reference_correct, candidate_correct)
+    num_images = paired.num_images
+    lost, gained = ((count + 0.5) / (num_images + 1) for count in (paired.num_lost, paired.num_gained))
+    same = max(0.0, 1 - lost - gained)
+    drawn = np.random.default_rng(seed).multinomial(num_images, [lost, gained, same], size=num_resamples)
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / num_images, [(1 - confidence) / 2, (1 + confidence) / 2])
+    difference = Estimate(-paired.drop, float(low), float(high))
+    return AccuracyComparison(paired, difference, margin, verdict_of(difference, margin=margin))
+
+
+def verdict_of(difference: Estimate, *, margin: float) -> Verdict:
+    """Returns what an interval says about candidate - reference when losing up to `margin` does not matter."""
+    if difference.low is not None and difference.low > -margin:
+        return "not worse"
+    return "worse" if difference.high is not None and difference.high < -margin else "undecided"
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Returns the p-values corrected for there being many, in the order given.
+
+    Source: Holm 1979: the k-th smallest of m is multiplied by m - k + 1 and never less than the one before.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return tuple(corrected)

@@ -1,0 +1,109 @@
+"""The process in which one backend runs, alone, and does what it is asked over a pipe.
+
+Nothing heavy is imported before `serve` runs: the number of threads is in the environment by then, and libraries read
+it when they are imported.
+"""
+
+import gc
+import os
+import signal
+from multiprocessing.connection import Connection
+from time import perf_counter_ns
+
+from edc.bench.backends import BackendName, open_backend
+from edc.bench.backends.contract import Backend, Floats, Loaded
+from edc.bench.memory import MemoryAccount
+from edc.bench.messages import Infer, Load, LoadReport, Refused, Request, TimeRound, WarmUpReport, WarmUpRow
+from edc.bench.timing import Samples, inputs_in_rotation, timed_round, warm_up
+from edc.errors import EdcError
+
+__all__ = ["serve"]
+
+Answer = LoadReport | WarmUpReport | Samples | Floats | Refused
+
+
+def serve(connection: Connection, backend_name: BackendName, *, threads: int) -> None:
+    """Answers requests until the other end closes; the first message in is the images to time with.
+
+    What a library refuses comes back as `Refused`. Anything else is a bug: its traceback goes to stderr and the
+    process ends, which the other end notices.
+    """
+    os.dup2(2, 1)  # libraries that print must not spoil the JSON on the parent's stdout
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
+    try:
+        images: Floats = connection.recv()
+        try:
+            worker = Worker(open_backend(backend_name, threads=threads), images)
+        except EdcError as error:
+            connection.send(Refused(str(error)))
+            return
+        connection.send(None)
+        while True:
+            request: Request = connection.recv()
+            connection.send(worker.answer(request))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the bench is over
+
+
+class Worker:
+    """A backend, what it has loaded, and the images to time with."""
+
+    def __init__(self, backend: Backend, images: Floats) -> None:
+        self.backend, self.images = backend, images
+        self.loaded: dict[str, Loaded] = {}
+        self.inputs: dict[int, list[Floats]] = {}
+        self.memory = MemoryAccount()
+
+    def answer(self, request: Request) -> Answer:
+        try:
+            match request:
+                case Load():
+                    return self.load(request)
+                case WarmUpRow():
+                    return self.warm_up(request)
+                case TimeRound():
+                    return self.time_round(request)
+                case Infer():
+                    return self.loaded[request.key].infer(request.images)
+        except EdcError as error:
+            return Refused(str(error))
+
+    def load(self, request: Load) -> LoadReport:
+        self.backend.prepare(request.subject)
+        image = self.inputs_of(1)[0]
+        with self.memory.working_on(request.key):
+            start = perf_counter_ns()
+            loaded = self.backend.load(request.subject)
+            after_load = perf_counter_ns()
+            loaded.infer(image)
+            after_first = perf_counter_ns()
+        self.loaded[request.key] = loaded
+        # What is loaded stays: without this, the collector would walk it all in the middle of a timing.
+        gc.collect()
+        gc.freeze()
+        return LoadReport(
+            what_ran=loaded.what_ran,
+            file_bytes=loaded.file_bytes,
+            load_ms=(after_load - start) / 1e6,
+            first_inference_ms=(after_first - after_load) / 1e6,
+        )
+
+    def warm_up(self, request: WarmUpRow) -> WarmUpReport:
+        inputs = self.inputs_of(request.batch)
+        with self.memory.working_on(request.key):
+            result = warm_up(self.loaded[request.key].infer, inputs, plan=request.plan)
+        return WarmUpReport(result, self.memory.peak_bytes(request.key))
+
+    def time_round(self, request: TimeRound) -> Samples:
+        return timed_round(
+            self.loaded[request.key].infer,
+            self.inputs_of(request.batch),
+            first=request.first,
+            num_runs=request.num_runs,
+            settle_ms=request.settle_ms,
+        )
+
+    def inputs_of(self, batch: int) -> list[Floats]:
+        if batch not in self.inputs:
+            self.inputs[batch] = inputs_in_rotation(self.images, batch=batch)
+        return self.inputs[batch]
