@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,6 +179,69 @@ def export(
         _print_json({"artifact": str(target), "manifest": manifest.model_dump(mode="json")})
     print_artifact(manifest, target, console=_console(as_json))
     _say(f"artifact: {target}   next: edc bench {target}")
+
+
+@app.command(epilog="Example: edc bench export/digits --batch 1,8,64 --threads 2")
+def bench(
+    artifact: Annotated[
+        Path | None, typer.Argument(metavar="[ARTIFACT]", help="An artifact; default: the newest.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run it came from, for torch rows; default: RUNS/<its name>.")
+    ] = None,
+    runs: RunsFolder = RUNS,
+    data_root: DataRoot = None,
+    backends: Annotated[str, typer.Option(help="auto, or some of torch,onnxruntime,openvino.")] = "auto",
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,64",
+    threads: Threads = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Shorter timing, and quality on 2,000 images.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what was gained and lost: the student against its whole ensemble, same backend, same threads, in turns."""
+    from edc.bench.backends import BACKENDS
+    from edc.deploy.export import newest_artifact
+
+    folder = artifact or newest_artifact(EXPORT)
+    if not artifact:
+        _say(f"artifact: {folder} (the newest)")
+    chosen = None if backends == "auto" else _listed(backends, BACKENDS, "--backends")
+    sizes = _sizes(batch)
+    from edc.bench.bench import bench as measure
+    from edc.bench.environment import num_cpus
+    from edc.deploy.manifest import load_manifest
+    from edc.report.bench_table import print_bench
+
+    result = measure(
+        folder,
+        run=run or runs / load_manifest(folder).run,
+        data_root=data_root,
+        backends=chosen,
+        batches=sizes,
+        threads=threads or num_cpus(),
+        quick=quick,
+    )
+    if as_json:
+        _print_json(result.to_json())
+    print_bench(result, console=_console(as_json))
+    _say(f"written: {folder / 'bench.json'}")
+
+
+def _listed(text: str, known: Sequence[str], option: str) -> list[Any]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise RequestError(f"{option}: found {unknown[0] if unknown else text!r}, expected some of {', '.join(known)}")
+    return names
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise RequestError(f"--batch: found {text!r}, expected sizes like 1,8,64")
+    return sizes
 
 
 def _accelerator(device: str, threads: int | None) -> Any:

@@ -23,7 +23,7 @@ Status = Literal["ok", "note", "missing", "broken"]
 
 @dataclass(frozen=True)
 class Check:
-    """One fact about the machine. `missing` is optional and absent; `broken` is there and does not work, or is required."""
+    """One fact about the machine. `missing`: optional and absent; `broken`: required and absent, or does not work."""
 
     name: str
     status: Status
@@ -33,7 +33,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Library:
-    """A package, what edc uses it for, how to get it, and Python that prints what is worth knowing once it is loaded."""
+    """A package, what edc uses it for, how to get it, and Python that prints what is worth knowing of it."""
 
     module: str
     purpose: str
@@ -88,10 +88,7 @@ def diagnose(libraries: Sequence[Library] = LIBRARIES) -> list[Check]:
 
 
 def _python() -> Check:
-    version = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if sys.version_info < (3, 11):
-        return Check("Python", "broken", version, "install Python 3.11 or newer")
-    return Check("Python", "ok", version)
+    return Check("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
 def _num_cores() -> int:

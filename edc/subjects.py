@@ -40,19 +40,19 @@ def subject_names(recipe: Recipe) -> tuple[str, ...]:
     return (*(f"teacher {m}" for m in range(recipe.teachers.size)), "ensemble", *students)
 
 
-def prepare_run(run: Path) -> None:
+def prepare_run(run: Path, *, data_root: Path | None = None) -> None:
     """Reads the data set of a run, whose shapes and statistics its networks are built with; kept for the process."""
-    _recipe_and_data(run.absolute())
+    _recipe_and_data(run.absolute(), data_root)
 
 
-def load_subject(run: Path, subject: str) -> SubjectNetworks:
+def load_subject(run: Path, subject: str, *, data_root: Path | None = None) -> SubjectNetworks:
     """Returns the networks called `subject`, one of `subject_names`; nothing is trained.
 
     Raises:
         RunError: no such network in this run, or it is not trained yet.
     """
     folder = RunFolder(run)
-    recipe, data = _recipe_and_data(run.absolute())
+    recipe, data = _recipe_and_data(run.absolute(), data_root)
     if subject not in subject_names(recipe):
         raise RunError(f"{run}: no network {subject!r} in this run; it has {', '.join(subject_names(recipe))}")
     if subject == "ensemble":
@@ -82,6 +82,7 @@ def _teachers(folder: RunFolder, recipe: Recipe, data: DataSet, members: range |
 
 
 @cache
-def _recipe_and_data(run: Path) -> tuple[Recipe, DataSet]:
+def _recipe_and_data(run: Path, data_root: Path | None) -> tuple[Recipe, DataSet]:
     recipe = RunFolder(run).recipe()
-    return recipe, load_data(recipe.data)
+    data = recipe.data if data_root is None else recipe.data.model_copy(update={"root": data_root})
+    return recipe, load_data(data)

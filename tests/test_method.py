@@ -14,9 +14,10 @@ from edc.batch_ensemble import fold, to_batch_ensemble
 from edc.losses import kd_loss, label_loss, latent_be_loss
 from edc.perturb import draw_pair, move, perturb
 from edc.recipe import StudentSection, TrainingSection
+from edc.schedule import build_optimizer
 from edc.student import student_loss
 from edc.teacher import TeacherEnsemble
-from edc.train import Batch, build_optimizer
+from edc.train import Batch
 
 M, N, K = 3, 7, 5
 SHAPE = (3, 10, 10)

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Environment", "environment_now"]
+__all__ = ["Environment", "environment_now", "num_cpus"]
 
 PACKAGES = ("edc", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "scipy")
 CPU_FOLDER = Path("/sys/devices/system/cpu")
@@ -50,12 +50,11 @@ def environment_now(*, threads: int) -> Environment:
     flags = []
     if load is not None and load[0] > BUSY_LOAD:
         flags.append(f"busy machine: the load average was {load[0]:.1f} before the bench began")
-    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads > num_cpus:
-        flags.append(f"{threads} threads on {num_cpus} processors: threads wait for each other")
+    if threads > num_cpus():
+        flags.append(f"{threads} threads on {num_cpus()} processors: threads wait for each other")
     return Environment(
         cpu=_cpu_name(),
-        num_cpus=num_cpus,
+        num_cpus=num_cpus(),
         memory_bytes=_memory_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
@@ -67,6 +66,11 @@ def environment_now(*, threads: int) -> Environment:
         load_at_start=load,
         flags=tuple(flags),
     )
+
+
+def num_cpus() -> int:
+    """Returns how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _versions() -> dict[str, str]:

@@ -1,57 +1,48 @@
-"""How much memory of this process belongs to which row, though all rows of a backend live in one process.
+"""How much memory a piece of work takes, in a process that holds other things as well.
 
-Only one row is worked on at a time. What resident memory grows by meanwhile is held by that row from then on; its peak
-is what it held before plus how far memory rose above the start. Linux keeps the highest value (VmHWM) and lets a
-process reset it; elsewhere there is no telling rows apart, and the figure is None.
+Linux keeps the highest resident memory of a process (VmHWM) and lets it be reset: the growth from there is the work's
+own. `resource.getrusage` has the same figure but cannot be reset, so it could not tell rows apart; where there is no
+resetting (macOS, Windows) the figure is None.
 """
 
 import ctypes
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["MemoryAccount"]
+__all__ = ["PeakGrowth", "peak_growth"]
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class MemoryAccount:
-    """The bytes that each row, by its key, holds and has had at its peak."""
+@dataclass
+class PeakGrowth:
+    """How far resident memory rose above what it was; None until the block has ended, or where nobody can tell."""
 
-    def __init__(self) -> None:
-        self._held: dict[str, int] = {}
-        self._peak: dict[str, int] = {}
-
-    @contextmanager
-    def working_on(self, key: str) -> Iterator[None]:
-        """Books what memory grows by within the block to `key`."""
-        start = _reset_peak()
-        yield
-        peak, end = _status("VmHWM"), _status("VmRSS")
-        if start is None or peak is None or end is None:
-            return
-        held = self._held.get(key, 0)
-        self._peak[key] = max(self._peak.get(key, 0), held + peak - start)
-        self._held[key] = held + max(0, end - start)
-
-    def peak_bytes(self, key: str) -> int | None:
-        """Returns the most that `key` had at once, or None where the system does not tell."""
-        return self._peak.get(key)
+    peak_bytes: int | None = None
 
 
-def _reset_peak() -> int | None:
-    """Returns the resident memory after freed memory went back to the system; from here on the peak counts anew."""
+@contextmanager
+def peak_growth() -> Iterator[PeakGrowth]:
+    """Yields a record that holds the growth of the block once it has ended."""
+    growth = PeakGrowth()
     with suppress(AttributeError, OSError, TypeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)  # or one row would run in what another has freed, and seem to need nothing
+        ctypes.CDLL(None).malloc_trim(0)  # or the block would run in what others have freed, and seem to need nothing
     try:
         CLEAR.write_text("5")
     except OSError:
-        return None
-    return _status("VmRSS")
+        yield growth
+        return
+    start = _status_bytes("VmRSS")
+    yield growth
+    peak = _status_bytes("VmHWM")
+    if start is not None and peak is not None:
+        growth.peak_bytes = max(0, peak - start)
 
 
-def _status(field: str) -> int | None:
+def _status_bytes(field: str) -> int | None:
     try:
         found = re.search(rf"^{field}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
     except OSError:

@@ -59,7 +59,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class WarmUpReport:
-    """How the warm-up went, and the peak memory of the row so far."""
+    """How the warm-up went, and by how much loading the row and running it at this batch size raises memory."""
 
     warm_up: WarmUp
     peak_memory_bytes: int | None

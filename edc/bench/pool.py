@@ -42,7 +42,7 @@ class NotRun:
 
 @dataclass(frozen=True, eq=False)
 class Timing:
-    """A row's samples at one batch size. `peak_memory_bytes` is what the row added to its worker, weights included."""
+    """A row's samples at one batch size. `peak_memory_bytes` is what loading and running it adds to a worker."""
 
     batch: int
     samples: RowSamples
@@ -68,6 +68,7 @@ class WorkerPool:
     def __init__(self, *, images: Floats, threads: int, limit_s: float = 600.0) -> None:
         self.images, self.threads, self.limit_s = np.ascontiguousarray(images, np.float32), threads, limit_s
         self._workers: dict[BackendName, WorkerProcess] = {}
+        self._ready: set[BackendName] = set()
         self._unavailable: dict[BackendName, str] = {}
         self._loaded: list[RowSpec] = []
         self._lost: dict[RowSpec, str] = {}
@@ -84,6 +85,14 @@ class WorkerPool:
             else:
                 worker.kill()
         self._workers.clear()
+
+    def start(self, backends: Iterable[BackendName]) -> None:
+        """Starts workers that are not there yet, all importing at the same time; not needed, only faster."""
+        for backend in backends:
+            if backend not in self._workers:
+                self._workers[backend] = WorkerProcess(
+                    backend, threads=self.threads, images=self.images, limit_s=self.limit_s
+                )
 
     def load(self, spec: RowSpec) -> LoadReport | NotRun:
         """Loads a row into its backend's worker; every row is loaded before it is asked for anything else."""
@@ -154,24 +163,28 @@ class WorkerPool:
         except FailedError as error:
             if not worker.is_alive:
                 del self._workers[spec.backend]
+                self._ready.discard(spec.backend)
                 self._lost[spec] = str(error)
             return NotRun(str(error))
 
     def _worker(self, backend: BackendName) -> WorkerProcess | None:
         """Returns the backend's worker, starting one with all that was loaded if need be; None: it cannot start."""
-        while backend not in self._workers and backend not in self._unavailable:
+        while backend not in self._ready and backend not in self._unavailable:
+            self.start([backend])
+            worker = self._workers[backend]
             try:
-                worker = WorkerProcess(backend, threads=self.threads, images=self.images, limit_s=self.limit_s)
+                worker.wait_until_ready()
             except FailedError as error:
                 self._unavailable[backend] = str(error)
                 break
-            self._workers[backend] = worker
             for spec in self._loaded:
                 if spec.backend == backend and spec not in self._lost and worker.is_alive:
                     self._load_again(spec, worker)
-            if not worker.is_alive:
+            if worker.is_alive:
+                self._ready.add(backend)
+            else:
                 del self._workers[backend]
-        return self._workers.get(backend)
+        return self._workers[backend] if backend in self._ready else None
 
     def _load_again(self, spec: RowSpec, worker: WorkerProcess) -> None:
         try:

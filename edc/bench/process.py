@@ -22,6 +22,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class WorkerProcess:
     """A process that runs one backend. `ask` raises `FailedError` with the reason, and `is_alive` tells how bad it is.
 
+    Making one only starts it, so that several can import their libraries at the same time.
+
     Args:
         images: what the worker times with, (N, C, H, W) in [0, 1].
         limit_s: a worker that does not answer for so long is killed.
@@ -29,6 +31,7 @@ class WorkerProcess:
 
     def __init__(self, backend: BackendName, *, threads: int, images: Floats, limit_s: float) -> None:
         self.backend, self.limit_s = backend, limit_s
+        self._images, self._is_ready = images, False
         context = get_context("spawn")  # a fork would inherit the parent's thread pools, and its imports
         self._connection, other_end = context.Pipe()
         self._process = context.Process(
@@ -37,11 +40,6 @@ class WorkerProcess:
         with _environment(dict.fromkeys(THREAD_VARIABLES, str(threads))):
             self._process.start()
         other_end.close()
-        try:
-            self._exchange(images, doing="starting")
-        except FailedError:
-            self.kill()
-            raise
 
     @property
     def is_alive(self) -> bool:
@@ -53,14 +51,27 @@ class WorkerProcess:
 
     def ask(self, request: Request, *, doing: str) -> Any:
         """Returns the worker's answer; `doing` completes "died while ..." should it not come."""
+        self.wait_until_ready()
         return self._exchange(request, doing=doing)
+
+    def wait_until_ready(self) -> None:
+        """Waits until the backend is imported; a backend that is absent ends the worker with `FailedError`."""
+        if self._is_ready:
+            return
+        try:
+            self._receive(doing="starting")
+            self._connection.send(self._images)
+        except (FailedError, ConnectionError) as error:
+            self.kill()
+            raise FailedError(str(error)) from None
+        self._is_ready = True
 
     def close(self) -> None:
         """Ends the worker by closing its pipe, and by force if that does not help."""
         if self.is_alive:
             self._connection.close()
             self._process.join(timeout=5)
-            self.kill()
+        self.kill()
 
     def kill(self) -> None:
         """Ends the worker at once."""
@@ -68,22 +79,29 @@ class WorkerProcess:
         self._process.kill()
         self._process.join()
 
-    def _exchange(self, message: object, *, doing: str) -> Any:
+    def _exchange(self, message: Request, *, doing: str) -> Any:
         try:
             self._connection.send(message)
-            ready = wait([self._connection, self._process.sentinel], timeout=self.limit_s)
-            if not ready:
-                self.kill()
-                raise FailedError(f"the {self.backend} worker gave no answer for {self.limit_s:g} s while {doing}")
-            answer = self._connection.recv()
-        except (EOFError, ConnectionError):  # it may have answered and died: only a broken pipe is an end
+        except ConnectionError:
+            raise self._death(doing) from None
+        return self._receive(doing=doing)
+
+    def _receive(self, *, doing: str) -> Any:
+        if not wait([self._connection, self._process.sentinel], timeout=self.limit_s):
             self.kill()
-            raise FailedError(
-                f"the {self.backend} worker died while {doing} ({_cause(self._process.exitcode)})"
-            ) from None
+            raise FailedError(f"the {self.backend} worker gave no answer for {self.limit_s:g} s while {doing}")
+        try:
+            answer = self._connection.recv()  # also from a worker that has answered and ended
+        except (EOFError, ConnectionError):
+            raise self._death(doing) from None
         if isinstance(answer, Refused):
             raise FailedError(answer.reason)
         return answer
+
+    def _death(self, doing: str) -> FailedError:
+        self._process.join(timeout=5)  # the pipe breaks before the exit code is there
+        self.kill()
+        return FailedError(f"the {self.backend} worker died while {doing} ({_cause(self._process.exitcode)})")
 
 
 def _cause(exit_code: int | None) -> str:

@@ -47,15 +47,16 @@ NOISE_LIMIT = 0.10  # coefficient of variation
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """How much to measure. A row leaves when its time is spent, but not before `min_samples`."""
+    """How much to measure. A row leaves when its time is spent, but not before `min_rounds`."""
 
     seconds_per_row: float = 3.0
     num_rounds: int = 30
-    min_samples: int = 10
+    min_rounds: int = 10
     window_ms: float = 30.0
     """Warm-up goes on until three windows of this length agree within `agreement`."""
     agreement: float = 0.05
     max_windows: int = 40
+    """Warm-up gives up after the time of so many windows, but not before its third."""
     settle_ms: float = 3.0
     """Untimed runs at the start of each round: after another row's turn, caches are cold and threads asleep."""
 
@@ -133,14 +134,15 @@ def timed_round(
 
 
 def warm_up(infer: Infer, inputs: Sequence[Floats], *, plan: TimingPlan, clock: Clock = perf_counter_ns) -> WarmUp:
-    """Runs until three successive windows agree, or for `plan.max_windows`, and says which."""
+    """Runs until three successive windows agree, or the time for it is over, and says which."""
     medians: list[float] = []
     num_runs = 0
-    while len(medians) < plan.max_windows:
+    give_up = clock() + plan.max_windows * plan.window_ms * 1e6
+    while len(medians) < 3 or (clock() < give_up and len(medians) < plan.max_windows):
         window: list[int] = []
-        until = clock() + plan.window_ms * 1e6
-        # At least three runs, so that one hiccup does not decide a window of slow inferences.
-        while len(window) < 3 or (clock() < until and len(window) < MAX_RUNS):
+        start = clock()
+        # Three runs at least, so that one hiccup does not decide a window, unless the inferences are long themselves.
+        while not window or (len(window) < MAX_RUNS and _is_open(len(window), clock() - start, plan.window_ms * 1e6)):
             window += timed_runs(infer, inputs, first=num_runs, num_runs=1, clock=clock).tolist()
             num_runs += 1
         medians.append(median(window))
@@ -148,6 +150,10 @@ def warm_up(infer: Infer, inputs: Sequence[Floats], *, plan: TimingPlan, clock: 
         if len(last) == 3 and max(last) <= (1 + plan.agreement) * min(last):
             return WarmUp(num_runs, is_stable=True, run_ns=max(1, int(last[-1])))
     return WarmUp(num_runs, is_stable=False, run_ns=max(1, int(medians[-1])))
+
+
+def _is_open(num_runs: int, elapsed_ns: int, window_ns: float) -> bool:
+    return elapsed_ns < window_ns or (num_runs < 3 and elapsed_ns < 10 * window_ns)
 
 
 def interleave(
@@ -160,25 +166,28 @@ def interleave(
             and shall not be asked again.
         run_ns: how long one inference takes, roughly; it decides how many there are in a round.
     """
-    taken: dict[Row, dict[int, Samples]] = {row: {} for row in rows}
-    num_taken, spent_ns, left = dict.fromkeys(rows, 0), dict.fromkeys(rows, 0), set(rows)
+    rounds: dict[Row, dict[int, Samples]] = {row: {} for row in rows}
+    num_taken, spent_ns, left = dict.fromkeys(rows, 0), dict.fromkeys(rows, 0.0), set(rows)
     order = list(rows)
     rng = random.Random(seed)
     budget_ns = plan.seconds_per_row * 1e9
     for number in range(plan.num_rounds):
         rng.shuffle(order)
         for row in order:
-            is_spent = spent_ns[row] >= budget_ns and num_taken[row] >= plan.min_samples
-            if row not in left or is_spent:
+            if row not in left or (spent_ns[row] >= budget_ns and len(rounds[row]) >= plan.min_rounds):
                 continue
-            samples = rows[row](num_taken[row], _runs_in_round(run_ns[row], plan))
+            # Anew in each round: a machine that became slower must not use up a row's time before the others'.
+            share_ns = (budget_ns - spent_ns[row]) / (plan.num_rounds - number)
+            one_ns = spent_ns[row] / num_taken[row] if spent_ns[row] > 0 else run_ns[row]
+            num_runs = max(1, min(MAX_RUNS, int(share_ns / max(one_ns, 1))))
+            samples = rows[row](num_taken[row], num_runs)
             if samples is None:
                 left.discard(row)
                 continue
-            taken[row][number] = samples
+            rounds[row][number] = samples
             num_taken[row] += len(samples)
-            spent_ns[row] += int(len(samples) * np.median(samples))  # not the sum: a clock may jump
-    return {row: RowSamples(rounds) for row, rounds in taken.items()}
+            spent_ns[row] += max(0.0, len(samples) * float(np.median(samples)))  # not the sum: a clock may jump
+    return {row: RowSamples(taken) for row, taken in rounds.items()}
 
 
 def flags_of(samples: RowSamples, warm: WarmUp) -> tuple[str, ...]:
@@ -211,8 +220,3 @@ def coefficient_of_variation(samples: Samples) -> float:
     """Returns standard deviation over mean, outliers and all."""
     mean = float(samples.mean())
     return float(samples.std() / mean) if mean > 0 else math.inf
-
-
-def _runs_in_round(run_ns: int, plan: TimingPlan) -> int:
-    wanted = plan.seconds_per_row * 1e9 / plan.num_rounds / max(run_ns, 1)
-    return min(MAX_RUNS, max(math.ceil(plan.min_samples / plan.num_rounds), int(wanted), 1))

@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection
 from time import perf_counter_ns
 
 from edc.bench.backends import BackendName, open_backend
-from edc.bench.backends.contract import Backend, Floats, Loaded
-from edc.bench.memory import MemoryAccount
+from edc.bench.backends.contract import Backend, Floats, Loaded, Subject
+from edc.bench.memory import peak_growth
 from edc.bench.messages import Infer, Load, LoadReport, Refused, Request, TimeRound, WarmUpReport, WarmUpRow
 from edc.bench.timing import Samples, inputs_in_rotation, timed_round, warm_up
 from edc.errors import EdcError
@@ -23,7 +23,7 @@ Answer = LoadReport | WarmUpReport | Samples | Floats | Refused
 
 
 def serve(connection: Connection, backend_name: BackendName, *, threads: int) -> None:
-    """Answers requests until the other end closes; the first message in is the images to time with.
+    """Says whether the backend is there, takes the images to time with, then answers requests until the pipe closes.
 
     What a library refuses comes back as `Refused`. Anything else is a bug: its traceback goes to stderr and the
     process ends, which the other end notices.
@@ -31,13 +31,13 @@ def serve(connection: Connection, backend_name: BackendName, *, threads: int) ->
     os.dup2(2, 1)  # libraries that print must not spoil the JSON on the parent's stdout
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     try:
-        images: Floats = connection.recv()
-        try:
-            worker = Worker(open_backend(backend_name, threads=threads), images)
-        except EdcError as error:
-            connection.send(Refused(str(error)))
-            return
+        backend = open_backend(backend_name, threads=threads)
+    except EdcError as error:
+        connection.send(Refused(str(error)))
+        return
+    try:
         connection.send(None)
+        worker = Worker(backend, connection.recv())
         while True:
             request: Request = connection.recv()
             connection.send(worker.answer(request))
@@ -51,8 +51,8 @@ class Worker:
     def __init__(self, backend: Backend, images: Floats) -> None:
         self.backend, self.images = backend, images
         self.loaded: dict[str, Loaded] = {}
+        self.subjects: dict[str, Subject] = {}
         self.inputs: dict[int, list[Floats]] = {}
-        self.memory = MemoryAccount()
 
     def answer(self, request: Request) -> Answer:
         try:
@@ -71,13 +71,15 @@ class Worker:
     def load(self, request: Load) -> LoadReport:
         self.backend.prepare(request.subject)
         image = self.inputs_of(1)[0]
-        with self.memory.working_on(request.key):
-            start = perf_counter_ns()
-            loaded = self.backend.load(request.subject)
-            after_load = perf_counter_ns()
-            loaded.infer(image)
-            after_first = perf_counter_ns()
-        self.loaded[request.key] = loaded
+        if not self.loaded:
+            # Thrown away: what a library sets up once, at its first inference, is not the first row's own.
+            self.backend.load(request.subject).infer(image)
+        start = perf_counter_ns()
+        loaded = self.backend.load(request.subject)
+        after_load = perf_counter_ns()
+        loaded.infer(image)
+        after_first = perf_counter_ns()
+        self.loaded[request.key], self.subjects[request.key] = loaded, request.subject
         # What is loaded stays: without this, the collector would walk it all in the middle of a timing.
         gc.collect()
         gc.freeze()
@@ -89,10 +91,18 @@ class Worker:
         )
 
     def warm_up(self, request: WarmUpRow) -> WarmUpReport:
+        """Warms up; before that, loads the row a second time, and only to see what memory that takes.
+
+        The copy that is timed would not tell: it keeps what it needed for the largest batch that it has ever run.
+        """
         inputs = self.inputs_of(request.batch)
-        with self.memory.working_on(request.key):
-            result = warm_up(self.loaded[request.key].infer, inputs, plan=request.plan)
-        return WarmUpReport(result, self.memory.peak_bytes(request.key))
+        with peak_growth() as memory:
+            fresh = self.backend.load(self.subjects[request.key])
+            for batch in inputs[:2]:
+                fresh.infer(batch)
+        del fresh
+        result = warm_up(self.loaded[request.key].infer, inputs, plan=request.plan)
+        return WarmUpReport(result, memory.peak_bytes)
 
     def time_round(self, request: TimeRound) -> Samples:
         return timed_round(

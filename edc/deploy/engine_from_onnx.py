@@ -90,36 +90,25 @@ def engine_from_onnx(
     if not 1 <= min_batch <= opt_batch <= max_batch:
         raise EngineError(f"batch sizes: {min_batch} <= {opt_batch} <= {max_batch} does not hold")
     trt = import_tensorrt(library)
-    log = _collecting_logger(trt)
     started = time.perf_counter()
-    builder = trt.Builder(log)
-    if builder is None:
-        raise EngineError(f"{library}: no builder: {log.reason()}")
-    network, _parser = _parse(trt, builder, source, log)
-    config = builder.create_builder_config()
-    _set_profile(builder, config, network, (min_batch, opt_batch, max_batch))
-    _set_targets(trt, config, compute_capabilities)
-    if strict_fp32:
-        config.clear_flag(trt.BuilderFlag.TF32)
-    else:
-        config.set_flag(trt.BuilderFlag.TF32)
-    cache = _use_timing_cache(config, timing_cache) if timing_cache is not None and not _is_rtx(trt) else None
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:  # never raised, only logged
-        raise EngineError(f"{source}: {library} {trt.__version__} cannot build an engine: {log.reason()}")
-    if cache is not None and timing_cache is not None:
-        with written_whole(timing_cache) as temporary:
-            temporary.write_bytes(bytes(cache.serialize()))
+    plan, input_name, output_name = _build(
+        trt,
+        source,
+        batches=(min_batch, opt_batch, max_batch),
+        compute_capabilities=compute_capabilities,
+        strict_fp32=strict_fp32,
+        timing_cache=None if _is_rtx(trt) else timing_cache,
+    )
     with written_whole(path) as temporary:
-        temporary.write_bytes(bytes(plan))
+        temporary.write_bytes(plan)
     engine = Engine(
         library=library,
         library_version=trt.__version__,
         onnx_sha256=sha256_of_file(source),
         sha256=sha256_of_file(path),
         bytes=path.stat().st_size,
-        input_name=network.get_input(0).name,
-        output_name=network.get_output(0).name,
+        input_name=input_name,
+        output_name=output_name,
         min_batch=min_batch,
         opt_batch=opt_batch,
         max_batch=max_batch,
@@ -158,6 +147,38 @@ def load_engine(path: Path, *, sha256: str, library: Library) -> tuple[Any, Any]
             "an engine is bound to a GPU and an exact version: build it again here"
         )
     return runtime, engine
+
+
+def _build(
+    trt: Any,
+    source: Path,
+    *,
+    batches: tuple[int, int, int],
+    compute_capabilities: Sequence[int],
+    strict_fp32: bool,
+    timing_cache: Path | None,
+) -> tuple[bytes, str, str]:
+    """Return the engine's bytes and the names of its input and its output."""
+    log = _collecting_logger(trt)
+    builder = trt.Builder(log)
+    if builder is None:
+        raise EngineError(f"{trt.__name__}: no builder: {log.reason()}")
+    network, _parser = _parse(trt, builder, source, log)
+    config = builder.create_builder_config()
+    _set_profile(builder, config, network, batches)
+    _set_targets(trt, config, compute_capabilities)
+    if strict_fp32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    else:
+        config.set_flag(trt.BuilderFlag.TF32)
+    cache = None if timing_cache is None else _use_timing_cache(config, timing_cache)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:  # never raised, only logged
+        raise EngineError(f"{source}: {trt.__name__} {trt.__version__} cannot build an engine: {log.reason()}")
+    if cache is not None and timing_cache is not None:
+        with written_whole(timing_cache) as temporary:
+            temporary.write_bytes(bytes(cache.serialize()))
+    return bytes(plan), network.get_input(0).name, network.get_output(0).name
 
 
 def _is_rtx(trt: Any) -> bool:

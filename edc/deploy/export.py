@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,7 @@ class _Subject:
     exported: nn.Module
     row: dict[str, Any]
     """Its row in the run's summary."""
+    more_metrics: dict[str, float] = field(default_factory=dict)
 
 
 class _Tempered(nn.Module):
@@ -160,7 +161,11 @@ def _subjects(
             _Subject(f"baseline/teacher_{m}.onnx", "teacher", teacher, fused[m], _row(summary, f"teacher {m}"))
         )
     merged, merged_fused = ensemble_network(teachers), ensemble_network(fused)
-    subjects.append(_Subject("baseline/ensemble.onnx", "ensemble", merged, merged_fused, _row(summary, "ensemble")))
+    by_size = summary["ensemble_calibrated_nll_by_size"]  # what a DEE is read off
+    nlls = {f"calibrated_nll_of_{m}": nll for m, nll in enumerate(by_size, start=1)}
+    subjects.append(
+        _Subject("baseline/ensemble.onnx", "ensemble", merged, merged_fused, _row(summary, "ensemble"), nlls)
+    )
     return subjects
 
 
@@ -182,7 +187,12 @@ def _describe(path: Path, subject: _Subject, data: DataSet, max_batch: int, pari
         outputs=(TensorInfo(name="logits", shape=("batch", data.num_classes), dtype="float32"),),
         max_batch=max_batch,
         parity=parity,
-        metrics={**row["raw"], **{f"calibrated_{key}": value for key, value in row["calibrated"].items()}},
+        metrics={
+            "parameters": row["parameters"],
+            **row["raw"],
+            **{f"calibrated_{key}": value for key, value in row["calibrated"].items()},
+            **subject.more_metrics,
+        },
         notes={"metrics": "of the torch network on the test images"},
     )
 

@@ -24,6 +24,7 @@ FP16_MAX = 65504.0
 FP16_TINY = 6.104e-5  # the least normal float16: an epsilon below it loses its digits or becomes zero
 # The inputs of these that the ONNX standard fixes at float32, by index.
 _FIXED_FLOAT_INPUTS = {"Resize": (2,)}
+_ROOTS = ("Sqrt", "Pow", "Reciprocal")
 _SUMS = ("ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool")
 
 
@@ -40,7 +41,8 @@ def fp16_from_onnx(source: Path, path: Path, *, images: NDArray[np.float32], hea
     """Write the float32 ONNX file `source` to `path` in float16, and return what was kept in float32.
 
     A node keeps float32 when any value it reads, makes or sums up exceeds 65504 / `headroom` on `images`, when it
-    reads a constant too small for float16, and from a LogSoftmax on: an ensemble's mean is a few numbers only.
+    reads a constant too small for float16 or divides by what came of one, and from a LogSoftmax on: the mean of an
+    ensemble is a few numbers only.
 
     Shapes:
         images (N, C, H, W), real ones: calibration reads ranges from them
@@ -92,13 +94,18 @@ def _kept_float(
     }
     kept: set[str] = set()
     behind_log_softmax: set[str] = set()
+    near_epsilon: set[str] = set()  # sums with an epsilon and their roots, whose readers divide by them
     for node in graph.node:
         too_large = any(largest.get(name, 0.0) > limit for name in (*node.input, *node.output))
         too_large |= any(sums.get(name, 0.0) > limit for name in node.output)
         behind = node.op_type == "LogSoftmax" or any(name in behind_log_softmax for name in node.input)
         if behind:
             behind_log_softmax.update(node.output)
-        if too_large or behind or any(name in tiny for name in node.input):
+        reads_tiny = any(name in tiny for name in node.input)
+        divides = node.op_type in (*_ROOTS, "Div", "Mul") and any(name in near_epsilon for name in node.input)
+        if reads_tiny or (divides and node.op_type in _ROOTS):
+            near_epsilon.update(node.output)
+        if too_large or behind or reads_tiny or divides:
             kept.add(node.name)
     return kept
 

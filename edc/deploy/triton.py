@@ -4,7 +4,7 @@
     <folder>/<name>/labels.txt
     <folder>/<name>/1/model.onnx or model.plan
 
-A plan must have been built by the exact TensorRT of the server's container. TensorRT-RTX engines are not served by Triton.
+A plan must have been built by the exact TensorRT of the server's container. Triton does not serve TensorRT-RTX engines.
 """
 
 import json

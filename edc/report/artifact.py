@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -12,7 +13,11 @@ __all__ = ["print_artifact"]
 
 def print_artifact(manifest: Manifest, folder: Path, *, console: Console) -> None:
     """Prints a row a file: what it is, how large, and how far from the torch network it computes."""
-    table = Table(title=f"{folder}: every file checked against torch on validation images", title_justify="left")
+    table = Table(
+        title=f"{folder}: every file checked against torch on validation images",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("file", no_wrap=True)
     for column in ("role", "precision"):
         table.add_column(column)

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,7 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     table = Table(
         title=title,
         title_justify="left",
+        box=box.SIMPLE_HEAD,
         caption="c: after one temperature fitted on validation; runs: forward passes an image costs",
         caption_justify="left",
     )
@@ -68,7 +70,9 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
     """Prints what each training of a run costs."""
-    table = Table(title="cost of the run (units: forward passes of one batch)", title_justify="left")
+    table = Table(
+        title="cost of the run (units: forward passes of one batch)", title_justify="left", box=box.SIMPLE_HEAD
+    )
     table.add_column("training")
     for column in ("units a step", "steps", "units", "ms a step", "time"):
         table.add_column(column, justify="right")

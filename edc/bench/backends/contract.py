@@ -18,6 +18,8 @@ class TorchSubject:
 
     run: Path
     subject: str
+    data_root: Path | None = None
+    """Where the run's images are now, if not where its recipe says."""
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ class TorchEager:
         torch.set_num_threads(threads)
 
     def prepare(self, subject: Subject) -> None:
-        prepare_run(_checked(subject).run)
+        wanted = _checked(subject)
+        prepare_run(wanted.run, data_root=wanted.data_root)
 
     def load(self, subject: Subject) -> "TorchLoaded":
         wanted = _checked(subject)
-        return TorchLoaded(load_subject(wanted.run, wanted.subject))
+        return TorchLoaded(load_subject(wanted.run, wanted.subject, data_root=wanted.data_root))
 
 
 class TorchLoaded:

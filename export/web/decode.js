@@ -1,0 +1,125 @@
+// An image file as the 8-bit pixels that Pillow would give for it: no colour management, no turning by EXIF, and
+// transparency dropped rather than blended. Browsers do all three unless they are told not to.
+
+const ROWS_AT_ONCE = 256; // phones limit a canvas to fewer pixels than their cameras take
+const EXIF_ORIENTATION = 0x0112;
+
+/**
+ * Returns the pixels of an image file in the wanted colours, row by row, channels last.
+ * @param {Blob} file
+ * @param {"RGB" | "L"} color
+ * @param {boolean} upright turn a JPEG as its EXIF data asks; Pillow does not, unless asked
+ */
+export async function decode(file, color, upright = false) {
+  const source = upright ? file : await withoutTurn(file);
+  const bitmap = await createImageBitmap(source, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  try {
+    const { width, height } = bitmap;
+    const channels = color === "L" ? 1 : 3;
+    const image = { width, height, channels, data: new Uint8Array(width * height * channels) };
+    const isOpaque = copyByCanvas(bitmap, image);
+    if (!isOpaque) copyByWebgl(bitmap, image);
+    return image;
+  } finally {
+    bitmap.close();
+  }
+}
+
+/** Returns the EXIF orientation of a JPEG, 1 to 8; 1, as it is, for everything else. */
+export async function orientationOf(file) {
+  return findOrientation(new DataView(await file.arrayBuffer()))?.value ?? 1;
+}
+
+async function withoutTurn(file) {
+  const view = new DataView(await file.arrayBuffer());
+  const orientation = findOrientation(view);
+  if (!orientation || orientation.value === 1) return file;
+  view.setUint16(orientation.offset, 1, orientation.isLittleEndian);
+  return new Blob([view.buffer], { type: file.type });
+}
+
+function findOrientation(view) {
+  try {
+    const tiff = findExif(view);
+    if (tiff === null) return null;
+    const isLittleEndian = view.getUint16(tiff) === 0x4949;
+    const directory = tiff + view.getUint32(tiff + 4, isLittleEndian);
+    const numEntries = view.getUint16(directory, isLittleEndian);
+    for (let entry = directory + 2; entry < directory + 2 + 12 * numEntries; entry += 12) {
+      if (view.getUint16(entry, isLittleEndian) !== EXIF_ORIENTATION) continue;
+      const value = view.getUint16(entry + 8, isLittleEndian);
+      return value >= 1 && value <= 8 ? { value, offset: entry + 8, isLittleEndian } : null;
+    }
+    return null;
+  } catch (error) {
+    if (error instanceof RangeError) return null; // EXIF data that points past the end of the file says nothing
+    throw error;
+  }
+}
+
+/** Returns where the TIFF header of a JPEG's EXIF segment starts, or null. */
+function findExif(view) {
+  if (view.byteLength < 4 || view.getUint16(0) !== 0xffd8) return null;
+  let segment = 2;
+  while (view.getUint8(segment) === 0xff && view.getUint8(segment + 1) !== 0xda) {
+    const isExif = view.getUint16(segment) === 0xffe1 && view.getUint32(segment + 4) === 0x45786966;
+    if (isExif) return segment + 10;
+    segment += 2 + view.getUint16(segment + 2);
+  }
+  return null;
+}
+
+/** Fills `image` from a canvas and returns whether every pixel was opaque; where one was not, its colour is inexact. */
+function copyByCanvas(bitmap, image) {
+  const canvas = document.createElement("canvas");
+  canvas.width = image.width;
+  canvas.height = Math.min(image.height, ROWS_AT_ONCE);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.globalCompositeOperation = "copy";
+  for (let row = 0; row < image.height; row += ROWS_AT_ONCE) {
+    const numRows = Math.min(ROWS_AT_ONCE, image.height - row);
+    context.drawImage(bitmap, 0, -row);
+    const rgba = context.getImageData(0, 0, image.width, numRows).data;
+    for (let i = 3; i < rgba.length; i += 4) if (rgba[i] !== 255) return false;
+    copyRows(rgba, image, row);
+  }
+  return true;
+}
+
+/** Fills `image` through a texture, the one way to read colours that the transparency has not been multiplied into. */
+function copyByWebgl(bitmap, image) {
+  const gl = document.createElement("canvas").getContext("webgl");
+  if (!gl || Math.max(image.width, image.height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) {
+    throw new RangeError("it has transparent parts, whose colours this browser cannot read; save it without them");
+  }
+  gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
+  const texture = gl.createTexture();
+  gl.bindTexture(gl.TEXTURE_2D, texture);
+  gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
+  gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
+  gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
+  for (let row = 0; row < image.height; row += ROWS_AT_ONCE) {
+    const numRows = Math.min(ROWS_AT_ONCE, image.height - row);
+    const rgba = new Uint8Array(image.width * numRows * 4);
+    gl.readPixels(0, row, image.width, numRows, gl.RGBA, gl.UNSIGNED_BYTE, rgba);
+    copyRows(rgba, image, row);
+  }
+  gl.getExtension("WEBGL_lose_context")?.loseContext();
+}
+
+/** Copies RGBA pixels into `image` from row `row` on; grey is Pillow's ITU-R 601 luma in 16-bit fixed point. */
+function copyRows(rgba, { width, channels, data }, row) {
+  let to = row * width * channels;
+  for (let from = 0; from < rgba.length; from += 4) {
+    const red = rgba[from];
+    const green = rgba[from + 1];
+    const blue = rgba[from + 2];
+    if (channels === 1) {
+      data[to++] = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16;
+    } else {
+      data[to++] = red;
+      data[to++] = green;
+      data[to++] = blue;
+    }
+  }
+}

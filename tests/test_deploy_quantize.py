@@ -1,0 +1,187 @@
+"""INT8 graphs on real digits: accuracy, the ladder, and the form that each backend wants."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from sklearn.datasets import load_digits
+from torch import nn
+
+from edc.deploy.onnx_from_network import onnx_from_network
+from edc.deploy.ort import ort_session
+from edc.deploy.parity import onnx_outputs
+from edc.deploy.precision import precision_of_graph
+from edc.deploy.quantize import RUNGS, int8_from_onnx, int8_within_budget
+from edc.deploy.sensitivity import heavy_nodes, noisiest_nodes
+from edc.errors import FailedError, ParityError
+
+SHAPE = (1, 8, 8)
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    data = load_digits()
+    return (data.images[:, None] / 16).astype(np.float32), data.target
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CNN trained on the first thousand digits, as float32 ONNX."""
+    torch.manual_seed(0)
+    images, labels = digits()
+    network = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for step in range(60):
+        batch = slice(100 * (step % 10), 100 * (step % 10) + 100)
+        loss = nn.functional.cross_entropy(network(torch.from_numpy(images[batch])), torch.from_numpy(labels[batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("int8") / "fp32.onnx"
+    onnx_from_network(network, path, input_shape=SHAPE, class_names=list("0123456789"), metadata={"run": "demo"})
+    return path
+
+
+def correct(path: Path) -> np.ndarray:
+    images, labels = digits()
+    return onnx_outputs(ort_session(path, threads=1), images[1000:], batch_size=100).argmax(axis=1) == labels[1000:]
+
+
+@pytest.mark.parametrize("flavour", ["int8-cpu", "int8-trt"])
+def test_int8_keeps_the_accuracy_on_digits(source, tmp_path, flavour):
+    images, _ = digits()
+    reference = correct(source)
+    assert reference.mean() > 0.85
+    done = int8_within_budget(
+        source,
+        tmp_path / "int8.onnx",
+        flavour=flavour,
+        images=images[:128],
+        reference_correct=reference,
+        accuracy_of=correct,
+        max_drop=0.01,
+    )
+    assert done.rung == "minmax"
+    assert done.kept_float == ()
+    assert done.accuracy.drop <= 0.01
+    assert done.accuracy.candidate_accuracy == correct(tmp_path / "int8.onnx").mean()
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+
+
+def test_cpu_flavour_is_unsigned_with_int32_biases_and_scales_per_channel(source, tmp_path):
+    images, _ = digits()
+    int8_from_onnx(source, tmp_path / "q.onnx", flavour="int8-cpu", images=images[:64])
+    types = {numpy_helper.to_array(t).dtype.name for t in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    assert {"uint8", "int8", "int32"} <= types
+    counts = precision_of_graph(tmp_path / "q.onnx")
+    assert (counts.num_heavy_int8, counts.num_heavy) == (4, 4)
+    assert scales_of_weights(tmp_path / "q.onnx", source)[0] == 16
+
+
+def test_trt_flavour_is_symmetric_with_float_biases(source, tmp_path):
+    images, _ = digits()
+    int8_from_onnx(source, tmp_path / "q.onnx", flavour="int8-trt", images=images[:64])
+    arrays = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    assert {array.dtype.name for array in arrays.values()} - {"int64"} == {"float32", "int8"}  # int64: a shape
+    zero_points = [array for name, array in arrays.items() if name.endswith("zero_point")]
+    assert zero_points
+    assert all((array == 0).all() for array in zero_points)
+    counts = precision_of_graph(tmp_path / "q.onnx")
+    assert (counts.num_heavy_int8, counts.num_quantize) == (4, 4)  # one pair in front of each layer, none behind
+    assert scales_of_weights(tmp_path / "q.onnx", source)[0] == 16
+
+
+def scales_of_weights(path: Path, source: Path) -> list[int]:
+    """Return how many scales each convolution's weight has."""
+    weights = [t.name for t in onnx.load(source).graph.initializer if len(t.dims) == 4]
+    arrays = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    return [arrays[f"{name}_scale"].size for name in weights]
+
+
+@pytest.mark.parametrize("calibration", ["minmax", "percentile"])
+def test_activation_scale_is_the_range_of_the_calibration_images(source, tmp_path, calibration):
+    images, _ = digits()
+    int8_from_onnx(source, tmp_path / "q.onnx", flavour="int8-trt", images=images[:64], calibration=calibration)
+    arrays = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    # Digits reach 1.0 in far more than 0.01 % of their pixels, so both ways find the same range.
+    assert float(arrays["images_scale"]) == pytest.approx(1 / 127, rel=0.01)
+
+
+def test_ladder_goes_down_until_the_budget_is_met(source, tmp_path):
+    images, _ = digits()
+    reference = np.ones(100, dtype=bool)
+    answers = iter([0.90, 0.95, 0.999])
+
+    def accuracy_of(_: Path) -> np.ndarray:
+        return np.arange(100) < 100 * next(answers)
+
+    done = int8_within_budget(
+        source,
+        tmp_path / "int8.onnx",
+        flavour="int8-cpu",
+        images=images[:64],
+        reference_correct=reference,
+        accuracy_of=accuracy_of,
+        max_drop=0.005,
+    )
+    assert [rung for rung, _ in done.tried] == list(RUNGS[:3])
+    assert [accuracy.drop for _, accuracy in done.tried] == pytest.approx([0.10, 0.05, 0.0])
+    assert done.kept_float == (heavy_nodes(source)[0], heavy_nodes(source)[-1])
+    counts = precision_of_graph(tmp_path / "int8.onnx")
+    assert (counts.num_heavy_int8, counts.num_heavy) == (2, 4)
+
+
+def test_hopeless_network_is_a_failure_that_writes_nothing(source, tmp_path):
+    images, _ = digits()
+    with pytest.raises(ParityError, match=r"minmax 100\.00, percentile 100\.00"):
+        int8_within_budget(
+            source,
+            tmp_path / "int8.onnx",
+            flavour="int8-cpu",
+            images=images[:64],
+            reference_correct=np.ones(10, dtype=bool),
+            accuracy_of=lambda _: np.zeros(10, dtype=bool),
+            max_drop=0.005,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_noisiest_layer_is_the_one_with_an_outlier(source, tmp_path):
+    """One huge weight leaves no steps for its channel's others."""
+    images, _ = digits()
+    model = onnx.load(source)
+    node = [node for node in model.graph.node if node.op_type == "Conv"][2]
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    weight = numpy_helper.to_array(tensor).copy()
+    weight[:, 0, 0, 0] = 5.0
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    onnx.save(model, tmp_path / "outlier.onnx")
+    assert noisiest_nodes(tmp_path / "outlier.onnx", images[:16], num_nodes=1) == (node.name,)
+
+
+def test_quantiser_is_silent_and_leaves_logging_alone(source, tmp_path, capfd):
+    images, _ = digits()
+    before = (list(logging.getLogger().handlers), list(logging.getLogger().filters))
+    int8_from_onnx(source, tmp_path / "q.onnx", flavour="int8-cpu", images=images[:32], calibration="percentile")
+    assert capfd.readouterr() == ("", "")
+    assert (list(logging.getLogger().handlers), list(logging.getLogger().filters)) == before
+    metadata = {entry.key for entry in onnx.load(tmp_path / "q.onnx").metadata_props}
+    assert metadata == {"class_names", "run"}
+
+
+def test_too_few_calibration_images_are_refused(source, tmp_path):
+    images, _ = digits()
+    with pytest.raises(FailedError, match="expected at least 16"):
+        int8_from_onnx(source, tmp_path / "q.onnx", flavour="int8-cpu", images=images[:10])
