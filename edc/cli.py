@@ -197,7 +197,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Shorter timing, and quality on 2,000 images.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what was gained and lost: the student against its whole ensemble, same backend, same threads, in turns."""
+    """Measure what was gained and lost: the student against its whole ensemble, on the same backend, taking turns."""
     from edc.bench.backends import BACKENDS
     from edc.deploy.export import newest_artifact
 

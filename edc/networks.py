@@ -256,9 +256,9 @@ def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str, 
     Raises:
         CheckpointError: with the first keys or shapes that differ.
     """
-    for prefix in ("module.", "_orig_mod."):  # DataParallel and torch.compile leave these
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    wrappers = ("module.", "_orig_mod.")  # DataParallel and torch.compile leave these, in any order
+    while prefix := next((w for w in wrappers if state and all(key.startswith(w) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
     target: nn.Module = network if "mean" in state and "std" in state else network.network
     expected = target.state_dict()
     classifier = [key for key, value in expected.items() if value.ndim == 2 and key.endswith("weight")][-1:]

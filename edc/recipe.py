@@ -31,6 +31,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+FIELDS_OF_KINDS = {
+    "image_size": ("image_folder", "parquet", "synthetic"),
+    "crop_fraction": ("image_folder", "parquet"),
+    "test": ("digits", "image_folder", "parquet", "synthetic"),
+    "image_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
+    "label_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
+    "num_images": ("synthetic",),
+}
+"""Fields of the data section that only some kinds look at: elsewhere they would be silently without effect."""
+
+
 class DataSection(Section):
     """Which images. `root` is where they are; `--data-root` on the command line overrides it."""
 
@@ -64,6 +75,9 @@ class DataSection(Section):
             self.kind not in ("image_folder", "parquet") or not self.image_size
         ):
             raise ValueError("augmentation 'resized_crop_flip' is for 'image_folder' and 'parquet' with an image_size")
+        for field, kinds in FIELDS_OF_KINDS.items():
+            if self.kind not in kinds and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} has no effect with kind {self.kind!r} (only with {', '.join(kinds)})")
         if self.kind == "image_folder" and self.image_size is None:
             raise ValueError("image_size is needed for 'image_folder' (for example 224)")
         return self
@@ -100,6 +114,10 @@ class NetworkSection(Section):
             raise ValueError(f"{self.name}: the depth of a WRN is 6n + 4 (10, 16, 22, 28, ...)")
         if match["rdepth"] and (int(match["rdepth"]) < 8 or (int(match["rdepth"]) - 2) % 6):
             raise ValueError(f"{self.name}: the depth of a CIFAR ResNet is 6n + 2 (8, 14, 20, 32, ...)")
+        if self.pretrained and "/" not in self.name:
+            raise ValueError(
+                f"pretrained: {self.name} comes without weights; torchvision/ and timm/ networks have some"
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together")
         return self

@@ -119,8 +119,8 @@ def fit(
         save_state(finished, job.position.best_state)
         checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    if stop:  # the signal came after the last step: this training is complete, the next one must not start
-        raise Interrupted(stop[0])
+    if _anyone(job, stop):  # the signal came after the last step: this one is complete, the next must not start
+        raise Interrupted(stop[0] if stop else signal.SIGTERM)
     network.load_state_dict(job.position.best_state)
     return network
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from edc.deploy.onnx_from_network import onnx_from_network
 from edc.deploy.ort import ort_session
-from edc.deploy.parity import onnx_outputs
+from edc.deploy.parity import compare_outputs, onnx_outputs
 from edc.deploy.precision import precision_of_graph
 from edc.deploy.quantize import RUNGS, int8_from_onnx, int8_within_budget
 from edc.deploy.sensitivity import heavy_nodes, noisiest_nodes
@@ -185,3 +185,16 @@ def test_too_few_calibration_images_are_refused(source, tmp_path):
     images, _ = digits()
     with pytest.raises(FailedError, match="expected at least 16"):
         int8_from_onnx(source, tmp_path / "q.onnx", flavour="int8-cpu", images=images[:10])
+
+
+@pytest.mark.slow
+def test_transformer_survives_the_graph_optimisations_of_onnx_runtime(tmp_path):
+    """ONNX Runtime 1.31 miscomputes a transformer whose MatMul outputs are quantised."""
+    torch.manual_seed(0)
+    network = pytest.importorskip("timm").create_model("vit_tiny_patch16_224", num_classes=10)
+    images = np.random.default_rng(0).random((16, 3, 224, 224), dtype=np.float32)
+    path = tmp_path / "fp32.onnx"
+    onnx_from_network(network, path, input_shape=(3, 224, 224), class_names=list("0123456789"), metadata={})
+    int8_from_onnx(path, tmp_path / "q.onnx", flavour="int8-cpu", images=images)
+    reference, candidate = (onnx_outputs(ort_session(p), images, batch_size=8) for p in (path, tmp_path / "q.onnx"))
+    assert compare_outputs(reference, candidate).cosine_min > 0.95

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,10 +173,11 @@ def _specs(
 
 def _qualities(pool: WorkerPool, specs: list[RowSpec], data: DataSet, *, limit: int | None, seed: int) -> _Qualities:
     """Runs test and validation images through every row."""
-    outputs = {}
+    outputs, labels = {}, {}
     for name, images in (("test", data.test), ("validation", data.validation)):
         console.print(f"predicting {min(len(images), limit or len(images)):,} {name} images", highlight=False)
         outputs[name] = pool.predict(specs, _float_batches(images, limit))
+        labels[name] = images.labels.numpy()[:limit]
     labels = {
         name: images.labels.numpy()[:limit] for name, images in (("test", data.test), ("validation", data.validation))
     }
@@ -258,10 +260,8 @@ def _parameters(manifest: Manifest, recipe: Recipe, run: Path) -> dict[str, int]
     of_file = {file.role: int(file.metrics["parameters"]) for file in manifest.files if "parameters" in file.metrics}
     found = {"teacher 0": of_file.get("teacher"), recipe.deploy: of_file.get("student")}
     found |= dict.fromkeys(("ensemble, in turn", "ensemble, merged"), of_file.get("ensemble"))
-    try:
+    with suppress(RunError):
         found |= {row["subject"]: row["parameters"] for row in RunFolder(run).summary()["rows"]}
-    except RunError:
-        pass
     return {subject: parameters for subject, parameters in found.items() if parameters is not None}
 
 

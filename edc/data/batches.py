@@ -4,6 +4,7 @@ Every process draws the same order for the global batch and takes its own rows. 
 for images in memory, per image for files.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -138,6 +139,7 @@ def _collate(items: Sequence[Any]) -> Any:
 
 
 def _loaded(images: FileImages, batches: list[Any], num_workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    num_workers = min(num_workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_workers)
     loader = DataLoader(
         _Requests(images),
         batch_sampler=batches,

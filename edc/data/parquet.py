@@ -34,12 +34,13 @@ def load_parquet(data: DataSection) -> DataSet:
         )
     train, class_names = _read(data, files["train"])
     validation_files = files["validation"] or files["valid"]
-    if files["test"] or validation_files:  # without `test`, the public validation set is what papers test on
-        test, _ = _read(data, files["test"] or validation_files)
+    test_files = files["test"] if _labelled(data, files["test"]) else []
+    if test_files or validation_files:  # without `test`, the public validation set is what papers test on
+        test, _ = _read(data, test_files or validation_files, class_names)
     else:
         train, test = data_set.stratified_split(train, data.test or len(train) // 10, data.split_seed)
-    if files["test"] and validation_files:
-        validation, _ = _read(data, validation_files)
+    if test_files and validation_files:
+        validation, _ = _read(data, validation_files, class_names)
     elif data.kind != "parquet":  # the papers' fixed split of CIFAR and Fashion-MNIST, which come shuffled
         train, validation = data_set.split_at(train, data.validation or 5000)
     else:
@@ -58,26 +59,42 @@ def _files(root: Path, split: str) -> list[Path]:
     return sorted(path for folder in folders for path in folder.glob(f"{split}-*.parquet") if path.is_file())
 
 
-def _read(data: DataSection, files: list[Path]) -> tuple[Images, tuple[str, ...]]:
+def _table(files: list[Path]) -> Any:
+    """Returns the rows of all files; read without decoding an image."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise NotInstalledError("data.kind 'parquet' needs pyarrow: pip install 'edc[hf]'") from None
-    split = files[0].name.split("-", maxsplit=1)[0]
     try:
-        table = pa.concat_tables([pq.read_table(file) for file in files])
+        return pa.concat_tables([pq.read_table(file) for file in files])
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{files[0].parent}: not readable as parquet ({error})") from None
+
+
+def _labelled(data: DataSection, files: list[Path]) -> bool:
+    """Returns whether there are files with labels: ImageNet's test split comes with -1 for every one."""
+    if not files:
+        return False
+    table = _table(files)
+    column = _column(table, data.label_column, LABEL_COLUMNS, "label_column")
+    return any(label != -1 for label in table[column].to_pylist())
+
+
+def _read(
+    data: DataSection, files: list[Path], expected_classes: tuple[str, ...] | None = None
+) -> tuple[Images, tuple[str, ...]]:
+    split = files[0].name.split("-", maxsplit=1)[0]
+    table = _table(files)
     image_column = _column(table, data.image_column, IMAGE_COLUMNS, "image_column")
     label_column = _column(table, data.label_column, LABEL_COLUMNS, "label_column")
-    if not pa.types.is_integer(table[label_column].type) or table[label_column].null_count:
+    if not str(table[label_column].type).startswith(("int", "uint")) or table[label_column].null_count:
         raise DataError(
             f"{files[0]}: column {label_column} is {table[label_column].type} with "
             f"{table[label_column].null_count} nulls, expected an integer class in every row"
         )
     labels = torch.from_numpy(table[label_column].to_numpy().astype(np.int64))
-    class_names = _class_names(table.schema.metadata, label_column, labels)
+    class_names = expected_classes or _class_names(table.schema.metadata, label_column, labels)
     if int(labels.min()) < 0 or int(labels.max()) >= len(class_names):
         raise DataError(
             f"{files[0]}: labels run from {labels.min()} to {labels.max()}, expected 0 to {len(class_names) - 1}"

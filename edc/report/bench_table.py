@@ -1,5 +1,7 @@
 """The table that a bench ends in."""
 
+from collections import Counter
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -35,13 +37,15 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
             )
         console.print(table)
     console.print(
-        f"accuracy and the rest on {result.num_test_images:,} test images; c: after one temperature fitted on validation\n"
+        f"quality on {result.num_test_images:,} test images; c: after one temperature fitted on validation\n"
         "times as fast: than the ensemble's best form on the same backend, median and 95 % interval over rounds",
         highlight=False,
     )
     for row in result.rows:
-        for note in (*row.flags, *([f"did not run: {row.reason_not_run}"] if row.reason_not_run else [])):
-            console.print(f"{row.subject} on {row.backend}, batch {row.batch}: {note}", highlight=False)
+        if row.reason_not_run:
+            console.print(f"{row.subject} on {row.backend} did not run: {row.reason_not_run}", highlight=False)
+    for kind, num_rows in Counter(flag.split(":")[0] for row in result.rows for flag in row.flags).items():
+        console.print(f"{num_rows} of {len(result.rows)} rows flagged, {kind}; bench.json says which", highlight=False)
     for flag in environment.flags:
         console.print(flag, highlight=False)
 
