@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from edc.errors import EdcError, Interrupted, RequestError
+from edc.errors import EdcError, Interrupted, NotInstalledError, RequestError
 
 __all__ = ["app", "main"]
 
@@ -148,37 +148,97 @@ def show(
     _show_summaries([folder.summary() for folder in folders], as_json=as_json)
 
 
-@app.command(epilog="Example: edc export runs/digits --max-batch 128")
+@app.command(epilog="Example: edc export runs/digits --precision fp32,fp16,int8 --trt --triton")
 def export(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A finished run; default: the newest.")] = None,
     runs: RunsFolder = RUNS,
     output: Annotated[
         Path | None, typer.Option("--output", help="The artifact's folder; default: export/<run>.")
     ] = None,
+    precision: Annotated[str, typer.Option(help="Some of fp32,fp16,int8 (fp32 is always written).")] = "fp32",
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch the files are checked for.")] = 64,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=100, help="Points of validation accuracy that an int8 file may lose.")
+    ] = 0.5,
+    input_type: Annotated[
+        Literal["float", "uint8"], typer.Option("--input", help="float NCHW in [0, 1], or uint8 NHWC pixels.")
+    ] = "float",
     fold_temperature: Annotated[
         bool, typer.Option(help="Fold the calibration temperature into the student's classifier.")
     ] = True,
-    trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines too.")] = False,
+    trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines too (RTX ones without a GPU).")] = False,
+    sm: Annotated[str, typer.Option(help="GPU generations for TensorRT-RTX engines, for example 86,89,120.")] = "",
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 engines compute in TF32.")] = False,
+    triton: Annotated[bool, typer.Option("--triton", help="Write a Triton model repository too.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Export the student of RUN, and its ensemble as the baseline, to ONNX files held to parity on real images."""
+    """Export the student of RUN, and its ensemble as the baseline, in files held to parity on real images."""
     from edc.run import RunFolder, newest_run
 
-    if trt:
-        raise RequestError("--trt: engines are not in this build of edc yet; export without it writes the ONNX files")
+    kinds = _listed(precision, ("fp32", "fp16", "int8"), "--precision")
+    generations = _numbers(sm, "--sm", "GPU generations like 86,89,120") if sm else []
     folder = RunFolder(run) if run else newest_run(runs)
     if not run:
         _say(f"run: {folder.path} (the newest)")
+    from edc.deploy.engines import EngineChoice, choose_library
+    from edc.deploy.export import ExportOptions
     from edc.deploy.export import export as write_artifact
     from edc.report.artifact import print_artifact
 
+    engines = None
+    if trt:
+        try:
+            library = choose_library()
+            engines = EngineChoice(library, tuple(generations), strict_fp32=not tf32)
+        except NotInstalledError as error:
+            _say(f"{error}. Writing the ONNX files, which any of them reads.")
+    options = ExportOptions(
+        precisions=tuple(name for kind in kinds for name in (("int8-cpu", "int8-trt") if kind == "int8" else (kind,))),
+        max_batch=max_batch,
+        max_drop=max_drop / 100,
+        fold_temperature=fold_temperature,
+        input_type=input_type,
+        engines=engines,
+        triton=triton,
+    )
     target = output or EXPORT / folder.path.name
-    manifest = write_artifact(folder, target, max_batch=max_batch, fold_temperature=fold_temperature)
+    manifest = write_artifact(folder, target, options)
     if as_json:
         _print_json({"artifact": str(target), "manifest": manifest.model_dump(mode="json")})
     print_artifact(manifest, target, console=_console(as_json))
     _say(f"artifact: {target}   next: edc bench {target}")
+
+
+@app.command(epilog="Example: edc verify export/digits --run runs/digits")
+def verify(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact, wherever it came from.")],
+    run: Annotated[Path | None, typer.Option("--run", help="Its run: hold every file to parity again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check an artifact that arrived from elsewhere: digests, schema, ONNX checker, nothing outside its folder."""
+    from edc.deploy.verify import verify as check
+
+    checks = check(artifact, run=run)
+    if as_json:
+        _print_json({"artifact": str(artifact), "ok": True, "checks": checks})
+    for line in checks:
+        _say(line) if as_json else print(line)
+
+
+@app.command(epilog="Example: edc doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can train, build and run, and how to get what is missing."""
+    import dataclasses
+
+    from edc.doctor import diagnose
+    from edc.report.checks import print_checks
+
+    checks = diagnose()
+    if as_json:
+        _print_json([dataclasses.asdict(check) for check in checks])
+    print_checks(checks, console=_console(as_json))
+    if any(check.status == "broken" for check in checks):
+        sys.exit(1)
 
 
 @app.command(epilog="Example: edc bench export/digits --batch 1,8,64 --threads 2")
@@ -199,13 +259,13 @@ def bench(
 ) -> None:
     """Measure what was gained and lost: the student against its whole ensemble, on the same backend, taking turns."""
     from edc.bench.backends import BACKENDS
-    from edc.deploy.export import newest_artifact
+    from edc.deploy.folder import newest_artifact
 
     folder = artifact or newest_artifact(EXPORT)
     if not artifact:
         _say(f"artifact: {folder} (the newest)")
     chosen = None if backends == "auto" else _listed(backends, BACKENDS, "--backends")
-    sizes = _sizes(batch)
+    sizes = _numbers(batch, "--batch", "sizes like 1,8,64")
     from edc.bench.bench import bench as measure
     from edc.bench.environment import num_cpus
     from edc.deploy.manifest import load_manifest
@@ -234,14 +294,14 @@ def _listed(text: str, known: Sequence[str], option: str) -> list[Any]:
     return names
 
 
-def _sizes(text: str) -> list[int]:
+def _numbers(text: str, option: str, expected: str) -> list[int]:
     try:
-        sizes = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise RequestError(f"--batch: found {text!r}, expected sizes like 1,8,64")
-    return sizes
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise RequestError(f"{option}: found {text!r}, expected {expected}")
+    return numbers
 
 
 def _accelerator(device: str, threads: int | None) -> Any:

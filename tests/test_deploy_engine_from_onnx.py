@@ -1,6 +1,7 @@
 """Real TensorRT-RTX engines, built without a GPU; running one needs a GPU."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,8 @@ def test_networks_at_224_pixels_build(tmp_path, name, precision):
     else:
         network = pytest.importorskip("timm").create_model(name, num_classes=10)
     source = export(network.eval(), tmp_path, precision=precision, shape=(3, 224, 224))
+    before = time.process_time()  # not the clock: other processes must not fail this test
     engine = build(source, tmp_path / "student.engine")
-    print(f"{name} {precision}: {engine.build_seconds:.2f} s, {engine.bytes / 1e6:.1f} MB")
-    assert engine.build_seconds < (60 if "vit" in name else 5)
+    cpu_seconds = time.process_time() - before
+    print(f"{name} {precision}: {cpu_seconds:.2f} s of CPU, {engine.bytes / 1e6:.1f} MB")
+    assert cpu_seconds < (30 if "vit" in name else 5)

@@ -1,4 +1,4 @@
-"""A run folder with networks that nobody trained: what the bench loads, without the minutes it takes to make a real one."""
+"""A run folder with networks that nobody trained: what the bench loads, without the minutes that a real run takes."""
 
 from pathlib import Path
 
@@ -30,12 +30,12 @@ def make_tiny_run(run: Path) -> tuple[Recipe, DataSet]:
     for m in range(recipe.teachers.size):
         torch.manual_seed(m)
         key, _ = teacher_key(recipe, data, m)
-        save_state(folder.teachers_path / key / "weights.safetensors", build_teacher(recipe, data))
+        save_state(folder.teachers_path / key / "weights.safetensors", build_teacher(recipe, data).state_dict())
     for name in recipe.students:
         network = build_student(recipe, name, data)
         for layer in network.modules():
             if isinstance(layer, BatchEnsembleConv2d | BatchEnsembleLinear):
                 torch.nn.init.normal_(layer.rho, std=0.3)
                 torch.nn.init.normal_(layer.sigma, std=0.3)
-        save_state(folder.student_path(name) / "weights.safetensors", network)
+        save_state(folder.student_path(name) / "weights.safetensors", network.state_dict())
     return recipe, data

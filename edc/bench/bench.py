@@ -149,6 +149,8 @@ def _specs(
     """Returns what is compared: one teacher, the ensemble in its forms, and students, on each backend."""
     by_role: dict[str, list[Path]] = {}
     for file in manifest.files:
+        if file.precision not in ("fp32", "none"):
+            continue
         by_role.setdefault(file.role, []).append(artifact / file.path)
     teachers = tuple(by_role.get("teacher", []))
     specs = []
@@ -223,6 +225,8 @@ def _is_ensemble(spec: RowSpec) -> bool:
 
 
 def _require_batches(manifest: Manifest, batches: Sequence[int]) -> None:
+    if manifest.preprocessing.dtype != "float32":
+        raise RequestError("artifact: takes uint8 pixels; bench needs one with float input (edc export --input float)")
     limits = [file.max_batch for file in manifest.files if file.max_batch is not None]
     largest = min(limits, default=None)
     too_large = [batch for batch in batches if largest is not None and batch > largest]

@@ -55,6 +55,7 @@ class LoadReport:
     file_bytes: int
     load_ms: float
     first_inference_ms: float
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

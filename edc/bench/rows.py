@@ -94,6 +94,7 @@ def row_of(
             load_ms=load.load_ms,
             first_inference_ms=load.first_inference_ms,
             file_bytes=load.file_bytes,
+            flags=load.flags,
         )
     if isinstance(timing, Timing):
         p50, p90, p99 = (_in_ms(quantile(timing.samples, q)) for q in (0.5, 0.9, 0.99))
@@ -105,7 +106,7 @@ def row_of(
             images_per_second=images_per_second(timing.samples.all, batch=batch),
             num_samples=len(timing.samples.all),
             peak_memory_bytes=timing.peak_memory_bytes,
-            flags=timing.flags,
+            flags=(*row.flags, *timing.flags),
         )
     return dataclasses.replace(row, quality=quality) if isinstance(quality, RowQuality) else row
 

@@ -37,7 +37,7 @@ def serve(connection: Connection, backend_name: BackendName, *, threads: int) ->
         return
     try:
         connection.send(None)
-        worker = Worker(backend, connection.recv())
+        worker = Worker(backend, connection.recv(), threads=threads)
         while True:
             request: Request = connection.recv()
             connection.send(worker.answer(request))
@@ -48,8 +48,8 @@ def serve(connection: Connection, backend_name: BackendName, *, threads: int) ->
 class Worker:
     """A backend, what it has loaded, and the images to time with."""
 
-    def __init__(self, backend: Backend, images: Floats) -> None:
-        self.backend, self.images = backend, images
+    def __init__(self, backend: Backend, images: Floats, *, threads: int) -> None:
+        self.backend, self.images, self.threads = backend, images, threads
         self.loaded: dict[str, Loaded] = {}
         self.subjects: dict[str, Subject] = {}
         self.inputs: dict[int, list[Floats]] = {}
@@ -83,8 +83,10 @@ class Worker:
         # What is loaded stays: without this, the collector would walk it all in the middle of a timing.
         gc.collect()
         gc.freeze()
+        found = loaded.what_ran.threads
         return LoadReport(
             what_ran=loaded.what_ran,
+            flags=() if found == self.threads else (f"threads: {found}, where {self.threads} were asked for",),
             file_bytes=loaded.file_bytes,
             load_ms=(after_load - start) / 1e6,
             first_inference_ms=(after_first - after_load) / 1e6,

@@ -1,10 +1,7 @@
 """From a finished run to an artifact: files that a server can trust, in a folder that is whole or not there."""
 
-import dataclasses
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,42 +14,53 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import edc
+from edc.batch_ensemble import ensemble_size_of, member_logits
 from edc.data import DataSet, FileImages, Images, load_data
+from edc.deploy.engines import Built, EngineChoice, build_engines
+from edc.deploy.folder import appearing, require_replaceable
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
-from edc.deploy.manifest import (
-    MANIFEST_NAME,
-    ArtifactFile,
-    Manifest,
-    ParityFigures,
-    Preprocessing,
-    TensorInfo,
-    write_manifest,
-)
-from edc.deploy.onnx_from_network import ensemble_network, onnx_from_network
-from edc.deploy.parity import check_onnx_parity
-from edc.errors import ArtifactError, FailedError
-from edc.files import sha256_of
+from edc.deploy.manifest import ArtifactFile, Manifest, ParityFigures, Preprocessing, write_manifest
+from edc.deploy.onnx_from_network import ensemble_network
+from edc.deploy.parity import compare_outputs, network_outputs
+from edc.deploy.precision import Precision
+from edc.deploy.precisions import Samples, write_precisions
+from edc.deploy.records import engine_records, onnx_record, other_record, write_triton_repository
+from edc.deploy.uint8_input import take_uint8_pixels
 from edc.recipe import Recipe
 from edc.run import RunFolder
+from edc.seeding import generator_for
 from edc.student import deployable, load_student
 from edc.teacher import load_teachers
 
-__all__ = ["export"]
+__all__ = ["ExportOptions", "export", "preprocessing_of", "references_of", "sample_images"]
 
-NUM_PARITY_IMAGES = 512
+NUM_PARITY_IMAGES, NUM_CALIBRATION_IMAGES, NUM_BUDGET_IMAGES, NUM_TEST_IMAGES = 512, 512, 5000, 10_000
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write beside the fp32 files, and how."""
+
+    precisions: tuple[Precision, ...] = ("fp32",)
+    max_batch: int = 64
+    max_drop: float = 0.005
+    """Accuracy that an int8 file may lose on validation images, as a share of 1."""
+    fold_temperature: bool = True
+    input_type: Literal["float", "uint8"] = "float"
+    engines: EngineChoice | None = None
+    triton: bool = False
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """One network to be written: what it must compute, and what is exported to compute it."""
+    """One network to be written: what its files must compute, and what is exported to compute it."""
 
-    path: str
+    stem: str
     role: str
     reference: nn.Module
     exported: nn.Module
-    row: dict[str, Any]
-    """Its row in the run's summary."""
-    more_metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class _Tempered(nn.Module):
@@ -67,12 +75,12 @@ class _Tempered(nn.Module):
         return logits / self.temperature
 
 
-def export(run: RunFolder, folder: Path, *, max_batch: int, fold_temperature: bool = True) -> Manifest:
+def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
     """Writes the artifact of a finished run to `folder` and returns its manifest.
 
     The student is exported with BatchNorm and (unless told not to) the calibration temperature folded in; each teacher
-    and the merged ensemble are exported beside it as the baseline. Every file is held to parity with the torch network
-    on validation images at batch 1, an odd size and `max_batch` before the folder appears.
+    and the merged ensemble are exported beside it as the baseline, in the same precisions. Every file passes its gate
+    on validation images at batch 1, an odd size and the maximum before the folder appears.
 
     Raises:
         RunError: the run is missing or unfinished.
@@ -80,27 +88,49 @@ def export(run: RunFolder, folder: Path, *, max_batch: int, fold_temperature: bo
         ParityError: a file does not compute what the network computes; nothing is written.
     """
     summary, recipe = run.summary(), run.recipe()
-    _require_replaceable(folder)
+    require_replaceable(folder)
     data = load_data(recipe.data)
-    subjects = _subjects(run, recipe, summary, data, fold_temperature=fold_temperature)
-    images = sample_images(data.validation, max(NUM_PARITY_IMAGES, max_batch))
-    preprocessing = preprocessing_of(recipe, data)
-    student_row = _row(summary, recipe.deploy)
-    with _appearing(folder) as temporary:
-        files = []
+    student = load_student(recipe, recipe.deploy, data, run=run)
+    subjects = _subjects(student, run, recipe, summary, data, fold_temperature=options.fold_temperature)
+    samples = _samples(data, recipe, options.max_batch)
+    preprocessing = preprocessing_of(recipe, data, options.input_type)
+    row = _row(summary, recipe.deploy)
+    with appearing(folder) as temporary:
+        files: list[ArtifactFile] = []
+        built: list[Built] = []
         for subject in subjects:
-            path = temporary / subject.path
-            onnx_from_network(
+            written = write_precisions(
+                subject.reference,
                 subject.exported,
-                path,
-                input_shape=data.image_shape,
+                temporary / subject.stem,
+                precisions=options.precisions,
+                samples=samples,
                 class_names=data.class_names,
                 metadata={"preprocessing": preprocessing.model_dump(mode="json"), "role": subject.role},
+                max_batch=options.max_batch,
+                max_drop=options.max_drop,
+                known_metrics=subject.metrics,
             )
-            parity = check_onnx_parity(path, subject.reference, images, max_batch=max_batch, precision="fp32")
-            files.append(_describe(path, subject, data, max_batch, ParityFigures(**dataclasses.asdict(parity))))
-        shutil.copy(run.recipe_path, temporary / "recipe.yaml")
-        files.append(_plain_file(temporary / "recipe.yaml", "recipe"))
+            if options.input_type == "uint8":
+                for each in written:
+                    take_uint8_pixels(each.path)
+            files += [
+                onnx_record(each, temporary, subject.role, data, preprocessing, options.max_batch) for each in written
+            ]
+            if options.engines and subject.role != "teacher":
+                built += build_engines(
+                    written,
+                    subject.role,
+                    options.engines,
+                    reference=subject.reference,
+                    images=samples.parity,
+                    max_batch=options.max_batch,
+                )
+        files += [record for each in built for record in engine_records(each, temporary, data, preprocessing)]
+        if options.triton:
+            files += write_triton_repository(temporary, files, data, preprocessing)
+        shutil.copyfile(run.recipe_path, temporary / "recipe.yaml")
+        files.append(other_record(temporary / "recipe.yaml", temporary, "recipe"))
         manifest = Manifest(
             run=run.path.name,
             recipe_sha256=summary["recipe_sha256"],
@@ -108,65 +138,109 @@ def export(run: RunFolder, folder: Path, *, max_batch: int, fold_temperature: bo
             versions={"edc": edc.__version__, "torch": torch.__version__, "onnx": onnx.__version__},
             classes=data.class_names,
             preprocessing=preprocessing,
-            calibration_temperature=student_row["calibration_temperature"],
-            temperature_folded=fold_temperature,
+            calibration_temperature=row["calibration_temperature"],
+            temperature_folded=options.fold_temperature,
+            differences=_differences(student, subjects[0], samples.parity, row["calibration_temperature"], options),
             files=tuple(files),
         )
         write_manifest(temporary, manifest)
     return manifest
 
 
-def sample_images(images: Images, num_images: int) -> NDArray[np.float32]:
-    """Returns the first images as the network takes them: (N, C, H, W) float32 in [0, 1]."""
-    rows = range(min(num_images, len(images)))
-    pixels = torch.stack([images[row][0] for row in rows])
-    return (pixels.float() / 255).numpy()
+def sample_images(images: Images, num_images: int, *, seed: int | None = None) -> tuple[Floats, NDArray[np.int64]]:
+    """Returns images (N, C, H, W) float32 in [0, 1] and labels (N,): the first, or with a seed drawn ones."""
+    num_images = min(num_images, len(images))
+    rows = torch.arange(num_images)
+    if seed is not None:
+        rows = torch.randperm(len(images), generator=generator_for(seed, "sample"))[:num_images]
+    pixels = torch.stack([images[int(row)][0] for row in rows])
+    return (pixels.float() / 255).numpy(), images.labels[rows].numpy()
 
 
-def preprocessing_of(recipe: Recipe, data: DataSet) -> Preprocessing:
+def references_of(run: RunFolder, *, fold_temperature: bool) -> dict[str, nn.Module]:
+    """Returns the torch network that each file of an artifact must compute, by the file's path without its suffix."""
+    summary, recipe = run.summary(), run.recipe()
+    data = load_data(recipe.data)
+    student = load_student(recipe, recipe.deploy, data, run=run)
+    subjects = _subjects(student, run, recipe, summary, data, fold_temperature=fold_temperature)
+    return {subject.stem: subject.reference for subject in subjects}
+
+
+def preprocessing_of(recipe: Recipe, data: DataSet, input_type: Literal["float", "uint8"] = "float") -> Preprocessing:
     """Returns how an image file becomes an input, the same way as the run's evaluation images did."""
     channels, height, width = data.image_shape
-    color: Literal["RGB", "L"] = "RGB" if channels == 3 else "L"
-    if height != width:
-        return Preprocessing(color=color, image_size=(height, width), resize="exact")
     fraction = data.test.crop_fraction if isinstance(data.test, FileImages) else 1.0
+    square = height == width
     return Preprocessing(
-        color=color,
+        layout="NHWC" if input_type == "uint8" else "NCHW",
+        dtype="uint8" if input_type == "uint8" else "float32",
+        color="RGB" if channels == 3 else "L",
         image_size=(height, width),
-        resize="shorter_side_then_center_crop",
-        resize_shorter_side=round(height / fraction),
+        resize="shorter_side_then_center_crop" if square else "exact",
+        resize_shorter_side=round(height / fraction) if square else None,
+    )
+
+
+def _samples(data: DataSet, recipe: Recipe, max_batch: int) -> Samples:
+    validation, validation_labels = sample_images(data.validation, NUM_BUDGET_IMAGES)
+    test, test_labels = sample_images(data.test, NUM_TEST_IMAGES)
+    return Samples(
+        parity=validation[: max(NUM_PARITY_IMAGES, max_batch)],
+        calibration=sample_images(data.train, NUM_CALIBRATION_IMAGES, seed=recipe.seed)[0],
+        validation=validation,
+        validation_labels=validation_labels,
+        test=test,
+        test_labels=test_labels,
     )
 
 
 def _subjects(
-    run: RunFolder, recipe: Recipe, summary: dict[str, Any], data: DataSet, *, fold_temperature: bool
+    student: nn.Module,
+    run: RunFolder,
+    recipe: Recipe,
+    summary: dict[str, Any],
+    data: DataSet,
+    *,
+    fold_temperature: bool,
 ) -> list[_Subject]:
     """Returns the student, then its baseline: each teacher and the ensemble merged into one graph."""
-    cpu = Accelerator(cpu=True)
-    shape = data.image_shape
-    student = deployable(
-        load_student(recipe, recipe.deploy, data, run=run), recipe, recipe.deploy, data, accelerator=cpu
-    )
+    cpu, shape = Accelerator(cpu=True), data.image_shape
+    folded = deployable(student, recipe, recipe.deploy, data, accelerator=cpu)
     row = _row(summary, recipe.deploy)
-    reference, exported = student, fuse_batchnorm(student, input_shape=shape).network
+    reference, exported = folded, fuse_batchnorm(folded, input_shape=shape).network
     if fold_temperature:
         temperature = row["calibration_temperature"]
-        reference = _Tempered(student, temperature)
+        reference = _Tempered(folded, temperature)
         exported = scale_classifier(exported, calibration_temperature=temperature, input_shape=shape)
-    subjects = [_Subject("student.onnx", "student", reference, exported, row)]
+    subjects = [_Subject("student", "student", reference, exported, _metrics(row))]
     teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu).members)
     fused = [fuse_batchnorm(teacher, input_shape=shape).network for teacher in teachers]
     for m, teacher in enumerate(teachers):
-        subjects.append(
-            _Subject(f"baseline/teacher_{m}.onnx", "teacher", teacher, fused[m], _row(summary, f"teacher {m}"))
-        )
-    merged, merged_fused = ensemble_network(teachers), ensemble_network(fused)
+        known = _metrics(_row(summary, f"teacher {m}"))
+        subjects.append(_Subject(f"baseline/teacher_{m}", "teacher", teacher, fused[m], known))
     by_size = summary["ensemble_calibrated_nll_by_size"]  # what a DEE is read off
-    nlls = {f"calibrated_nll_of_{m}": nll for m, nll in enumerate(by_size, start=1)}
-    subjects.append(
-        _Subject("baseline/ensemble.onnx", "ensemble", merged, merged_fused, _row(summary, "ensemble"), nlls)
-    )
-    return subjects
+    known = _metrics(_row(summary, "ensemble"))
+    known |= {f"calibrated_nll_of_{m}": nll for m, nll in enumerate(by_size, start=1)}
+    merged, merged_fused = ensemble_network(teachers), ensemble_network(fused)
+    return [*subjects, _Subject("baseline/ensemble", "ensemble", merged, merged_fused, known)]
+
+
+def _differences(
+    student: nn.Module, subject: _Subject, images: Floats, temperature: float, options: ExportOptions
+) -> dict[str, ParityFigures]:
+    """Returns how far fusing moved the student's outputs, and how far folding moved them from its members' mean."""
+    reference = network_outputs(subject.reference, images, batch_size=64)
+    fused = network_outputs(subject.exported, images, batch_size=64)
+    found = {"fused_from_unfused": compare_outputs(reference, fused)}
+    if ensemble_size_of(student) > 1:
+        with torch.inference_mode():
+            members = torch.cat(
+                [member_logits(student.cpu(), torch.from_numpy(b)) for b in np.array_split(images, 8)], 1
+            )
+            mean = torch.log_softmax(members, -1).logsumexp(0) - np.log(len(members))
+            folded = torch.from_numpy(reference) * (temperature if options.fold_temperature else 1.0)
+        found["folded_from_members"] = compare_outputs(mean.numpy(), folded.log_softmax(-1).numpy())
+    return {name: ParityFigures(**{**asdict(parity), "batch_sizes": (64,)}) for name, parity in found.items()}
 
 
 def _row(summary: dict[str, Any], subject: str) -> dict[str, Any]:
@@ -174,66 +248,6 @@ def _row(summary: dict[str, Any], subject: str) -> dict[str, Any]:
     return row
 
 
-def _describe(path: Path, subject: _Subject, data: DataSet, max_batch: int, parity: ParityFigures) -> ArtifactFile:
-    row = subject.row
-    return ArtifactFile(
-        path=subject.path,
-        role=subject.role,
-        format="onnx",
-        precision="fp32",
-        sha256=sha256_of(path),
-        bytes=path.stat().st_size,
-        inputs=(TensorInfo(name="images", shape=("batch", *data.image_shape), dtype="float32"),),
-        outputs=(TensorInfo(name="logits", shape=("batch", data.num_classes), dtype="float32"),),
-        max_batch=max_batch,
-        parity=parity,
-        metrics={
-            "parameters": row["parameters"],
-            **row["raw"],
-            **{f"calibrated_{key}": value for key, value in row["calibrated"].items()},
-            **subject.more_metrics,
-        },
-        notes={"metrics": "of the torch network on the test images"},
-    )
-
-
-def _plain_file(path: Path, role: str) -> ArtifactFile:
-    return ArtifactFile(
-        path=path.name, role=role, format="other", precision="none", sha256=sha256_of(path), bytes=path.stat().st_size
-    )
-
-
-def _require_replaceable(folder: Path) -> None:
-    """Raises unless `folder` is absent, empty, or an earlier artifact."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
-        raise ArtifactError(f"{folder}: is not empty and holds no {MANIFEST_NAME}; choose another folder with --output")
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"{folder}: is a file, expected a folder for the artifact; choose another with --output")
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Yields a folder beside `folder` that takes its place when the block ends well, and vanishes when it does not."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by an export that was killed
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise FailedError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def newest_artifact(folder: Path) -> Path:
-    """Returns the artifact under `folder` that was exported last."""
-    manifests = sorted(folder.glob(f"*/{MANIFEST_NAME}"), key=lambda path: path.stat().st_mtime)
-    if not manifests:
-        raise ArtifactError(f"{folder.absolute()}: no artifact here; make one with: edc export")
-    return manifests[-1].parent
+def _metrics(row: dict[str, Any]) -> dict[str, float]:
+    calibrated = {f"calibrated_{name}": value for name, value in row["calibrated"].items()}
+    return {"parameters": row["parameters"], **row["raw"], **calibrated}

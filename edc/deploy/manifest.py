@@ -62,7 +62,7 @@ class ArtifactFile(_Section):
     """One file of the artifact."""
 
     path: Annotated[str, Field(description="relative to the manifest, with forward slashes")]
-    role: Annotated[str, Field(description="student, teacher, member or ensemble")]
+    role: Annotated[str, Field(description="student, teacher, ensemble, recipe, triton or engine description")]
     format: Literal["onnx", "tensorrt", "tensorrt_rtx", "other"]
     precision: Literal["fp32", "fp16", "int8-cpu", "int8-trt", "tf32", "none"]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -122,6 +122,10 @@ class Manifest(_Section):
     calibration_temperature: Annotated[float, Field(gt=0, description="the student's, fitted on validation images")]
     temperature_folded: Annotated[bool, Field(description="true: the student's logits are already divided by it")]
     batchnorm_folded: bool = True
+    differences: Annotated[
+        dict[str, ParityFigures],
+        Field(description="on validation images: the student fused from unfused, and folded from its members' mean"),
+    ] = {}
     files: Annotated[tuple[ArtifactFile, ...], Field(min_length=1)]
     notes: dict[str, str] = {}
 

@@ -128,8 +128,8 @@ def int8_from_onnx(
             "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul"],
         }
     else:
-        # ONNX Runtime 1.31 computes transformers wrongly when a MatMul's output is quantised: on ViT-tiny the cosine with
-        # float32 is 0.99 with its graph optimisations off, and 0.59 with them on.
+        # ONNX Runtime 1.31 computes transformers wrongly when a MatMul's output is quantised: on ViT-tiny the cosine
+        # with float32 is 0.99 with its graph optimisations off, and 0.59 with them on.
         options |= {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]}
     methods = {"minmax": q.CalibrationMethod.MinMax, "percentile": q.CalibrationMethod.Percentile}
     with written_whole(path) as temporary, _inferred(source) as typed, _quiet_quantizer():

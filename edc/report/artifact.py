@@ -24,13 +24,14 @@ def print_artifact(manifest: Manifest, folder: Path, *, console: Console) -> Non
     for column in ("MB", "largest difference", "of logit scale", "same class"):
         table.add_column(column, justify="right")
     for file in manifest.files:
+        if file.format == "other":
+            continue
+        first = (file.path, file.role, file.precision, f"{file.bytes / 1e6:.2f}")
         if file.parity is None:
+            table.add_row(*first, "built, not run", "", "")
             continue
         table.add_row(
-            file.path,
-            file.role,
-            file.precision,
-            f"{file.bytes / 1e6:.2f}",
+            *first,
             f"{file.parity.max_abs_diff:.1e}",
             f"{file.parity.max_abs_diff / file.parity.logit_scale:.1e}",
             f"{file.parity.argmax_agreement:.2%}",

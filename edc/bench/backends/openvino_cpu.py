@@ -71,9 +71,16 @@ class OpenVinoLoaded:
             threads=compiled[0].get_property("INFERENCE_NUM_THREADS"),
             notes=("INFERENCE_PRECISION_HINT=f32", "PERFORMANCE_HINT=LATENCY"),
         )
+        shape = compiled[0].inputs[0].partial_shape[1:]
+        self._image_shape = tuple(shape.to_shape()) if shape.is_static else None
         self._requests = [model.create_infer_request() for model in compiled]
 
     def infer(self, batch: Floats, /) -> Floats:
+        if self._image_shape is not None and batch.shape[1:] != self._image_shape:
+            # OpenVINO itself takes the numbers as if they had its shape, and returns something.
+            raise FailedError(
+                f"OpenVINO cannot run batch {len(batch)}: images {batch.shape[1:]}, not {self._image_shape}"
+            )
         try:
             # By index, not by name: asking the request for its names costs more than a small network.
             outputs: list[Floats] = [request.infer({0: batch})[0] for request in self._requests]

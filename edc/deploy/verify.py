@@ -1,0 +1,82 @@
+"""Checks on an artifact that arrived from elsewhere."""
+
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from edc.deploy.engine_from_onnx import sidecar_path
+from edc.deploy.manifest import Manifest, load_manifest, verify_files
+from edc.deploy.precision import require_precision
+from edc.errors import ArtifactError
+
+__all__ = ["verify"]
+
+
+def verify(artifact: Path, *, run: Path | None = None) -> list[str]:
+    """Returns what was checked, a line each; nothing in the artifact is executed unless `run` asks for parity again.
+
+    Raises:
+        ArtifactError: the first thing that is not as the manifest says.
+        ParityError: with `run`, a file that does not compute what the network of the run computes.
+    """
+    manifest = load_manifest(artifact)
+    done = [f"manifest: schema {manifest.schema_version}, {len(manifest.files)} files, {len(manifest.classes)} classes"]
+    verify_files(artifact, manifest)
+    done.append("files: present, inside the folder, size and SHA-256 as listed")
+    num_onnx = 0
+    for file in manifest.files:
+        if file.format == "onnx":
+            _check_onnx(artifact / file.path, file.precision)
+            num_onnx += 1
+        elif file.format in ("tensorrt", "tensorrt_rtx") and not sidecar_path(artifact / file.path).is_file():
+            raise ArtifactError(f"{file.path}: an engine without its description {sidecar_path(Path(file.path)).name}")
+    done.append(f"onnx: {num_onnx} files pass the checker, keep no data outside, and hold the precision they claim")
+    if run is not None:
+        done.append(_parity_again(artifact, manifest, run))
+    return done
+
+
+def _check_onnx(path: Path, precision: str) -> None:
+    try:
+        model = onnx.load(path, load_external_data=False)
+        outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
+        if not outside:  # the checker would follow the reference
+            onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, OSError) as error:
+        raise ArtifactError(f"{path}: not a valid ONNX file ({str(error).splitlines()[0]})") from None
+    if outside:
+        place = next((entry.value for entry in outside[0].external_data if entry.key == "location"), "?")
+        raise ArtifactError(f"{path}: keeps the weight {outside[0].name} outside the file, in {place!r}; not trusted")
+    if precision in ("fp32", "fp16", "int8-cpu", "int8-trt"):
+        require_precision(path, precision)  # type: ignore[arg-type]
+
+
+def _parity_again(artifact: Path, manifest: Manifest, run: Path) -> str:
+    """Holds the fp32 and fp16 files to parity with the run's networks again."""
+    from edc.data import load_data
+    from edc.deploy.export import references_of, sample_images
+    from edc.deploy.parity import check_onnx_parity
+    from edc.run import RunFolder
+
+    folder = RunFolder(run)
+    if folder.summary()["recipe_sha256"] != manifest.recipe_sha256:
+        raise ArtifactError(f"{artifact}: was made from another recipe than {run} (recipe_sha256 differs)")
+    if manifest.preprocessing.dtype != "float32":
+        raise ArtifactError(f"{artifact}: takes uint8 pixels; parity can be repeated for float artifacts only")
+    data = load_data(folder.recipe().data)
+    images, _ = sample_images(data.validation, 512)
+    references = references_of(folder, fold_temperature=manifest.temperature_folded)
+    checked = 0
+    for file in manifest.files:
+        if file.format == "onnx" and file.precision in ("fp32", "fp16"):
+            stem = file.path.removesuffix(".onnx").removesuffix(".fp16")
+            check_onnx_parity(
+                artifact / file.path,
+                references[stem],
+                images,
+                max_batch=file.max_batch or 1,
+                precision="fp16" if file.precision == "fp16" else "fp32",
+            )
+            checked += 1
+    return f"parity: {checked} files compute what the networks of {run} compute"

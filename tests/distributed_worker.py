@@ -1,0 +1,128 @@
+"""One process of two: runs every case of `training_cases.py` over gloo and writes what it found for the tests to judge.
+
+Launched by conftest.py as `python distributed_worker.py FOLDER` with RANK, WORLD_SIZE and MASTER_PORT in the environment.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import nn
+from training_cases import (
+    CASES,
+    DATA,
+    NORM_CASES,
+    TRAINING,
+    norm_case,
+    plain,
+    raise_signal_at,
+    run_case,
+    small_data,
+)
+
+from edc.batch_ensemble import to_batch_ensemble
+from edc.errors import Interrupted
+from edc.predict import predict_logits
+from edc.sync_batchnorm import convert_sync_batchnorm
+from edc.train import evaluate_accuracy
+
+
+def norms(rank: int) -> dict[str, Any]:
+    """Two training batches and one evaluation of every norm on this process's half of the rows."""
+    found = {}
+    for case in NORM_CASES:
+        norm, batches, target = norm_case(case)
+        norm = convert_sync_batchnorm(norm, torch.device("cpu"))
+        mine = slice(4 * rank, 4 * rank + 4)
+        norm(batches[0][mine])
+        x = batches[1][mine].clone().requires_grad_()
+        y = norm(x)
+        (y * target[mine]).sum().backward()
+        narrow = norm(batches[1][mine].bfloat16()) if case == "2d" else None
+        state = {key: value.clone() for key, value in norm.state_dict().items()}
+        found[case] = {
+            "y": y.detach(),
+            "x_grad": x.grad,
+            "weight_grad": norm.weight.grad,
+            "bias_grad": norm.bias.grad,
+            "state": state,
+            "narrow": narrow,
+            "evaluated": norm.eval()(batches[0][mine]).detach(),
+        }
+    return found
+
+
+def predictions(accelerator: Accelerator) -> dict[str, Any]:
+    """35 test images over two processes: one more on the first."""
+    data, network = small_data(), plain(5)
+    members = to_batch_ensemble(plain(5), 2)
+    return {
+        "plain": predict_logits(network, data.test, DATA, TRAINING, accelerator),
+        "members": predict_logits(members, data.test, DATA, TRAINING, accelerator),
+        "accuracy": evaluate_accuracy(network, data.test, DATA, TRAINING, accelerator),
+    }
+
+
+def trainings(folder: Path, accelerator: Accelerator) -> dict[str, Any]:
+    found = {}
+    for case in CASES:
+        network, losses = run_case(case, folder / case, accelerator)
+        found[case] = {"losses": losses, "state": {k: v.clone() for k, v in network.state_dict().items()}}
+    return found
+
+
+def interrupted(folder: Path, accelerator: Accelerator, rank: int) -> dict[str, Any]:
+    """SIGTERM reaches the second process alone, in the middle of an epoch; the same call then goes on."""
+    case, before = "teacher, float32", raise_signal_at(9, signal.SIGTERM)
+    stopped = False
+    try:
+        run_case(case, folder / "interrupted", accelerator, before_step=before if rank == 1 else lambda step: None)
+    except Interrupted:
+        stopped = True
+    dist.barrier()
+    network, losses = run_case(case, folder / "interrupted", accelerator)
+    return {"stopped": stopped, "state": network.state_dict(), "steps_left": len(losses)}
+
+
+def signal_after_the_last_step(folder: Path, accelerator: Accelerator, rank: int) -> bool:
+    """SIGTERM reaches the second process alone, in the validation of the last epoch: whether this process stopped."""
+    training = TRAINING.model_copy(update={"epochs": 2})
+    validations = []
+
+    def on_validation(_trained: nn.Module) -> None:
+        validations.append(1)
+        if rank == 1 and len(validations) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    try:
+        run_case("teacher, float32", folder / "late", accelerator, training=training, on_validation=on_validation)
+    except Interrupted:
+        return True
+    return False
+
+
+def main(folder: Path) -> None:
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    rank = int(os.environ["RANK"])
+    assert (accelerator.num_processes, accelerator.process_index) == (2, rank)
+    found = {
+        "norms": norms(rank),
+        "predictions": predictions(accelerator),
+        "trainings": trainings(folder, accelerator),
+        "interrupted": interrupted(folder, accelerator, rank),
+        "stopped_late": signal_after_the_last_step(folder, accelerator, rank),
+    }
+    torch.save(found, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
