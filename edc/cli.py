@@ -252,7 +252,9 @@ def bench(
     runs: RunsFolder = RUNS,
     data_root: DataRoot = None,
     backends: Annotated[str, typer.Option(help="auto, or some of torch,onnxruntime,openvino.")] = "auto",
-    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,64",
+    batch: Annotated[
+        str | None, typer.Option(help="Batch sizes, comma-separated; default: 1 and the largest that was exported for.")
+    ] = None,
     threads: Threads = None,
     quick: Annotated[bool, typer.Option("--quick", help="Shorter timing, and quality on 2,000 images.")] = False,
     as_json: Json = False,
@@ -265,7 +267,7 @@ def bench(
     if not artifact:
         _say(f"artifact: {folder} (the newest)")
     chosen = None if backends == "auto" else _listed(backends, BACKENDS, "--backends")
-    sizes = _numbers(batch, "--batch", "sizes like 1,8,64")
+    sizes = _numbers(batch, "--batch", "sizes like 1,8,64") if batch else None
     from edc.bench.bench import bench as measure
     from edc.bench.environment import num_cpus
     from edc.deploy.manifest import load_manifest

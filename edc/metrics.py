@@ -165,4 +165,5 @@ def dee(calibrated_nll: float, ensemble_nlls: Sequence[float]) -> float:
         above, below = ensemble_nlls[m - 1], ensemble_nlls[m]
         if below <= calibrated_nll <= above:
             return m + (above - calibrated_nll) / (above - below) if above > below else float(m)
-    return float("inf") if calibrated_nll < ensemble_nlls[-1] else 1.0
+    better = calibrated_nll < ensemble_nlls[-1] - 1e-6  # the ensemble itself, computed in float32, is not better
+    return float("inf") if better else float(len(ensemble_nlls))

@@ -108,7 +108,7 @@ def signal_after_the_last_step(folder: Path, accelerator: Accelerator, rank: int
 
 
 def main(folder: Path) -> None:
-    warnings.simplefilter("error")
+    warnings.simplefilter("error"); warnings.filterwarnings("ignore", message="torch.distributed.nn.functional")
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     rank = int(os.environ["RANK"])

@@ -555,10 +555,10 @@ def test_photo_is_turned_upright_when_asked(browser, site):
 def test_resizing_is_pillows_bit_for_bit(browser, site, interpolation):
     browser.open(f"{site.url}/web/?artifact=../nowhere/")
     rng = np.random.default_rng(0)
-    for width, height in [(31, 47), (50, 20), (7, 5), (1, 9), (333, 222), (224, 300), (640, 427)]:
+    for width, height in [(31, 47), (50, 20), (7, 5), (1, 9), (333, 222)]:
         noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))  # overshoots at every edge
         content = encoded(noise, "PNG")
-        for size in [(12, 17), (32, 32), (61, 40)]:
+        for size in [(12, 17), (61, 40)]:
             exact = Preprocessing(color="RGB", image_size=size, resize="exact", interpolation=interpolation)
             shorter = Preprocessing(
                 color="L", image_size=size, resize_shorter_side=max(size) + 3, interpolation=interpolation, **CROP

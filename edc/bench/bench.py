@@ -76,7 +76,7 @@ def bench(
     run: Path,
     data_root: Path | None,
     backends: Sequence[BackendName] | None,
-    batches: Sequence[int],
+    batches: Sequence[int] | None,
     threads: int,
     quick: bool,
     seed: int = 0,
@@ -86,6 +86,7 @@ def bench(
     Args:
         run: the run the artifact came from, for the torch rows; they say so if it is not there.
         backends: None takes every one that is installed.
+        batches: None takes 1 and the largest that the artifact was checked for.
 
     Raises:
         ArtifactError: the artifact is missing, damaged or changed.
@@ -93,7 +94,7 @@ def bench(
     """
     manifest = load_manifest(artifact)
     verify_files(artifact, manifest)
-    _require_batches(manifest, batches)
+    batches = _batches(manifest, batches)
     for name in backends or ():
         require_installed(name)
     chosen = [name for name in (backends or ("torch", *ONNX_BACKENDS)) if is_installed(name)]
@@ -149,7 +150,7 @@ def _specs(
     """Returns what is compared: one teacher, the ensemble in its forms, and students, on each backend."""
     by_role: dict[str, list[Path]] = {}
     for file in manifest.files:
-        if file.precision not in ("fp32", "none"):
+        if file.format != "onnx" or file.precision != "fp32":
             continue
         by_role.setdefault(file.role, []).append(artifact / file.path)
     teachers = tuple(by_role.get("teacher", []))
@@ -224,17 +225,21 @@ def _is_ensemble(spec: RowSpec) -> bool:
     return spec.subject.startswith("ensemble")
 
 
-def _require_batches(manifest: Manifest, batches: Sequence[int]) -> None:
+def _batches(manifest: Manifest, batches: Sequence[int] | None) -> list[int]:
+    """Returns the batch sizes to measure: those asked for, or 1 and the largest that the artifact was checked for."""
     if manifest.preprocessing.dtype != "float32":
         raise RequestError("artifact: takes uint8 pixels; bench needs one with float input (edc export --input float)")
     limits = [file.max_batch for file in manifest.files if file.max_batch is not None]
-    largest = min(limits, default=None)
-    too_large = [batch for batch in batches if largest is not None and batch > largest]
+    largest = min(limits, default=64)
+    if batches is None:
+        return sorted({1, largest})
+    too_large = [batch for batch in batches if batch > largest]
     if too_large:
         raise RequestError(
             f"--batch: {too_large[0]} is over {largest}, the largest batch this artifact was checked for; "
             f"export again with --max-batch {too_large[0]}"
         )
+    return list(batches)
 
 
 def _load_data(recipe: Recipe, data_root: Path | None) -> DataSet:

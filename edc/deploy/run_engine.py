@@ -22,14 +22,12 @@ def engine_outputs(path: Path, engine: Engine, images: NDArray[np.float32], *, b
     context = loaded.create_execution_context()
     if context is None:  # never raised
         raise EngineError(f"{path}: no execution context; is there enough GPU memory?")
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     outputs = []
     for start in range(0, len(images), batch_size):
         batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).cuda()
         if not context.set_input_shape(engine.input_name, tuple(batch.shape)):
-            raise EngineError(
-                f"{path}: refuses a batch of {len(batch)}, built for {engine.min_batch} to {engine.max_batch}"
-            )
+            raise EngineError(f"{path}: refuses batch {len(batch)}, built for {engine.min_batch} to {engine.max_batch}")
         result = torch.empty(tuple(context.get_tensor_shape(engine.output_name)), device=batch.device)
         context.set_tensor_address(engine.input_name, batch.data_ptr())
         context.set_tensor_address(engine.output_name, result.data_ptr())

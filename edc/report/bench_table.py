@@ -1,6 +1,7 @@
-"""The table that a bench ends in."""
+"""The table that a bench ends in: one where there is room for it, else one of quality and one of speed."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from rich import box
 from rich.console import Console
@@ -13,32 +14,23 @@ from edc.report.tables import count
 
 __all__ = ["print_bench"]
 
-COLUMNS = ("acc %", "NLL", "ECE", "cNLL", "DEE", "params", "MB", "p50 ms", "p90 ms", "images/s", "times as fast")
+ROOM_FOR_ONE_TABLE = 140
+Column = tuple[str, Callable[[list[Row]], str]]
+"""A heading, and the cell for the rows (one a batch size) of one subject on one backend."""
 
 
 def print_bench(result: BenchResult, *, console: Console) -> None:
-    """Prints one table a batch size, then what a reader must know: baselines, flags, rows that did not run."""
+    """Prints a row a subject and backend, then what a reader must know: baselines, flags, rows that did not run."""
     environment = result.environment
-    for batch in dict.fromkeys(row.batch for row in result.rows):
-        rows = [row for row in result.rows if row.batch == batch]
-        title = f"{result.artifact}: batch {batch}, {environment.threads} threads, {environment.cpu}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("network", no_wrap=True)
-        table.add_column("backend", no_wrap=True)
-        for column in COLUMNS:
-            table.add_column(column, justify="right", no_wrap=True)
-        backend = rows[0].backend
-        for row in rows:
-            if row.backend != backend:
-                backend = row.backend
-                table.add_section()
-            table.add_row(
-                row.subject, row.backend, *_cells(row, result), style="bold" if row.subject == result.deploy else None
-            )
-        console.print(table)
+    batches = list(dict.fromkeys(row.batch for row in result.rows))
+    title = f"{result.artifact}: {environment.threads} threads on {environment.cpu}"
+    quality, speed = _quality_columns(result), _speed_columns(batches)
+    for columns in [quality + speed] if console.width >= ROOM_FOR_ONE_TABLE else [quality, speed]:
+        _print_table(title, columns, result, console)
     console.print(
-        f"quality on {result.num_test_images:,} test images; c: after one temperature fitted on validation\n"
-        "times as fast: than the ensemble's best form on the same backend, median and 95 % interval over rounds",
+        f"quality on {result.num_test_images:,} test images; cNLL: after one temperature fitted on validation\n"
+        "ms: median for a whole batch; x: times as fast as the ensemble's best form on the same backend, "
+        "median and 95 % interval over rounds",
         highlight=False,
     )
     for row in result.rows:
@@ -50,24 +42,68 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
         console.print(flag, highlight=False)
 
 
-def _cells(row: Row, result: BenchResult) -> list[str]:
-    quality = row.quality
-    raw, calibrated = (quality.raw, quality.calibrated) if quality else (None, None)
-    ratio = next((each.speedup for each in row.against if each.baseline.endswith(f"on {row.backend}")), None)
-    parameters = result.parameters.get(row.subject)
+def _print_table(title: str, columns: list[Column], result: BenchResult, console: Console) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("network", no_wrap=True)
+    table.add_column("backend", no_wrap=True)
+    for heading, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    backend = result.rows[0].backend if result.rows else ""
+    for subject, on in dict.fromkeys((row.subject, row.backend) for row in result.rows):
+        rows = [row for row in result.rows if (row.subject, row.backend) == (subject, on)]
+        if on != backend:
+            backend = on
+            table.add_section()
+        style = "bold" if subject == result.deploy else None
+        table.add_row(subject, on, *(cell(rows) for _, cell in columns), style=style)
+    console.print(table)
+
+
+def _quality_columns(result: BenchResult) -> list[Column]:
+    def raw(rows: list[Row], name: str, digits: int, scale: float = 1) -> str:
+        quality = rows[0].quality
+        return "" if quality is None else f"{scale * getattr(quality.raw, name):.{digits}f}"
+
+    def calibrated_nll(rows: list[Row]) -> str:
+        quality = rows[0].quality
+        return "" if quality is None or quality.calibrated is None else f"{quality.calibrated.nll:.3f}"
+
+    def parameters(rows: list[Row]) -> str:
+        number = result.parameters.get(rows[0].subject)
+        return "" if number is None else count(number)
+
+    def megabytes(rows: list[Row]) -> str:
+        return "" if rows[0].file_bytes is None else f"{rows[0].file_bytes / 1e6:.2f}"
+
     return [
-        "" if raw is None else f"{100 * raw.acc:.2f}",
-        "" if raw is None else f"{raw.nll:.3f}",
-        "" if raw is None else f"{raw.ece:.3f}",
-        "" if calibrated is None else f"{calibrated.nll:.3f}",
-        _dee(row, result),
-        "" if parameters is None else count(parameters),
-        "" if row.file_bytes is None else f"{row.file_bytes / 1e6:.2f}",
-        _ms(row.p50_ms),
-        _ms(row.p90_ms),
-        "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
-        "" if ratio is None else _ratio(ratio),
+        ("acc %", lambda rows: raw(rows, "acc", 2, 100)),
+        ("NLL", lambda rows: raw(rows, "nll", 3)),
+        ("ECE", lambda rows: raw(rows, "ece", 3)),
+        ("cNLL", calibrated_nll),
+        ("DEE", lambda rows: _dee(rows[0], result)),
+        ("params", parameters),
+        ("MB", megabytes),
     ]
+
+
+def _speed_columns(batches: list[int]) -> list[Column]:
+    columns: list[Column] = []
+    for batch in batches:
+
+        def row_at(rows: list[Row], batch: int = batch) -> Row | None:
+            return next((row for row in rows if row.batch == batch), None)
+
+        def median(rows: list[Row], at: Callable[[list[Row]], Row | None] = row_at) -> str:
+            row = at(rows)
+            return "" if row is None else _ms(row.p50_ms)
+
+        def ratio(rows: list[Row], at: Callable[[list[Row]], Row | None] = row_at) -> str:
+            row = at(rows)
+            against = () if row is None else row.against
+            return next((_ratio(a.speedup) for a in against if a.baseline.endswith(f"on {rows[0].backend}")), "")
+
+        columns += [(f"ms @{batch}", median), (f"x @{batch}", ratio)]
+    return columns
 
 
 def _dee(row: Row, result: BenchResult) -> str:
@@ -84,6 +120,8 @@ def _ms(estimate: Estimate | None) -> str:
     return "" if estimate is None else f"{estimate.value:.3f}" if estimate.value < 10 else f"{estimate.value:.1f}"
 
 
-def _ratio(ratio: Estimate) -> str:
+def _ratio(ratio: Estimate | None) -> str:
+    if ratio is None:
+        return ""
     interval = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.2f}-{ratio.high:.2f})"
     return f"{ratio.value:.2f}{interval}"

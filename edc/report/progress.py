@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 __all__ = ["TrainingProgress", "console", "console_on", "training_progress"]
 
-WIDTH_OF_A_FILE = 120
+WIDTH_OF_A_FILE = 150
 """Columns of a table that goes to a file or a pipe, where rich would assume 80."""
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from edc.bench.backends.contract import Floats, OnnxSubject, Subject, WhatRan, log_mean_probs
 from edc.deploy.ort import CPU, import_onnxruntime, ort_errors, ort_session
 from edc.deploy.precision import precision_of_graph
@@ -68,7 +70,10 @@ def onnx_files(subject: Subject) -> tuple[Path, ...]:
 
 def graph_precision(path: Path) -> str:
     """Returns int8, fp16, bf16 or fp32: the lowest that an ONNX file's convolutions and matrix products are in."""
-    counts = precision_of_graph(path)
+    try:
+        counts = precision_of_graph(path)
+    except DecodeError as error:
+        raise FailedError(f"{path}: cannot load it, it is damaged or no ONNX file ({error})") from None
     if counts.num_heavy_int8:
         return "int8"
     if counts.num_heavy_fp16:

@@ -1,0 +1,128 @@
+"""Does the bench's own machinery cost anything? Its timing loop against a loop written by hand, on the same session.
+
+    python benchmarks/bench_loop.py [FILE.onnx] [--batch 1] [--threads 1] [--seconds 10] [--rounds 60]
+
+Three rows take turns in random order: the loop by hand, `edc.bench.timing` around the backend's `infer` in this process,
+and a worker process as `edc bench` uses it. Prints each p50 and the median ratio to the loop by hand, paired by round,
+with its interval. The bound to hold is 3 %. Run it on a quiet machine; without a file it makes a small ResNet.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edc.bench.backends import open_backend
+from edc.bench.backends.contract import Floats, Loaded, OnnxSubject
+from edc.bench.environment import environment_now
+from edc.bench.messages import Load, TimeRound
+from edc.bench.process import WorkerProcess
+from edc.bench.statistics import median_ratio, quantile
+from edc.bench.timing import Samples, TimingPlan, inputs_in_rotation, interleave, timed_round, warm_up
+from edc.deploy.ort import ort_session
+
+BOUND = 0.03
+
+
+def main() -> None:
+    options = arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.file or small_resnet(Path(folder) / "small.onnx")
+        compare(path, options)
+
+
+def compare(path: Path, options: argparse.Namespace) -> None:
+    plan = TimingPlan(seconds_per_row=options.seconds, num_rounds=options.rounds)
+    session = ort_session(path, threads=options.threads)
+    backend = open_backend("onnxruntime", threads=options.threads)
+    loaded = backend.load(OnnxSubject((path,)))
+    loaded._runs = [session.run]  # type: ignore[attr-defined]  # the very same session
+    shape = tuple(size if isinstance(size, int) else 8 for size in session.get_inputs()[0].shape[1:])
+    images = np.random.default_rng(0).random((16 * options.batch, *shape), dtype=np.float32)
+    inputs = inputs_in_rotation(images, batch=options.batch)
+    worker = WorkerProcess("onnxruntime", threads=options.threads, images=images, limit_s=600)
+    worker.ask(Load("row", OnnxSubject((path,))), doing="loading")
+
+    def in_worker(first: int, num_runs: int) -> Samples:
+        request = TimeRound("row", options.batch, first, num_runs, plan.settle_ms)
+        answer: Samples = worker.ask(request, doing="timing")
+        return answer
+
+    rows = {
+        "loop by hand": partial(by_hand, session, inputs, settle_ms=plan.settle_ms),
+        "timing loop": partial(by_edc, loaded, inputs, settle_ms=plan.settle_ms),
+        "worker": in_worker,
+    }
+    run_ns = warm_up(loaded.infer, inputs, plan=plan).run_ns
+    samples = interleave(rows, run_ns=dict.fromkeys(rows, run_ns), plan=plan, seed=0)
+    worker.close()
+
+    environment = environment_now(threads=options.threads)
+    print(
+        f"{path.name}, batch {options.batch}, {options.threads} threads, {environment.cpu}, load {environment.load_at_start}"
+    )
+    print(*environment.flags, sep="\n")
+    for name, taken in samples.items():
+        p50 = quantile(taken, 0.5)
+        ratio = median_ratio(samples["loop by hand"], taken, seed=0)
+        assert p50 is not None
+        assert ratio is not None
+        cost = 1 / ratio.value - 1
+        interval = (
+            "" if ratio.low is None or ratio.high is None else f" [{1 / ratio.high - 1:+.2%}, {1 / ratio.low - 1:+.2%}]"
+        )
+        verdict = "" if name == "loop by hand" else "  holds" if abs(cost) < BOUND else f"  OVER {BOUND:.0%}"
+        print(f"{name:14} p50 {p50.value / 1e3:9.2f} us  n {len(taken.all):6}  costs {cost:+.2%}{interval}{verdict}")
+
+
+def by_hand(session: Any, inputs: list[Floats], first: int, num_runs: int, *, settle_ms: float) -> Samples:
+    """What somebody writes who wants to know how long a session takes."""
+    end = time.perf_counter() + settle_ms / 1e3
+    name = session.get_inputs()[0].name
+    while time.perf_counter() < end:
+        session.run(None, {name: inputs[0]})
+    samples = []
+    for i in range(first, first + num_runs):
+        batch = inputs[i % len(inputs)]
+        start = time.perf_counter_ns()
+        session.run(None, {name: batch})
+        samples.append(time.perf_counter_ns() - start)
+    return np.array(samples)
+
+
+def by_edc(loaded: Loaded, inputs: list[Floats], first: int, num_runs: int, *, settle_ms: float) -> Samples:
+    return timed_round(loaded.infer, inputs, first=first, num_runs=num_runs, settle_ms=settle_ms)
+
+
+def small_resnet(path: Path) -> Path:
+    """Writes the network of recipes/digits.yaml, untrained: the shortest inference that anybody will time."""
+    from edc.deploy.fuse import fuse_batchnorm
+    from edc.deploy.onnx_from_network import onnx_from_network
+    from edc.networks import build_network
+    from edc.recipe import NetworkSection
+
+    shape = (1, 8, 8)
+    network = build_network(NetworkSection(name="wrn10x1"), num_classes=10, image_shape=shape, mean=(0.3,), std=(0.4,))
+    fused = fuse_batchnorm(network.eval(), input_shape=shape).network
+    onnx_from_network(fused, path, input_shape=shape, class_names=[str(k) for k in range(10)], metadata={})
+    return path
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each row")
+    parser.add_argument("--rounds", type=int, default=60)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
