@@ -1,10 +1,13 @@
-"""Classify one image with an exported artifact: `python classify.py ARTIFACT IMAGE [--top 5] [--json]`.
+"""Classify one image with an exported artifact: `python classify.py ARTIFACT IMAGE [--file NAME] [--top 5] [--json]`.
 
-Needs numpy, Pillow and onnxruntime; neither torch nor edc. Read it as the reference for a consumer of your own.
+Any file of the artifact will do: ONNX files run in ONNX Runtime (or OpenVINO with --backend openvino), engines in
+TensorRT or TensorRT-RTX. Needs numpy, Pillow and onnxruntime (or what --backend says; engines need cuda-python too);
+neither torch nor edc. Read it as the reference for a consumer of your own.
 """
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -23,11 +26,14 @@ def main() -> int:
     parser.add_argument("artifact", type=Path, help="the folder that holds manifest.json")
     parser.add_argument("image", type=Path)
     parser.add_argument("--top", type=int, default=5, help="how many classes to show (default: 5)")
-    parser.add_argument("--file", help="which ONNX file of the artifact (default: the student's fp32)")
+    parser.add_argument("--file", help="which file of the artifact (default: the student's fp32 ONNX)")
+    parser.add_argument("--backend", choices=("onnxruntime", "openvino"), default="onnxruntime", help="for ONNX files")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
     try:
-        result = classify(arguments.artifact, arguments.image, top=arguments.top, file=arguments.file)
+        result = classify(
+            arguments.artifact, arguments.image, top=arguments.top, file=arguments.file, backend=arguments.backend
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,7 +46,9 @@ def main() -> int:
     return 0
 
 
-def classify(artifact: Path, image: Path, *, top: int = 5, file: str | None = None) -> dict:
+def classify(
+    artifact: Path, image: Path, *, top: int = 5, file: str | None = None, backend: str = "onnxruntime"
+) -> dict:
     """Return the `top` classes of the image with their calibrated probabilities."""
     if top < 1:
         raise UserError(f"--top: {top}, expected at least 1")
@@ -48,7 +56,9 @@ def classify(artifact: Path, image: Path, *, top: int = 5, file: str | None = No
     entry = choose_file(manifest, file)
     path = verified_path(artifact, entry)
     images = preprocess(image, manifest["preprocessing"])
-    probabilities = softmax(run_onnx(path, images) / temperature_left(manifest, entry))
+    run = {"tensorrt": run_engine, "tensorrt_rtx": run_engine}.get(entry["format"])
+    run = run or {"onnxruntime": run_onnx, "openvino": run_openvino}[backend]
+    probabilities = softmax(run(path, images, entry) / temperature_left(manifest, entry))
     best = np.argsort(-probabilities, kind="stable")[:top]
     classes = manifest["classes"]
     rows = [{"label": classes[i], "index": int(i), "probability": float(probabilities[i])} for i in best]
@@ -72,14 +82,15 @@ def load_manifest(artifact: Path) -> dict:
 
 
 def choose_file(manifest: dict, wanted: str | None) -> dict:
-    onnx_files = [entry for entry in manifest["files"] if entry["format"] == "onnx"]
+    models = [entry for entry in manifest["files"] if entry["format"] in ("onnx", "tensorrt", "tensorrt_rtx")]
     if wanted is not None:
-        chosen = [entry for entry in onnx_files if entry["path"] == wanted]
+        chosen = [entry for entry in models if entry["path"] == wanted]
     else:
-        chosen = [entry for entry in onnx_files if entry["role"] == "student" and entry["precision"] == "fp32"]
+        students = [entry for entry in models if entry["role"] == "student" and entry["format"] == "onnx"]
+        chosen = [entry for entry in students if entry["precision"] == "fp32"]
     if not chosen:
-        names = ", ".join(entry["path"] for entry in onnx_files) or "none"
-        raise UserError(f"{wanted or 'a student in fp32'}: not an ONNX file of this artifact, which has {names}")
+        names = ", ".join(entry["path"] for entry in models) or "none"
+        raise UserError(f"{wanted or 'a student in fp32'}: not a model of this artifact, which has {names}")
     return chosen[0]
 
 
@@ -136,13 +147,62 @@ def resize_shorter_side(image: Image.Image, size: int, interpolation: Image.Resa
     return image if image.size == new_size else image.resize(new_size, interpolation)
 
 
-def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
-    """Return the logits of one image."""
+def run_onnx(path: Path, images: np.ndarray, _entry: dict) -> np.ndarray:
+    """Return the logits of one image, from ONNX Runtime."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: Linux wheels send telemetry by default
-    import onnxruntime
-
+    onnxruntime = imported("onnxruntime", "pip install onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: images})[0][0].astype(np.float64)
+
+
+def run_openvino(path: Path, images: np.ndarray, _entry: dict) -> np.ndarray:
+    """Return the logits of one image, from OpenVINO; left to itself it would compute fp32 files in bfloat16."""
+    openvino = imported("openvino", "pip install openvino")
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled([images])[0][0].astype(np.float64)
+
+
+def run_engine(path: Path, images: np.ndarray, entry: dict) -> np.ndarray:
+    """Return the logits of one image, from TensorRT or TensorRT-RTX on the first GPU."""
+    trt = imported(entry["format"], f"pip install {'tensorrt-rtx-cu13' if 'rtx' in entry['format'] else 'tensorrt'}")
+    cuda = imported("cuda.bindings.runtime", "pip install cuda-python")
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes()) if runtime is not None else None
+    if engine is None:  # never raised: the library only logs
+        raise UserError(f"{path}: {entry['format']} {trt.__version__} cannot load it here; build it again on this GPU")
+    context = engine.create_execution_context()
+    logits = np.empty((1, entry["outputs"][0]["shape"][-1]), np.float32)
+    context.set_input_shape(entry["inputs"][0]["name"], images.shape)
+    on_device = [checked(cuda.cudaMalloc(array.nbytes)) for array in (images, logits)]
+    try:
+        to_device, to_host = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        checked(cuda.cudaMemcpy(on_device[0], images.ctypes.data, images.nbytes, to_device))
+        context.set_tensor_address(entry["inputs"][0]["name"], int(on_device[0]))
+        context.set_tensor_address(entry["outputs"][0]["name"], int(on_device[1]))
+        stream = checked(cuda.cudaStreamCreate())
+        if not context.execute_async_v3(int(stream)):
+            raise UserError(f"{path}: the engine refused to run")
+        checked(cuda.cudaStreamSynchronize(stream))
+        checked(cuda.cudaMemcpy(logits.ctypes.data, on_device[1], logits.nbytes, to_host))
+    finally:
+        for pointer in on_device:
+            cuda.cudaFree(pointer)
+    return logits[0].astype(np.float64)
+
+
+def imported(name: str, install: str):
+    """Return a module, or say how to get it."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise UserError(f"{name}: cannot be imported ({error}); {install}") from error
+
+
+def checked(result: tuple):
+    """Return the value of a CUDA call, or its error as ours."""
+    if int(result[0]) != 0:
+        raise UserError(f"CUDA: {result[0]}")
+    return result[1] if len(result) > 1 else None
 
 
 def temperature_left(manifest: dict, entry: dict) -> float:

@@ -1,6 +1,6 @@
 """One process of two: runs every case of `training_cases.py` over gloo and writes what it found for the tests to judge.
 
-Launched by conftest.py as `python distributed_worker.py FOLDER` with RANK, WORLD_SIZE and MASTER_PORT in the environment.
+Launched by conftest.py as `python distributed_worker.py FOLDER`, with RANK, WORLD_SIZE and MASTER_PORT set.
 """
 
 import os
@@ -108,7 +108,7 @@ def signal_after_the_last_step(folder: Path, accelerator: Accelerator, rank: int
 
 
 def main(folder: Path) -> None:
-    warnings.simplefilter("error"); warnings.filterwarnings("ignore", message="torch.distributed.nn.functional")
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     rank = int(os.environ["RANK"])

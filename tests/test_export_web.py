@@ -64,7 +64,7 @@ class Browser:
         flags = [
             "--headless", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync", "--disable-extensions", "--remote-debugging-pipe",
-            "--enable-unsafe-swiftshader", "--host-resolver-rules=MAP demo.test 127.0.0.1", f"--user-data-dir={profile}",
+            "--enable-unsafe-swiftshader", "--disable-features=HttpsUpgrades", "--host-resolver-rules=MAP demo.test 127.0.0.1", f"--user-data-dir={profile}",
         ]  # fmt: skip
         if os.geteuid() == 0:
             flags.append("--no-sandbox")
@@ -564,7 +564,10 @@ def test_resizing_is_pillows_bit_for_bit(browser, site, interpolation):
                 color="L", image_size=size, resize_shorter_side=max(size) + 3, interpolation=interpolation, **CROP
             )
             for how in (exact, shorter):
-                assert np.array_equal(page_pixels(browser, content, how), pillow_pixels(content, how)), (how, noise.size)
+                assert np.array_equal(page_pixels(browser, content, how), pillow_pixels(content, how)), (
+                    how,
+                    noise.size,
+                )
 
 
 def real_images() -> dict[str, bytes]:

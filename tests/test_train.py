@@ -42,7 +42,7 @@ TEACHER, STUDENT = "teacher, float32", "tdiv_sdiv, float64"
 
 
 def optax_warmup_cosine(count: int, peak: float, warmup: int, total: int) -> float:
-    """optax.join_schedules([linear_schedule(0, peak, warmup), cosine_decay_schedule(peak, total - warmup)], [warmup])."""
+    """optax.join_schedules([linear_schedule(0, peak, warmup), cosine_decay_schedule(peak, total - warmup)])."""
     if count < warmup:
         return (0.0 - peak) * (1 - min(count, warmup) / warmup) + peak
     progress = min(count - warmup, total - warmup) / (total - warmup)
@@ -52,7 +52,7 @@ def optax_warmup_cosine(count: int, peak: float, warmup: int, total: int) -> flo
 @pytest.mark.parametrize(("epochs", "warmup", "steps"), [(200, 5, 351), (10, 0, 4), (3, 2, 1)])
 def test_learning_rate_is_linear_from_zero_then_half_a_cosine(epochs, warmup, steps):
     training = TrainingSection(epochs=epochs, warmup_epochs=warmup, learning_rate=0.3)
-    for step in range(epochs * steps):
+    for step in [*range(0, epochs * steps, 37), warmup * steps, epochs * steps - 1]:
         expected = optax_warmup_cosine(step, 0.3, warmup * steps, epochs * steps)
         assert learning_rate_at(step, training, steps) == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
@@ -178,8 +178,7 @@ def assert_ends_equal(folder: Path, expected: Path) -> None:
     assert not (folder / "checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("case", [TEACHER, STUDENT])
-@pytest.mark.parametrize("step", [0, 6, 7, 22])
+@pytest.mark.parametrize(("case", "step"), [(TEACHER, 0), (TEACHER, 7), (TEACHER, 22), (STUDENT, 6)])
 def test_signal_saves_after_its_step_and_the_resumed_training_ends_bit_equal(
     tmp_path, accelerator, undisturbed, one_thread, case, step
 ):
@@ -259,8 +258,8 @@ RECIPE = """
 name: r
 data: {kind: synthetic, num_images: 64, image_size: 8, num_classes: 3, validation: 33, test: 35, crop_padding: 1}
 network: cifar_resnet8
-training: {epochs: 20, warmup_epochs: 1, batch_size: 16, learning_rate: 0.02}
-teachers: {ensemble_size: 2, epochs: 20}
+training: {epochs: 8, warmup_epochs: 1, batch_size: 16, learning_rate: 0.02}
+teachers: {ensemble_size: 2}
 students:
   kd: {method: kd, epochs: 2}
   be: {method: latent_be, perturbation: tdiv_sdiv}

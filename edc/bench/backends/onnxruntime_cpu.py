@@ -47,15 +47,19 @@ class OnnxRuntimeLoaded:
     def __init__(self, sessions: list[Any], what_ran: WhatRan, *, file_bytes: int) -> None:
         self.what_ran, self.file_bytes = what_ran, file_bytes
         self._errors = ort_errors()
-        self._names = [session.get_inputs()[0].name for session in sessions]
-        self._runs: list[Callable[..., list[Floats]]] = [session.run for session in sessions]
+        self._runs: list[tuple[Callable[..., list[Floats]], str]] = [
+            (session.run, session.get_inputs()[0].name) for session in sessions
+        ]
+        self._run, self._name = self._runs[0]
 
     def infer(self, batch: Floats, /) -> Floats:
         try:
-            outputs = [run(None, {name: batch})[0] for run, name in zip(self._runs, self._names, strict=True)]
+            # One session apart: a loop over one is half a microsecond, 3 % of the smallest network there is.
+            if len(self._runs) == 1:
+                return self._run(None, {self._name: batch})[0]
+            return log_mean_probs([run(None, {name: batch})[0] for run, name in self._runs])
         except self._errors as error:
             raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {_reason(error)}") from error
-        return outputs[0] if len(outputs) == 1 else log_mean_probs(outputs)
 
 
 def onnx_files(subject: Subject) -> tuple[Path, ...]:
