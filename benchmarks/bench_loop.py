@@ -4,7 +4,7 @@
 
 Three rows take turns in random order: the loop by hand, `edc.bench.timing` around the backend's `infer` in this
 process, and a worker process as `edc bench` uses it. Prints each p50 and the median ratio to the loop by hand, paired
-by round, with its interval. The bound to hold is 3 %. Run it on a quiet machine; without a file it makes a small ResNet.
+by round, with its interval. The bound to hold is 3 %. Run it on a quiet machine; without a file it makes a tiny ResNet.
 """
 
 import argparse

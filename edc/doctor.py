@@ -81,7 +81,7 @@ LIBRARIES = (
 
 
 def diagnose(libraries: Sequence[Library] = LIBRARIES) -> list[Check]:
-    """Return every check, machine first."""
+    """Returns every check, machine first."""
     with ThreadPoolExecutor(max_workers=_num_cores()) as pool:
         loaded = pool.map(_check_library, libraries)
         return [_python(), *_cpu(), _memory(), _gpu(), *loaded, *_conflicts()]
@@ -92,7 +92,7 @@ def _python() -> Check:
 
 
 def _num_cores() -> int:
-    """Return the cores this process may use, which in a container can be fewer than the machine has."""
+    """Returns the cores this process may use, which in a container can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -144,7 +144,7 @@ def _gpu() -> Check:
 
 
 def _check_library(library: Library) -> Check:
-    """Return the version of a library that loads, or why it does not."""
+    """Returns the version of a library that loads, or why it does not."""
     name = f"{library.module} ({library.purpose})"
     absent: Status = "broken" if library.required else "missing"
     script = (
@@ -163,7 +163,7 @@ def _check_library(library: Library) -> Check:
 
 
 def _run(command: Sequence[str]) -> tuple[int, str]:
-    """Return a command's exit code and its output, or its errors when it failed."""
+    """Returns a command's exit code and its output, or its errors when it failed."""
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
@@ -175,7 +175,7 @@ def _run(command: Sequence[str]) -> tuple[int, str]:
 
 
 def _conflicts() -> list[Check]:
-    """Return what is installed that must not be installed together."""
+    """Returns what is installed that must not be installed together."""
     names = {distribution.name.lower() for distribution in metadata.distributions() if distribution.name}
     if {"onnxruntime", "onnxruntime-gpu"} <= names:
         fix = "pip uninstall onnxruntime onnxruntime-gpu, then pip install one of them"

@@ -20,9 +20,12 @@ __all__ = ["exclusive_lock", "require_free_disk", "sha256_of", "write_atomically
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; it is renamed to `path` only if the block ends without an error."""
+    """Yields a temporary path beside `path`; it is renamed to `path` only if the block ends without an error.
+
+    The temporary keeps the suffix: several libraries choose their format by it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
         with temporary.open("rb+") as file:

@@ -94,9 +94,9 @@ def test_a_worker_killed_while_it_computes_costs_the_row_it_was_computing(member
     with WorkerPool(images=tiny_images(16), threads=1) as pool:
         for spec in specs:
             pool.load(spec)
-        timer = threading.Timer(1.0, kill, [pool])
+        timer = threading.Timer(0.7, kill, [pool])
         timer.start()
-        plan = TimingPlan(seconds_per_row=2.0, num_rounds=8, window_ms=2.0, max_windows=3)
+        plan = TimingPlan(seconds_per_row=1.0, num_rounds=8, window_ms=2.0, max_windows=3)
         timings = pool.time(specs, batch=1, plan=plan, seed=0)
         timer.join()
     lost = [timing for timing in timings.values() if isinstance(timing, NotRun)]

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from edc.deploy.files import sha256_of_file
 from edc.deploy.manifest import ArtifactFile, Manifest, Preprocessing, write_manifest
 from edc.deploy.onnx_from_network import onnx_from_network
+from edc.files import sha256_of
 
 SCRIPT = Path(__file__).parents[1] / "export" / "classify.py"
 CLASSES = ("cat", "dog", "Ente")
@@ -34,7 +34,7 @@ def write_artifact(folder: Path, *, channels: int = 3, temperature: float = 2.0,
         role="student",
         format="onnx",
         precision="fp32",
-        sha256=sha256_of_file(path),
+        sha256=sha256_of(path),
         bytes=path.stat().st_size,
     )
     how = Preprocessing(

@@ -11,12 +11,12 @@ import torchvision
 from torch import nn
 
 from edc.deploy.engine_from_onnx import engine_from_onnx, import_tensorrt, load_engine, sidecar_path
-from edc.deploy.files import sha256_of_file
 from edc.deploy.fuse import fuse_batchnorm
 from edc.deploy.half import fp16_from_onnx
 from edc.deploy.onnx_from_network import ensemble_network, onnx_from_network
 from edc.deploy.quantize import int8_from_onnx
 from edc.errors import EngineError, NotInstalledError
+from edc.files import sha256_of
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'edc[rtx]'")
 
@@ -80,8 +80,8 @@ def test_wide_resnet_builds(tmp_path, precision):
     engine = build(source, tmp_path / "student.engine")
     assert (engine.min_batch, engine.opt_batch, engine.max_batch) == (1, 8, 64)
     assert engine.bytes == (tmp_path / "student.engine").stat().st_size
-    assert engine.sha256 == sha256_of_file(tmp_path / "student.engine")
-    assert engine.onnx_sha256 == sha256_of_file(source)
+    assert engine.sha256 == sha256_of(tmp_path / "student.engine")
+    assert engine.onnx_sha256 == sha256_of(source)
     assert (engine.input_name, engine.output_name, engine.tf32) == ("images", "logits", False)
 
 
@@ -144,7 +144,7 @@ def test_changed_or_foreign_engine_is_not_loaded(small, tmp_path):
     with pytest.raises(EngineError, match="SHA-256 differs"):
         load_engine(tmp_path / "student.engine", sha256=engine.sha256, library="tensorrt_rtx")
     (tmp_path / "student.engine").write_bytes(b"a plan for another version")
-    digest = sha256_of_file(tmp_path / "student.engine")
+    digest = sha256_of(tmp_path / "student.engine")
     with pytest.raises(EngineError, match="cannot load it"):
         load_engine(tmp_path / "student.engine", sha256=digest, library="tensorrt_rtx")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from edc.deploy.files import sha256_of_file, written_whole
 from edc.deploy.manifest import (
     ArtifactFile,
     Manifest,
@@ -19,6 +18,7 @@ from edc.deploy.manifest import (
     write_manifest,
 )
 from edc.errors import ArtifactError
+from edc.files import sha256_of, write_atomically
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +30,7 @@ def example(folder: Path) -> Manifest:
         role="student",
         format="onnx",
         precision="fp32",
-        sha256=sha256_of_file(folder / "student.onnx"),
+        sha256=sha256_of(folder / "student.onnx"),
         bytes=7,
         inputs=(TensorInfo(name="images", shape=("batch", 3, 32, 32), dtype="float32"),),
         outputs=(TensorInfo(name="logits", shape=("batch", 2), dtype="float32"),),
@@ -142,7 +142,7 @@ def test_shipped_schema_is_the_generated_one():
 
 def test_file_is_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(RuntimeError), written_whole(tmp_path / "a.txt") as temporary:  # noqa: PT012
+    with pytest.raises(RuntimeError), write_atomically(tmp_path / "a.txt") as temporary:  # noqa: PT012
         temporary.write_text("half of the n")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -1,4 +1,4 @@
-"""`export/web`: the page, opened in headless Chromium, against Pillow's pixels and `export/classify.py`'s probabilities.
+"""`export/web`: the page in headless Chromium, against Pillow's pixels and `export/classify.py`'s probabilities.
 
 `pytest tests/test_export_web.py -m slow -s` prints the differences that `export/web/README.md` quotes.
 """
@@ -34,8 +34,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from edc.deploy.files import sha256_of_file
 from edc.deploy.manifest import ArtifactFile, Manifest, Preprocessing, write_manifest
+from edc.files import sha256_of
 
 EXPORT = Path(__file__).parents[1] / "export"
 WEB = EXPORT / "web"
@@ -64,7 +64,8 @@ class Browser:
         flags = [
             "--headless", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync", "--disable-extensions", "--remote-debugging-pipe",
-            "--enable-unsafe-swiftshader", "--disable-features=HttpsUpgrades", "--host-resolver-rules=MAP demo.test 127.0.0.1", f"--user-data-dir={profile}",
+            "--enable-unsafe-swiftshader", "--disable-features=HttpsUpgrades",
+            "--host-resolver-rules=MAP demo.test 127.0.0.1", f"--user-data-dir={profile}",
         ]  # fmt: skip
         if os.geteuid() == 0:
             flags.append("--no-sandbox")
@@ -253,7 +254,7 @@ def write_artifact(folder: Path, how: Preprocessing, *, temperature: float, fold
 
 
 def write_network(path: Path, how: Preprocessing, *, role: str, seed: int) -> ArtifactFile:
-    """Write logits = weight . (pixels - 1/2), with logits that differ by a few units, so that no probability is 0 or 1."""
+    """Write logits = weight . (pixels - 1/2), a few units apart, so that no probability is close to 0 or 1."""
     height, width = how.image_size
     channels = 3 if how.color == "RGB" else 1
     shape = (channels, height, width) if how.layout == "NCHW" else (height, width, channels)
@@ -279,7 +280,7 @@ def write_network(path: Path, how: Preprocessing, *, role: str, seed: int) -> Ar
         role=role,
         format="onnx",
         precision="fp32",
-        sha256=sha256_of_file(path),
+        sha256=sha256_of(path),
         bytes=path.stat().st_size,
     )
 
@@ -367,9 +368,8 @@ def test_dropped_and_pasted_images_and_another_file_of_the_artifact(browser, sit
     browser.drop(dropped)
     assert_shown(browser, reference_rows(site.folder / "rgb", dropped))
     browser.evaluate(
-        f"const bytes = Uint8Array.from(atob('{base64.b64encode(pasted.read_bytes()).decode()}'), (c) => c.charCodeAt());"
         "const clipboardData = new DataTransfer();"
-        "clipboardData.items.add(new File([bytes], 'b.png', {type: 'image/png'}));"
+        f"clipboardData.items.add({file_in_page(pasted.read_bytes(), pasted.name)});"
         "void document.dispatchEvent(new ClipboardEvent('paste', {clipboardData}))"
     )
     browser.wait_for("document.getElementById('photo-caption').textContent.startsWith('b.png, 400')")
@@ -441,11 +441,13 @@ def test_mistake_in_the_artifact_is_one_line(browser, site, case, message):
 def test_mistake_in_the_image_is_one_line_and_the_next_image_works(browser, site, tmp_path):
     text, image = tmp_path / "text.png", saved(tmp_path / "image.png", photo(30, 30))
     text.write_text("not an image")
+    gif = saved(tmp_path / "holes.gif", photo(30, 30).quantize(8), transparency=3)
+    holes = "it has transparent parts, whose colours this browser cannot read; save it without them"
     open_artifact(browser, site, "rgb")
-    for _ in range(2):
-        browser.choose(text)
+    for wrong, message in ((text, "not an image that this browser can read"), (gif, holes)):
+        browser.choose(wrong)
         browser.wait_for("!document.getElementById('error').hidden")
-        assert browser.text("#error") == "text.png: not an image that this browser can read"
+        assert browser.text("#error") == f"{wrong.name}: {message}"
         assert browser.evaluate("document.getElementById('result').hidden")
         browser.choose(image)
         browser.wait_for("document.getElementById('error').hidden && !document.getElementById('result').hidden")
@@ -468,14 +470,19 @@ def test_page_says_when_the_digest_could_not_be_checked(browser, site):
 # Pixels: what the page feeds to the network, against what classify.py does.
 
 
+def file_in_page(content: bytes, name: str = "image") -> str:
+    """Return JavaScript for a file with this content."""
+    text = base64.b64encode(content).decode()
+    return f"new File([Uint8Array.from(atob('{text}'), (c) => c.charCodeAt())], '{name}', {{type: 'image/x'}})"
+
+
 def page_pixels(browser: Browser, content: bytes, how: Preprocessing, *, upright: bool = False) -> np.ndarray:
     """Return the page's preprocessed image (H, W, C)."""
     encoded = browser.evaluate(
         "(async () => {"
         "  const { preprocess } = await import('./classify.js');"
-        f" const bytes = Uint8Array.from(atob('{base64.b64encode(content).decode()}'), (c) => c.charCodeAt());"
         f" const how = {how.model_dump_json()};"
-        f" const image = await preprocess(new File([bytes], 'image'), how, {json.dumps(upright)});"
+        f" const image = await preprocess({file_in_page(content)}, how, {json.dumps(upright)});"
         "  let text = '';"
         "  for (const byte of image.data) text += String.fromCharCode(byte);"
         "  return btoa(text);"
@@ -521,10 +528,12 @@ FILES = {
     "PNG, palette": lambda: encoded(photo(301, 200).quantize(64), "PNG"),
     "PNG, transparent": lambda: encoded(with_alpha(photo(301, 700 // 2)), "PNG"),
     "PNG, gamma": lambda: with_gamma(encoded(photo(301, 200), "PNG")),
+    "PNG, turned by EXIF": lambda: encoded(photo(301, 200), "PNG", exif=exif(8)),
     "JPEG": lambda: encoded(photo(301, 201), "JPEG", quality=80),
     "JPEG, progressive": lambda: encoded(photo(301, 201), "JPEG", quality=80, progressive=True),
     "JPEG, grey": lambda: encoded(photo(301, 200).convert("L"), "JPEG"),
     "JPEG, turned by EXIF": lambda: encoded(photo(301, 200), "JPEG", exif=exif(6)),
+    "JPEG, CMYK": lambda: encoded(photo(301, 201).convert("CMYK"), "JPEG"),
     "WebP": lambda: encoded(photo(301, 200), "WEBP", quality=80),
     "GIF": lambda: encoded(photo(301, 200).quantize(200), "GIF"),
 }
@@ -585,6 +594,8 @@ def real_images() -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_real_images_of_several_sizes_give_the_same_pixels_and_logits(browser, site, tmp_path):
+    from edc.deploy.ort import ort_session
+
     script = classify_py()
     for side in (8, 32, 224):
         how = Preprocessing(color="RGB", image_size=(side, side), resize_shorter_side=side * 8 // 7, **CROP)
@@ -596,7 +607,8 @@ def test_real_images_of_several_sizes_give_the_same_pixels_and_logits(browser, s
             path = tmp_path / "image"
             path.write_bytes(content)
             pixels = np.abs(page_pixels(browser, content, how).astype(int) - pillow_pixels(content, how))
-            reference = script.run_onnx(site.folder / name / "student.onnx", script.preprocess(path, how.model_dump()))
+            session = ort_session(site.folder / name / "student.onnx")
+            reference = session.run(None, {"images": script.preprocess(path, how.model_dump())})[0][0]
             logits = np.array(page_logits(browser, content, how, f"../{name}/"))
             worst_pixel = max(worst_pixel, int(pixels.max()))
             worst_logit = max(worst_logit, float(np.abs(logits - reference).max()))
@@ -611,12 +623,11 @@ def page_logits(browser: Browser, content: bytes, how: Preprocessing, artifact: 
         "(async () => {"
         "  const page = await import('./classify.js');"
         "  const ort = await import('./ort/ort.wasm.bundle.min.mjs');"
-        f" const bytes = Uint8Array.from(atob('{base64.b64encode(content).decode()}'), (c) => c.charCodeAt());"
         f" const how = {how.model_dump_json()};"
         f" const artifact = new URL({json.dumps(artifact)}, location.href);"
         "  const entry = page.chooseFile(await page.loadManifest(artifact), null);"
         "  const session = await page.openSession(ort, (await page.verifiedBytes(artifact, entry)).bytes, entry.path);"
-        "  const tensor = page.tensorFromImage(ort, await page.preprocess(new File([bytes], 'image'), how), how);"
-        "  return (await page.runOnnx(session, tensor)).logits;"
+        f" const image = await page.preprocess({file_in_page(content)}, how);"
+        "  return (await page.runOnnx(session, page.tensorFromImage(ort, image, how))).logits;"
         "})()"
     )

@@ -29,6 +29,8 @@ from edc.run import RunFolder
 __all__ = ["BenchResult", "bench"]
 
 SCHEMA_VERSION = 1
+INT8 = " (int8)"
+"""At the end of the name of a subject that runs in 8 bits."""
 ONNX_BACKENDS: tuple[BackendName, ...] = ("onnxruntime", "openvino")
 QUICK_PLAN = TimingPlan(seconds_per_row=0.6, num_rounds=12, max_windows=15)
 QUICK_IMAGES = 2000
@@ -148,12 +150,10 @@ def _specs(
     artifact: Path, manifest: Manifest, recipe: Recipe, run: Path, backends: Sequence[BackendName]
 ) -> list[RowSpec]:
     """Returns what is compared: one teacher, the ensemble in its forms, and students, on each backend."""
-    by_role: dict[str, list[Path]] = {}
+    files: dict[tuple[str, str], list[Path]] = {}
     for file in manifest.files:
-        if file.format != "onnx" or file.precision != "fp32":
-            continue
-        by_role.setdefault(file.role, []).append(artifact / file.path)
-    teachers = tuple(by_role.get("teacher", []))
+        if file.format == "onnx":
+            files.setdefault((file.role, file.precision), []).append(artifact / file.path)
     specs = []
     for backend in backends:
         if backend == "torch":
@@ -164,13 +164,20 @@ def _specs(
                 subjects[name] = name
             specs += [RowSpec(label, backend, TorchSubject(run, subject)) for label, subject in subjects.items()]
             continue
-        files = {
-            "teacher 0": teachers[:1],
-            "ensemble, in turn": teachers,
-            "ensemble, merged": tuple(by_role.get("ensemble", [])),
-            recipe.deploy: tuple(by_role.get("student", []))[:1],
-        }
-        specs += [RowSpec(label, backend, OnnxSubject(paths)) for label, paths in files.items() if paths]
+        # fp16 is left out: x86 CPUs emulate it. int8-trt is TensorRT's flavour, which these would run in float.
+        for precision, suffix in (("fp32", ""), ("int8-cpu", INT8)):
+            teachers = files.get(("teacher", precision), [])
+            subjects_files = {
+                "teacher 0": teachers[:1],
+                "ensemble, in turn": teachers,
+                "ensemble, merged": files.get(("ensemble", precision), []),
+                recipe.deploy: files.get(("student", precision), []),
+            }
+            specs += [
+                RowSpec(f"{label}{suffix}", backend, OnnxSubject(tuple(paths)))
+                for label, paths in subjects_files.items()
+                if paths
+            ]
     return specs
 
 
@@ -207,10 +214,12 @@ def _qualities(pool: WorkerPool, specs: list[RowSpec], data: DataSet, *, limit: 
 def _comparisons(
     spec: RowSpec, timings: dict[RowSpec, Timing | NotRun], qualities: _Qualities, *, seed: int
 ) -> list[Against]:
-    """Returns the row against the ensemble's best form on its own backend, and, for other backends, on torch."""
+    """Returns the row against the ensemble's best form: same backend and precision, then torch in fp32."""
     found = []
-    for backend in dict.fromkeys((spec.backend, "torch")):
-        forms = {s: t for s, t in timings.items() if s.backend == backend and _is_ensemble(s)}
+    for backend, precision in dict.fromkeys(((spec.backend, _is_int8(spec)), ("torch", False))):
+        forms = {
+            s: t for s, t in timings.items() if s.backend == backend and _is_ensemble(s) and _is_int8(s) == precision
+        }
         best = fastest(forms)
         if best is None or best == spec:
             continue
@@ -223,6 +232,10 @@ def _comparisons(
 
 def _is_ensemble(spec: RowSpec) -> bool:
     return spec.subject.startswith("ensemble")
+
+
+def _is_int8(spec: RowSpec) -> bool:
+    return spec.subject.endswith(INT8)
 
 
 def _batches(manifest: Manifest, batches: Sequence[int] | None) -> list[int]:
@@ -271,6 +284,7 @@ def _parameters(manifest: Manifest, recipe: Recipe, run: Path) -> dict[str, int]
     found |= dict.fromkeys(("ensemble, in turn", "ensemble, merged"), of_file.get("ensemble"))
     with suppress(RunError):
         found |= {row["subject"]: row["parameters"] for row in RunFolder(run).summary()["rows"]}
+    found |= {f"{subject}{INT8}": parameters for subject, parameters in found.items()}
     return {subject: parameters for subject, parameters in found.items() if parameters is not None}
 
 

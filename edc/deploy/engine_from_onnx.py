@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edc.deploy.files import sha256_of_file, written_whole
 from edc.errors import EngineError, NotInstalledError
+from edc.files import sha256_of, write_atomically
 
 __all__ = ["Engine", "Library", "engine_from_onnx", "import_tensorrt", "load_engine", "sidecar_path"]
 
@@ -47,7 +47,7 @@ class Engine:
 
 
 def import_tensorrt(library: Library) -> Any:
-    """Return the module.
+    """Returns the module.
 
     Raises:
         NotInstalledError: with the line that installs it.
@@ -73,7 +73,7 @@ def engine_from_onnx(
     strict_fp32: bool = True,
     timing_cache: Path | None = None,
 ) -> Engine:
-    """Write an engine built from the ONNX file `source` to `path`, its description beside it, and return that.
+    """Writes an engine built from the ONNX file `source` to `path`, its description beside it, and return that.
 
     Args:
         opt_batch: the batch size that kernels are chosen for; by default the largest.
@@ -99,13 +99,13 @@ def engine_from_onnx(
         strict_fp32=strict_fp32,
         timing_cache=None if _is_rtx(trt) else timing_cache,
     )
-    with written_whole(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_bytes(plan)
     engine = Engine(
         library=library,
         library_version=trt.__version__,
-        onnx_sha256=sha256_of_file(source),
-        sha256=sha256_of_file(path),
+        onnx_sha256=sha256_of(source),
+        sha256=sha256_of(path),
         bytes=path.stat().st_size,
         input_name=input_name,
         output_name=output_name,
@@ -116,18 +116,18 @@ def engine_from_onnx(
         tf32=not strict_fp32,
         build_seconds=time.perf_counter() - started,
     )
-    with written_whole(sidecar_path(path)) as temporary:
+    with write_atomically(sidecar_path(path)) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(engine), indent=2) + "\n", encoding="utf-8")
     return engine
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return where an engine's description is. It is a file of its own so that the engine loads in any other tool."""
+    """Returns where an engine's description is. It is a file of its own so that the engine loads in any other tool."""
     return path.with_name(path.name + ".json")
 
 
 def load_engine(path: Path, *, sha256: str, library: Library) -> tuple[Any, Any]:
-    """Return (runtime, engine) deserialised from `path`; keep the runtime for as long as the engine.
+    """Returns (runtime, engine) deserialised from `path`; keep the runtime for as long as the engine.
 
     Args:
         sha256: of the file, from the manifest: an engine can hold code, and only one's own is to be loaded.
@@ -135,7 +135,7 @@ def load_engine(path: Path, *, sha256: str, library: Library) -> tuple[Any, Any]
     Raises:
         EngineError: the digest differs, or the engine is for another GPU or library version.
     """
-    if sha256_of_file(path) != sha256:
+    if sha256_of(path) != sha256:
         raise EngineError(f"{path}: SHA-256 differs from the manifest's; an engine that was changed is not loaded")
     trt = import_tensorrt(library)
     log = _collecting_logger(trt)
@@ -158,7 +158,7 @@ def _build(
     strict_fp32: bool,
     timing_cache: Path | None,
 ) -> tuple[bytes, str, str]:
-    """Return the engine's bytes and the names of its input and its output."""
+    """Returns the engine's bytes and the names of its input and its output."""
     log = _collecting_logger(trt)
     builder = trt.Builder(log)
     if builder is None:
@@ -176,7 +176,7 @@ def _build(
     if plan is None:  # never raised, only logged
         raise EngineError(f"{source}: {trt.__name__} {trt.__version__} cannot build an engine: {log.reason()}")
     if cache is not None and timing_cache is not None:
-        with written_whole(timing_cache) as temporary:
+        with write_atomically(timing_cache) as temporary:
             temporary.write_bytes(bytes(cache.serialize()))
     return bytes(plan), network.get_input(0).name, network.get_output(0).name
 
@@ -186,7 +186,7 @@ def _is_rtx(trt: Any) -> bool:
 
 
 def _collecting_logger(trt: Any) -> Any:
-    """Return a logger that keeps warnings and errors: the library returns None on failure and says why only here."""
+    """Returns a logger that keeps warnings and errors: the library returns None on failure and says why only here."""
 
     class Collector(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -204,7 +204,7 @@ def _collecting_logger(trt: Any) -> Any:
 
 
 def _parse(trt: Any, builder: Any, source: Path, log: Any) -> tuple[Any, Any]:
-    """Return the network that the ONNX file describes, and the parser, which owns the weights that it refers to."""
+    """Returns the network that the ONNX file describes, and the parser, which owns the weights that it refers to."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log)

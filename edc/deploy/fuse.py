@@ -41,7 +41,7 @@ class Fused:
 
 
 def fuse_batchnorm(network: nn.Module, *, input_shape: tuple[int, int, int]) -> Fused:
-    """Return a copy of `network` in eval mode with every BatchNorm that follows a layer directly folded into it.
+    """Returns a copy of `network` in eval mode with every BatchNorm that follows a layer directly folded into it.
 
     The products are taken in float64 and rounded once, to the dtype of the weight. A BatchNorm stays where it follows
     something else (a sum, a pooling), where the layer's output is read twice, where layer or BatchNorm run more than
@@ -64,7 +64,7 @@ def fuse_batchnorm(network: nn.Module, *, input_shape: tuple[int, int, int]) -> 
 def scale_classifier(
     network: nn.Module, *, calibration_temperature: float, input_shape: tuple[int, int, int]
 ) -> nn.Module:
-    """Return a copy of `network` in eval mode whose classifier is divided by `calibration_temperature`.
+    """Returns a copy of `network` in eval mode whose classifier is divided by `calibration_temperature`.
 
     Each candidate for "the layer that makes the logits" is tried and kept only when the whole network's output really
     comes out divided; a network that does not end in one linear layer or 1x1 convolution is refused.
@@ -123,7 +123,7 @@ class _Calls(TorchFunctionMode):
 
 
 def _sample(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
-    """Return two seeded noise images in [0, 1] where the network lives: only the wiring is of interest."""
+    """Returns two seeded noise images in [0, 1] where the network lives: only the wiring is of interest."""
     like = next(network.parameters())
     noise = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0))
     return noise.to(device=like.device, dtype=like.dtype)
@@ -136,7 +136,7 @@ def _run(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
 
 
 def _watch(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[_Calls, Any]:
-    """Return the calls of one forward pass, and its output."""
+    """Returns the calls of one forward pass, and its output."""
     images = _sample(network, input_shape)
     with torch.no_grad(), _Calls() as calls:
         output = network(images)
@@ -144,7 +144,7 @@ def _watch(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[_Call
 
 
 def _pairs(network: nn.Module, calls: _Calls) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Yield each (layer, BatchNorm) that can become one layer."""
+    """Yields each (layer, BatchNorm) that can become one layer."""
     layers = {id(module.weight): module for module in network.modules() if type(module) in _LAYERS}
     norms = {
         id(module.running_mean): module
@@ -168,19 +168,19 @@ def _foldable(norm: nn.Module) -> bool:
 
 
 def _has_activation(norm: nn.Module) -> bool:
-    """Return whether this is timm's BatchNorm with dropout and activation inside."""
+    """Returns whether this is timm's BatchNorm with dropout and activation inside."""
     return type(norm).__module__.startswith("timm.") and type(norm).__name__ == "BatchNormAct2d"
 
 
 def _after_folding(norm: nn.Module) -> nn.Module:
-    """Return what remains of a BatchNorm whose affine map went elsewhere."""
+    """Returns what remains of a BatchNorm whose affine map went elsewhere."""
     if not _has_activation(norm):
         return nn.Identity()
     return nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
 
 
 def _fold(layer: Any, norm: Any) -> None:
-    """Multiply the BatchNorm into the layer, in place."""
+    """Multiplies the BatchNorm into the layer, in place."""
     ones = torch.ones_like(norm.running_mean, dtype=torch.float64)
     gamma = ones if norm.weight is None else norm.weight.detach().double()
     beta = 0 * ones if norm.bias is None else norm.bias.detach().double()
@@ -194,7 +194,7 @@ def _fold(layer: Any, norm: Any) -> None:
 
 
 def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` is registered, under whatever name."""
+    """Puts `new` wherever `old` is registered, under whatever name."""
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if child is old:
@@ -203,13 +203,13 @@ def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 @torch.no_grad()
 def _divide(layer: nn.Module, divisor: float) -> None:
-    """Divide weight and bias, in place, through float64."""
+    """Divides weight and bias, in place, through float64."""
     for parameter in layer.parameters():
         parameter.copy_((parameter.double() / divisor).to(parameter.dtype))
 
 
 def _classifier_candidates(network: nn.Module, calls: _Calls, output: Tensor) -> list[nn.Module]:
-    """Return the layers that could be the classifier, likeliest first (timm has some 1x1 convolutions there)."""
+    """Returns the layers that could be the classifier, likeliest first (timm has some 1x1 convolutions there)."""
     by_weight = {id(module.weight): module for module in network.modules() if isinstance(module, _LAYERS)}
     made_output = [by_weight.get(id(weight)) for made, weight in calls.made_by if made is output]
     named = [getattr(network, name, None) for name in ("fc", "classifier", "head")]

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edc.deploy.activations import activations
-from edc.deploy.files import written_whole
 from edc.errors import FailedError
+from edc.files import write_atomically
 
 __all__ = ["Half", "fp16_from_onnx"]
 
@@ -38,7 +38,7 @@ class Half:
 
 
 def fp16_from_onnx(source: Path, path: Path, *, images: NDArray[np.float32], headroom: float = 4.0) -> Half:
-    """Write the float32 ONNX file `source` to `path` in float16, and return what was kept in float32.
+    """Writes the float32 ONNX file `source` to `path` in float16, and return what was kept in float32.
 
     A node keeps float32 when any value it reads, makes or sums up exceeds 65504 / `headroom` on `images`, when it
     reads a constant too small for float16 or divides by what came of one, and from a LogSoftmax on: the mean of an
@@ -58,7 +58,7 @@ def fp16_from_onnx(source: Path, path: Path, *, images: NDArray[np.float32], hea
     kept = _kept_float(model.graph, largest, sums, limit=FP16_MAX / headroom)
     types = _float_values(model)
     num_fp16_nodes = _convert(model.graph, types, kept)
-    with written_whole(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         try:
             onnx.checker.check_model(temporary, full_check=True)
@@ -70,7 +70,7 @@ def fp16_from_onnx(source: Path, path: Path, *, images: NDArray[np.float32], hea
 def _largest_values(
     source: Path, graph: onnx.GraphProto, images: NDArray[np.float32]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the largest |value| of each tensor, and for each summing node's output a bound on its undivided sum."""
+    """Returns the largest |value| of each tensor, and for each summing node's output a bound on its undivided sum."""
     largest = {tensor.name: float(np.abs(array).max(initial=0)) for tensor, array in _float_initializers(graph)}
     sums: dict[str, float] = {}
     for values in activations(source, images):
@@ -86,7 +86,7 @@ def _largest_values(
 def _kept_float(
     graph: onnx.GraphProto, largest: Mapping[str, float], sums: Mapping[str, float], *, limit: float
 ) -> set[str]:
-    """Return the names of the nodes that stay float32."""
+    """Returns the names of the nodes that stay float32."""
     tiny = {
         tensor.name
         for tensor, array in _float_initializers(graph)
@@ -111,7 +111,7 @@ def _kept_float(
 
 
 def _convert(graph: onnx.GraphProto, is_float: set[str], kept: set[str]) -> int:
-    """Rewrite the graph in place, node by node in its own order; return how many nodes compute in float16."""
+    """Rewrites the graph in place, node by node in its own order; return how many nodes compute in float16."""
     initializers = {tensor.name: array for tensor, array in _float_initializers(graph)}
     outputs = {value.name for value in graph.output}
     in_fp16: set[str] = set()  # values that exist in float16; all others are float32 or not floats
@@ -154,7 +154,7 @@ def _convert(graph: onnx.GraphProto, is_float: set[str], kept: set[str]) -> int:
 
 
 def _put_back(nodes: list[NodeProto], i: int, j: int) -> None:
-    """Keep a graph output float32: its maker writes to another name, and a Cast at the end writes the output."""
+    """Keeps a graph output float32: its maker writes to another name, and a Cast at the end writes the output."""
     name = nodes[i].output[j]
     inner = f"{name}_inner_fp16"
     for node in nodes:
@@ -164,7 +164,7 @@ def _put_back(nodes: list[NodeProto], i: int, j: int) -> None:
 
 
 def _retype(node: NodeProto) -> None:
-    """Turn float32 in a node's attributes into float16: a Cast's target, constants that it carries."""
+    """Turns float32 in a node's attributes into float16: a Cast's target, constants that it carries."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
@@ -174,7 +174,7 @@ def _retype(node: NodeProto) -> None:
 
 
 def _float_values(model: onnx.ModelProto) -> set[str]:
-    """Return the names of all float32 values: inputs, weights and what nodes compute."""
+    """Returns the names of all float32 values: inputs, weights and what nodes compute."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     values = (*graph.input, *graph.value_info, *graph.output)
     names = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}

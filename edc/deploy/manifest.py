@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from edc.deploy.files import sha256_of_file, written_whole
 from edc.errors import ArtifactError
+from edc.files import sha256_of, write_atomically
 
 __all__ = [
     "MANIFEST_NAME",
@@ -146,16 +146,16 @@ class Manifest(_Section):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
-    """Write `manifest.json` into `folder`, whole or not at all, and return its path."""
+    """Writes `manifest.json` into `folder`, whole or not at all, and return its path."""
     path = folder / MANIFEST_NAME
-    with written_whole(path) as temporary:
+    with write_atomically(path) as temporary:
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Return the manifest of the artifact in `folder`; the files it lists are not looked at.
+    """Returns the manifest of the artifact in `folder`; the files it lists are not looked at.
 
     Raises:
         ArtifactError: it is missing, not JSON, of another version, or does not fit the schema; a listed path is
@@ -183,7 +183,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Check that every listed file is there, inside the folder, with the listed size and SHA-256.
+    """Checks that every listed file is there, inside the folder, with the listed size and SHA-256.
 
     Raises:
         ArtifactError: naming every file that is not.
@@ -202,12 +202,12 @@ def _problem(folder: Path, file: ArtifactFile) -> str | None:
     num_bytes = path.stat().st_size
     if num_bytes != file.bytes:
         return f"{file.path} has {num_bytes} bytes, the manifest says {file.bytes}"
-    if sha256_of_file(path) != file.sha256:
+    if sha256_of(path) != file.sha256:
         return f"{file.path} has another SHA-256 than the manifest says: it was changed after the export"
     return None
 
 
 def manifest_schema() -> dict[str, Any]:
-    """Return the JSON Schema of `manifest.json`, which is shipped as `export/manifest.schema.json`."""
+    """Returns the JSON Schema of `manifest.json`, which is shipped as `export/manifest.schema.json`."""
     schema = Manifest.model_json_schema(mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -18,8 +18,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edc.deploy.files import written_whole
 from edc.errors import FailedError
+from edc.files import write_atomically
 
 __all__ = ["EnsembleNetwork", "ensemble_network", "onnx_from_network"]
 
@@ -48,7 +48,7 @@ class EnsembleNetwork(nn.Module):
 
 
 def ensemble_network(members: Sequence[nn.Module]) -> nn.Module:
-    """Return one network that computes the mean probability of `members`, as `EnsembleNetwork` describes."""
+    """Returns one network that computes the mean probability of `members`, as `EnsembleNetwork` describes."""
     if not members:
         raise ValueError("an ensemble needs at least one member")
     return EnsembleNetwork(members).eval()
@@ -65,7 +65,7 @@ def onnx_from_network(
     output_name: str = "logits",
     opset: int = 20,
 ) -> None:
-    """Write `network` to `path` as float32 ONNX with a free batch dimension, checked, and whole or not at all.
+    """Writes `network` to `path` as float32 ONNX with a free batch dimension, checked, and whole or not at all.
 
     Args:
         input_shape: (C, H, W) of the images the network takes.
@@ -106,7 +106,7 @@ def onnx_from_network(
 
 
 def _write_checked(model: onnx.ModelProto, path: Path) -> None:
-    with written_whole(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         try:
             onnx.checker.check_model(temporary, full_check=True)
@@ -115,7 +115,7 @@ def _write_checked(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Remove from the model all that does not compute: paths, stack traces, remarks, intermediate types."""
+    """Removes from the model all that does not compute: paths, stack traces, remarks, intermediate types."""
     del model.metadata_props[:]
     model.doc_string = ""
     for function in model.functions:
@@ -150,7 +150,7 @@ def _strip_nodes(nodes: Any) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Keep the exporter's progress remarks and its own deprecation warnings off the terminal; errors still raise."""
+    """Keeps the exporter's progress remarks and its own deprecation warnings off the terminal; errors still raise."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -166,7 +166,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _last_line(error: BaseException) -> str:
-    """Return the innermost cause in one line: the exporter wraps the reason in pages of advice."""
+    """Returns the innermost cause in one line: the exporter wraps the reason in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -13,7 +13,7 @@ CPU = "CPUExecutionProvider"
 
 
 def import_onnxruntime() -> Any:
-    """Return the module `onnxruntime`; its Linux wheels since 1.29 send telemetry unless told not to before."""
+    """Returns the module `onnxruntime`; its Linux wheels since 1.29 send telemetry unless told not to before."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
@@ -21,7 +21,7 @@ def import_onnxruntime() -> Any:
 
 
 def ort_session(path: Path, *, providers: Sequence[str] = (CPU,), threads: int = 0) -> Any:
-    """Return an `InferenceSession` on `path` that really runs on the first of `providers`.
+    """Returns an `InferenceSession` on `path` that really runs on the first of `providers`.
 
     ONNX Runtime falls back to the CPU with no more than a log line when a provider cannot start.
 
@@ -37,7 +37,7 @@ def ort_session(path: Path, *, providers: Sequence[str] = (CPU,), threads: int =
 def ort_session_from_bytes(
     model: bytes | str, *, what: str, providers: Sequence[str] = (CPU,), threads: int = 0
 ) -> Any:
-    """Return what `ort_session` returns, for a model in memory (or a path); `what` names it in errors."""
+    """Returns what `ort_session` returns, for a model in memory (or a path); `what` names it in errors."""
     ort = import_onnxruntime()
     absent = [provider for provider in providers if provider not in ort.get_available_providers()]
     if absent:
@@ -56,7 +56,7 @@ def ort_session_from_bytes(
 
 
 def ort_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that ONNX Runtime raises; they have no common base short of Exception."""
+    """Returns the exceptions that ONNX Runtime raises; they have no common base short of Exception."""
     state = import_onnxruntime().capi.onnxruntime_pybind11_state
     values = [value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)]
     return tuple(values)

@@ -77,7 +77,7 @@ class PairedAccuracy:
 def compare_outputs(
     reference: Floats, candidate: Floats, *, tie: float = 0.0, batch_sizes: Sequence[int] = ()
 ) -> Parity:
-    """Return the distance between two arrays of logits.
+    """Returns the distance between two arrays of logits.
 
     Args:
         tie: an image whose best class differs still agrees when the reference's logit of the candidate's choice is
@@ -110,7 +110,7 @@ def compare_outputs(
 
 
 def check_parity(parity: Parity, *, precision: Precision, what: str) -> None:
-    """Raise ParityError with the figures unless `parity` is good enough for `precision`.
+    """Raises ParityError with the figures unless `parity` is good enough for `precision`.
 
     int8 is judged by `paired_accuracy_drop` and passes here.
     """
@@ -128,7 +128,7 @@ def check_parity(parity: Parity, *, precision: Precision, what: str) -> None:
 def check_onnx_parity(
     path: Path, network: nn.Module, images: Floats, *, max_batch: int, precision: Precision, threads: int = 0
 ) -> Parity:
-    """Return the parity of the ONNX file at `path` with `network` in float32 torch, both on this machine's CPU.
+    """Returns the parity of the ONNX file at `path` with `network` in float32 torch, both on this machine's CPU.
 
     The file is run at batch 1, an odd size and `max_batch` (images are repeated where there are too few), because a
     graph can be right at the batch it was traced with and wrong at others.
@@ -157,13 +157,13 @@ def check_onnx_parity(
 
 
 def batch_sizes_for(max_batch: int) -> tuple[int, ...]:
-    """Return the batch sizes to check a file at: 1, an odd one, and the largest."""
+    """Returns the batch sizes to check a file at: 1, an odd one, and the largest."""
     odd = min(7, max_batch - 1 + max_batch % 2)
     return tuple(sorted({1, odd, max_batch}))
 
 
 def network_outputs(network: nn.Module, images: Floats, *, batch_size: int) -> Floats:
-    """Return the logits (N, K) of a float32 copy of `network` on the CPU, where no TF32 or autocast interferes."""
+    """Returns the logits (N, K) of a float32 copy of `network` on the CPU, where no TF32 or autocast interferes."""
     plain = copy.deepcopy(network).eval().cpu().float()
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         outputs = [plain(torch.from_numpy(batch)).numpy() for batch in _batches(images, batch_size)]
@@ -171,7 +171,7 @@ def network_outputs(network: nn.Module, images: Floats, *, batch_size: int) -> F
 
 
 def onnx_outputs(session: Any, images: Floats, *, batch_size: int) -> Floats:
-    """Return the first output (N, K) of an ONNX Runtime session with one image input."""
+    """Returns the first output (N, K) of an ONNX Runtime session with one image input."""
     name = session.get_inputs()[0].name
     try:
         return np.concatenate([session.run(None, {name: batch})[0] for batch in _batches(images, batch_size)])
@@ -180,7 +180,7 @@ def onnx_outputs(session: Any, images: Floats, *, batch_size: int) -> Floats:
 
 
 def paired_accuracy_drop(reference_correct: NDArray[np.bool_], candidate_correct: NDArray[np.bool_]) -> PairedAccuracy:
-    """Return the drop in accuracy from reference to candidate and McNemar's exact p.
+    """Returns the drop in accuracy from reference to candidate and McNemar's exact p.
 
     Of the images that exactly one of the two gets right, each is as likely to be the reference's as the candidate's if
     they are equally good: a binomial test at 1/2.
@@ -210,7 +210,7 @@ def _batches(images: Floats, batch_size: int) -> Iterator[Floats]:
 
 
 def _centred_cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each row's cosine. Centring makes it see what softmax sees: a constant added to all classes is nothing."""
+    """Returns each row's cosine. Centring makes it see what softmax sees: a constant added to all classes is nothing."""
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = (np.linalg.norm(a, axis=1) == 0) & (np.linalg.norm(b, axis=1) == 0)

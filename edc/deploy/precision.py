@@ -36,7 +36,7 @@ class PrecisionCounts:
 
 
 def precision_of_graph(path: Path) -> PrecisionCounts:
-    """Return what the ONNX file at `path` computes in, by type inference over its graph."""
+    """Returns what the ONNX file at `path` computes in, by type inference over its graph."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=False)
     graph = model.graph
     initializers = Counter(tensor.data_type for tensor in graph.initializer)
@@ -65,7 +65,7 @@ def precision_of_graph(path: Path) -> PrecisionCounts:
 
 
 def require_precision(path: Path, precision: Precision) -> PrecisionCounts:
-    """Return the counts of the ONNX file at `path`, which must compute in `precision`.
+    """Returns the counts of the ONNX file at `path`, which must compute in `precision`.
 
     At least half of the convolutions and matrix products must be in the lower precision: a file that keeps more in
     float is slower for nothing and is not what its name says.

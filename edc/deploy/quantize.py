@@ -21,12 +21,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edc.deploy.files import written_whole
 from edc.deploy.ort import import_onnxruntime
 from edc.deploy.parity import PairedAccuracy, paired_accuracy_drop
 from edc.deploy.precision import require_precision
 from edc.deploy.sensitivity import heavy_nodes, noisiest_nodes
 from edc.errors import FailedError, ParityError
+from edc.files import write_atomically
 
 __all__ = ["RUNGS", "Quantized", "int8_from_onnx", "int8_within_budget"]
 
@@ -65,7 +65,7 @@ def int8_within_budget(
     accuracy_of: Callable[[Path], NDArray[np.bool_]],
     max_drop: float,
 ) -> Quantized:
-    """Write the float32 ONNX file `source` to `path` in INT8, and return how far down the ladder it had to go.
+    """Writes the float32 ONNX file `source` to `path` in INT8, and return how far down the ladder it had to go.
 
     The rungs: ranges by minimum and maximum; ranges by the 99.99th percentile, which gives up outliers for finer steps;
     with that, the first convolution and the last matrix product in float; and the noisiest quarter of the layers too.
@@ -80,7 +80,7 @@ def int8_within_budget(
         ParityError: the last rung still loses more; nothing is written.
     """
     tried: list[tuple[str, PairedAccuracy]] = []
-    with written_whole(path) as temporary:
+    with write_atomically(path) as temporary:
         for rung in RUNGS:
             kept = _kept_float(source, rung, images)
             calibration: Calibration = "minmax" if rung == "minmax" else "percentile"
@@ -105,7 +105,7 @@ def int8_from_onnx(
     calibration: Calibration = "minmax",
     keep_float: tuple[str, ...] = (),
 ) -> None:
-    """Write the float32 ONNX file `source` to `path` in INT8, with ranges from `images`.
+    """Writes the float32 ONNX file `source` to `path` in INT8, with ranges from `images`.
 
     Weights are symmetric, one scale per output channel; activations have one scale per tensor.
 
@@ -132,7 +132,7 @@ def int8_from_onnx(
         # with float32 is 0.99 with its graph optimisations off, and 0.59 with them on.
         options |= {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]}
     methods = {"minmax": q.CalibrationMethod.MinMax, "percentile": q.CalibrationMethod.Percentile}
-    with written_whole(path) as temporary, _inferred(source) as typed, _quiet_quantizer():
+    with write_atomically(path) as temporary, _inferred(source) as typed, _quiet_quantizer():
         q.quantize_static(
             typed,
             temporary,
@@ -151,7 +151,7 @@ def int8_from_onnx(
 
 
 def _kept_float(source: Path, rung: str, images: Images) -> tuple[str, ...]:
-    """Return the nodes that a rung leaves in float."""
+    """Returns the nodes that a rung leaves in float."""
     if rung in ("minmax", "percentile"):
         return ()
     nodes = heavy_nodes(source)
@@ -162,7 +162,7 @@ def _kept_float(source: Path, rung: str, images: Images) -> tuple[str, ...]:
 
 
 def _reader(path: Path, images: Images) -> Any:
-    """Return ONNX Runtime's calibration reader over `images`."""
+    """Returns ONNX Runtime's calibration reader over `images`."""
     from onnxruntime.quantization import CalibrationDataReader
 
     name = onnx.load(path, load_external_data=False).graph.input[0].name
@@ -191,7 +191,7 @@ def _reader(path: Path, images: Images) -> Any:
 
 @contextmanager
 def _inferred(source: Path) -> Iterator[Path]:
-    """Yield a temporary copy of the file with the types of all values, which the quantiser looks up."""
+    """Yields a temporary copy of the file with the types of all values, which the quantiser looks up."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "typed.onnx"
         onnx.save(onnx.shape_inference.infer_shapes(onnx.load(source)), path)
@@ -199,7 +199,7 @@ def _inferred(source: Path) -> Iterator[Path]:
 
 
 def _clean(path: Path) -> None:
-    """Remove what the quantiser notes about itself, and check the file."""
+    """Removes what the quantiser notes about itself, and check the file."""
     model = onnx.load(path)
     kept = [entry for entry in model.metadata_props if not entry.key.startswith("onnx.")]
     del model.metadata_props[:]
@@ -214,7 +214,7 @@ def _clean(path: Path) -> None:
 
 @contextmanager
 def _quiet_quantizer() -> Iterator[None]:
-    """Drop what the quantiser prints and its advice to preprocess, which `fuse_batchnorm` and `_inferred` have done.
+    """Drops what the quantiser prints and its advice to preprocess, which `fuse_batchnorm` and `_inferred` have done.
 
     It logs to the root logger itself, which would also install a handler there for everybody.
     """

@@ -13,13 +13,13 @@ __all__ = ["heavy_nodes", "noisiest_nodes"]
 
 
 def heavy_nodes(path: Path) -> tuple[str, ...]:
-    """Return the names of the convolutions and matrix products with weights in the graph at `path`, in order."""
+    """Returns the names of the convolutions and matrix products with weights in the graph at `path`, in order."""
     graph = onnx.load(path).graph
     return tuple(node.name for node in _with_weights(graph))
 
 
 def noisiest_nodes(path: Path, images: NDArray[np.float32], *, num_nodes: int) -> tuple[str, ...]:
-    """Return the names of the `num_nodes` layers whose input and weight are least well represented in eight bits.
+    """Returns the names of the `num_nodes` layers whose input and weight are least well represented in eight bits.
 
     A layer's noise is the squared rounding error of its input, with one scale, plus that of its weight, with one scale
     per output channel, each as a share of its energy: to first order they add up to the layer's relative output error.
@@ -54,7 +54,7 @@ def _weight_noise(node: NodeProto, weight: NDArray[np.float32]) -> float:
 
 
 def _noise(values: NDArray[np.float32], largest: NDArray[np.float32]) -> float:
-    """Return the error of rounding to 8 bits between -largest and largest, as a share of the energy."""
+    """Returns the error of rounding to 8 bits between -largest and largest, as a share of the energy."""
     scale = np.maximum(largest, 1e-30) / 127
     error = values - np.round(values / scale) * scale
     return float(np.square(error).sum() / max(float(np.square(values).sum()), 1e-30))

@@ -35,7 +35,7 @@ def triton_config(
     instances: Literal["cpu", "gpu"] = "gpu",
     queue_delay_us: int = 500,
 ) -> str:
-    """Return the text of `config.pbtxt`: batches are gathered for up to `queue_delay_us` and warmed up at both ends.
+    """Returns the text of `config.pbtxt`: batches are gathered for up to `queue_delay_us` and warmed up at both ends.
 
     Args:
         input_shape: of one image, without the batch dimension, in the file's own layout.
@@ -71,7 +71,7 @@ dynamic_batching {{
 
 
 def write_triton_model(folder: Path, name: str, *, model: Path, class_names: Sequence[str], config: str) -> Path:
-    """Write the model `name` into the repository `folder`, with `model` copied as version 1; return its folder.
+    """Writes the model `name` into the repository `folder`, with `model` copied as version 1; return its folder.
 
     Raises:
         ArtifactError: the model is there already, the name is no folder name, or a label holds a line break.
@@ -108,5 +108,5 @@ def _warmup(batch: int, input_name: str, data_type: str, dims: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a string as protobuf's text format writes it, which for names is as JSON does."""
+    """Returns a string as protobuf's text format writes it, which for names is as JSON does."""
     return json.dumps(text, ensure_ascii=False)

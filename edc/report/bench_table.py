@@ -7,7 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from edc.bench.bench import BenchResult
+from edc.bench.bench import INT8, BenchResult
 from edc.bench.rows import Row
 from edc.bench.statistics import Estimate
 from edc.report.tables import count
@@ -29,7 +29,7 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
         _print_table(title, columns, result, console)
     console.print(
         f"quality on {result.num_test_images:,} test images; cNLL: after one temperature fitted on validation\n"
-        "ms: median for a whole batch; x: times as fast as the ensemble's best form on the same backend, "
+        "ms: median for a whole batch; x: times as fast as the ensemble's best form, same backend and precision, "
         "median and 95 % interval over rounds",
         highlight=False,
     )
@@ -54,7 +54,7 @@ def _print_table(title: str, columns: list[Column], result: BenchResult, console
         if on != backend:
             backend = on
             table.add_section()
-        style = "bold" if subject == result.deploy else None
+        style = "bold" if subject.removesuffix(INT8) == result.deploy else None
         table.add_row(subject, on, *(cell(rows) for _, cell in columns), style=style)
     console.print(table)
 

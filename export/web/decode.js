@@ -3,12 +3,13 @@
 
 const ROWS_AT_ONCE = 256; // phones limit a canvas to fewer pixels than their cameras take
 const EXIF_ORIENTATION = 0x0112;
+const HIDDEN_COLORS = "it has transparent parts, whose colours this browser cannot read; save it without them";
 
 /**
  * Returns the pixels of an image file in the wanted colours, row by row, channels last.
  * @param {Blob} file
  * @param {"RGB" | "L"} color
- * @param {boolean} upright turn a JPEG as its EXIF data asks; Pillow does not, unless asked
+ * @param {boolean} upright turn a JPEG or PNG as its EXIF data asks; Pillow does not, unless asked
  */
 export async function decode(file, color, upright = false) {
   const source = upright ? file : await withoutTurn(file);
@@ -18,6 +19,7 @@ export async function decode(file, color, upright = false) {
     const channels = color === "L" ? 1 : 3;
     const image = { width, height, channels, data: new Uint8Array(width * height * channels) };
     const isOpaque = copyByCanvas(bitmap, image);
+    if (!isOpaque && (await isGif(file))) throw new RangeError(HIDDEN_COLORS); // browsers drop them while decoding
     if (!isOpaque) copyByWebgl(bitmap, image);
     return image;
   } finally {
@@ -25,7 +27,11 @@ export async function decode(file, color, upright = false) {
   }
 }
 
-/** Returns the EXIF orientation of a JPEG, 1 to 8; 1, as it is, for everything else. */
+async function isGif(file) {
+  return (await file.slice(0, 4).text()) === "GIF8";
+}
+
+/** Returns the EXIF orientation of a JPEG or PNG, 1 to 8; 1, as it is, for everything else. */
 export async function orientationOf(file) {
   return findOrientation(new DataView(await file.arrayBuffer()))?.value ?? 1;
 }
@@ -57,14 +63,26 @@ function findOrientation(view) {
   }
 }
 
-/** Returns where the TIFF header of a JPEG's EXIF segment starts, or null. */
+/** Returns where the EXIF data of a JPEG or PNG starts, or null. */
 function findExif(view) {
-  if (view.byteLength < 4 || view.getUint16(0) !== 0xffd8) return null;
+  if (view.byteLength < 16) return null;
+  if (view.getUint16(0) === 0xffd8) return findExifInJpeg(view);
+  return view.getUint32(0) === 0x89504e47 ? findExifInPng(view) : null;
+}
+
+function findExifInJpeg(view) {
   let segment = 2;
   while (view.getUint8(segment) === 0xff && view.getUint8(segment + 1) !== 0xda) {
     const isExif = view.getUint16(segment) === 0xffe1 && view.getUint32(segment + 4) === 0x45786966;
     if (isExif) return segment + 10;
     segment += 2 + view.getUint16(segment + 2);
+  }
+  return null;
+}
+
+function findExifInPng(view) {
+  for (let chunk = 8; chunk < view.byteLength; chunk += 12 + view.getUint32(chunk)) {
+    if (view.getUint32(chunk + 4) === 0x65584966) return chunk + 8;
   }
   return null;
 }
@@ -90,7 +108,7 @@ function copyByCanvas(bitmap, image) {
 function copyByWebgl(bitmap, image) {
   const gl = document.createElement("canvas").getContext("webgl");
   if (!gl || Math.max(image.width, image.height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) {
-    throw new RangeError("it has transparent parts, whose colours this browser cannot read; save it without them");
+    throw new RangeError(HIDDEN_COLORS);
   }
   gl.pixelStorei(gl.UNPACK_COLORSPACE_CONVERSION_WEBGL, gl.NONE);
   const texture = gl.createTexture();

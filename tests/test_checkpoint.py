@@ -1,0 +1,125 @@
+"""Checkpoints and weights on disk: what is read back, and what is said of a file that cannot be."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from edc.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
+from edc.errors import CheckpointError
+
+
+def network(seed: int = 0, size: int = 3) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, size), nn.BatchNorm1d(size), nn.Linear(size, 2))
+
+
+def stepped(net: nn.Module) -> torch.optim.Optimizer:
+    """Returns an SGD with momentum that has made two steps."""
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, nesterov=True)
+    for seed in range(2):
+        optimizer.zero_grad()
+        net(torch.randn(4, 2, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+        optimizer.step()
+    return optimizer
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path):
+    first = network()
+    optimizer = stepped(first)
+    position = Position(epoch=3, batch=2, loss_sum=1.25, best_validation_acc=0.5, best_epoch=1, seconds=7.5)
+    position.best_state = {key: value.clone() for key, value in network(5).state_dict().items()}
+    save_checkpoint(tmp_path / "c.pt", position, first, optimizer)
+    second = network(9)
+    other = torch.optim.SGD(second.parameters(), 0.1, momentum=0.9, nesterov=True)
+    loaded = load_checkpoint(tmp_path / "c.pt", second, other)
+    best = loaded.best_state
+    assert all(torch.equal(value, best[key]) for key, value in network(5).state_dict().items())
+    loaded.best_state = position.best_state = {}
+    assert loaded == position
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(7))
+    for net, opt in ((first, optimizer), (second, other)):
+        opt.zero_grad()
+        net(x).square().sum().backward()
+        opt.step()
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "content", ["garbage", "empty", "truncated", "another network", "another format", "weights only"]
+)
+def test_checkpoint_that_does_not_fit_says_so(tmp_path, content):
+    path, net = tmp_path / "checkpoint.pt", network()
+    save_checkpoint(path, Position(), net, stepped(net))
+    match content:
+        case "garbage":
+            path.write_bytes(b"not a checkpoint")
+        case "empty":
+            path.write_bytes(b"")
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:700])
+        case "another network":
+            net = network(size=4)
+        case "another format":
+            torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
+        case "weights only":
+            torch.save(net.state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: (cannot go on from|checkpoint format 99)") as caught:
+        load_checkpoint(path, net, torch.optim.SGD(net.parameters(), 0.1))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.pth"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict", "state_dict_ema"])
+def test_state_dict_is_found_in_the_usual_wrappers(tmp_path, name, wrapper):
+    state = network().state_dict()
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / name)
+    loaded = load_state(tmp_path / name)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(value, loaded[key]) for key, value in state.items())
+
+
+def test_shared_and_channels_last_weights_are_saved_as_plain_ones(tmp_path):
+    weight = torch.rand(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+    save_state(tmp_path / "w.safetensors", {"a": weight, "b": weight})
+    loaded = load_state(tmp_path / "w.safetensors")
+    assert torch.equal(loaded["a"], weight)
+    assert torch.equal(loaded["b"], weight)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "no such checkpoint"),
+        (lambda path: path.write_bytes(b"junk"), "not readable as weights"),
+        (lambda path: path.write_bytes(b""), "not readable as weights"),
+        (lambda path: torch.save([1, 2], path), "holds list, expected a state dict"),
+        (lambda path: torch.save({"a": 3}, path), "holds dict, expected a state dict"),
+        (lambda path: torch.save(network(), path), "not readable as weights"),
+    ],
+)
+def test_file_that_holds_no_state_dict_says_what_it_is(tmp_path, write, message):
+    write(tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=rf"w\.pt: {message}"):
+        load_state(tmp_path / "w.pt")
+
+
+def test_damaged_safetensors_file_says_so(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(CheckpointError, match="not readable as weights"):
+        load_state(tmp_path / "w.safetensors")
+
+
+def test_metrics_drop_the_lines_that_a_cut_off_run_left(tmp_path):
+    path = tmp_path / "folder/metrics.jsonl"
+    for epoch in range(4):
+        append_metrics(path, {"epoch": epoch, "loss": 1.0})
+    with path.open("a") as file:
+        file.write('{"epoch": 4, "lo')  # a line cut off by a crash
+    append_metrics(path, {"epoch": 2, "loss": 2.0})
+    append_metrics(path, {"epoch": 3, "loss": 3.0})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["epoch"], row["loss"]) for row in rows] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 3.0)]

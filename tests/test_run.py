@@ -1,0 +1,133 @@
+"""Run folders: claimed by one recipe, never overwritten, and clear about what they lack."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from edc.errors import RunError
+from edc.recipe import Recipe
+from edc.run import RunFolder, newest_run
+
+BASE = {
+    "name": "r",
+    "data": {"kind": "synthetic"},
+    "network": "wrn10x1",
+    "students": {"kd": {"method": "kd"}},
+}
+
+
+def recipe(**changes) -> Recipe:
+    return Recipe.model_validate(BASE | changes)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Returns content and modification time of every file."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_claimed_folder_holds_the_resolved_recipe(tmp_path):
+    run = RunFolder(tmp_path / "runs/r")
+    asked = recipe(training={"learning_rate": 5e-5, "epochs": 30}, teachers={"checkpoints": ["a.pt", "b.pt"]})
+    run.claim(asked)
+    assert run.recipe() == asked
+    assert run.recipe().digest() == asked.digest()
+
+
+def test_same_recipe_claims_its_folder_again_and_changes_nothing(tmp_path):
+    run = RunFolder(tmp_path / "r")
+    run.claim(recipe())
+    before = snapshot(tmp_path)
+    run.claim(recipe(data={"kind": "synthetic", "num_workers": 0, "root": "elsewhere"}))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"seed": 3}, "seed (0 there, 3 asked for)"),
+        ({"training": {"learning_rate": 0.2}}, "training.learning_rate (0.1 there, 0.2 asked for)"),
+        (
+            {"students": {"kd": {"method": "kd", "temperature": 1}}},
+            "students.kd.temperature (4.0 there, 1.0 asked for)",
+        ),
+        ({"students": {"kd": {"method": "kd"}, "x": {}}, "deploy": "kd"}, "students.x.method (None there, 'latent_be'"),
+    ],
+)
+def test_folder_of_another_recipe_is_refused_and_left_alone(tmp_path, changes, difference):
+    run = RunFolder(tmp_path / "r")
+    run.claim(recipe())
+    (run.path / "students").mkdir()
+    (run.path / "students/w").write_text("weights")
+    before = snapshot(tmp_path)
+    with pytest.raises(RunError) as caught:
+        run.claim(recipe(**changes))
+    assert f"{run.path}: already holds another recipe; it differs in {difference}" in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert snapshot(tmp_path) == before
+
+
+def test_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match=r"is not empty and holds no recipe.yaml"):
+        RunFolder(tmp_path).claim(recipe())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_file_in_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "r").write_text("x")
+    with pytest.raises(RunError, match="is a file, expected a folder"):
+        RunFolder(tmp_path / "r").claim(recipe())
+
+
+def test_empty_folder_can_be_claimed(tmp_path):
+    RunFolder(tmp_path).claim(recipe())
+    assert RunFolder(tmp_path).recipe() == recipe()
+
+
+def test_unfinished_run_says_how_to_go_on(tmp_path):
+    run = RunFolder(tmp_path / "r")
+    run.claim(recipe())
+    with pytest.raises(RunError) as caught:
+        run.summary()
+    assert str(caught.value) == (
+        f"{run.path}: the run is not finished (no summary.json); "
+        f"go on with: edc distill {run.recipe_path} --run {run.path}"
+    )
+
+
+def test_folder_that_is_no_run_says_so(tmp_path):
+    for ask in (RunFolder(tmp_path / "nothing").summary, RunFolder(tmp_path).recipe):
+        with pytest.raises(RunError, match=r"not a run \(no recipe.yaml\); make one with: edc distill RECIPE"):
+            ask()
+
+
+def test_newest_run_is_the_one_finished_last(tmp_path):
+    for age, name in enumerate(("newest", "old", "older")):
+        run = RunFolder(tmp_path / name)
+        run.write_summary({"name": name})
+        os.utime(run.summary_path, ns=(0, (10 - age) * 10**9))
+    (tmp_path / "unfinished").mkdir()
+    assert newest_run(tmp_path).summary() == {"name": "newest"}
+
+
+def test_no_finished_run_says_how_to_make_one(tmp_path):
+    with pytest.raises(RunError, match=r"no finished run here; make one with: edc distill recipes/digits.yaml"):
+        newest_run(tmp_path / "runs")
+
+
+def test_summary_is_written_whole_or_not_at_all(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_summary({"a": 1})
+    with pytest.raises(ValueError, match="Out of range"):
+        run.write_summary({"a": float("nan")})
+    assert json.loads(run.summary_path.read_text()) == {"a": 1}
+
+
+def test_teachers_are_kept_beside_the_runs():
+    assert RunFolder(Path("runs/a")).teachers_path == RunFolder(Path("runs/b")).teachers_path == Path("runs/teachers")
