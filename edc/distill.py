@@ -4,28 +4,33 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from edc.data import DataSet, load_data
+from edc.data import DataSet, load_data, steps_per_epoch
 from edc.files import require_free_disk
 from edc.networks import build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe
 from edc.run import RunFolder
 from edc.student import train_student
 from edc.summary import summarise
-from edc.teacher import load_teachers
+from edc.teacher import load_own_teachers, load_teachers
 
 __all__ = ["distill"]
 
 
 def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict[str, Any]:
     """Runs `recipe` to its end in the folder `run`, going on where an earlier call stopped, and returns the summary."""
+    run.require_claimable(recipe)
+    if run.summary_path.is_file():
+        return run.summary()
     data = load_data(recipe.data)
+    # All that can be wrong with the request is looked at before the folder is claimed.
+    steps_per_epoch(data.train, recipe.training.batch_size)
     require_free_disk(run.path, _needed_bytes(recipe, data), "this run")
+    own_teachers = load_own_teachers(recipe, data)
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         run.claim(recipe)
     accelerator.wait_for_everyone()
-    if run.summary_path.is_file():
-        return run.summary()
-    teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator)
+    teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
     students = {
         name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator) for name in recipe.students
     }

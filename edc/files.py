@@ -33,7 +33,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors report a full disk in words of their own, without the number.
-        if getattr(error, "errno", None) == errno.ENOSPC or shutil.disk_usage(path.parent).free < 1 << 20:
+        no_space = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
+        if no_space or shutil.disk_usage(path.parent).free < 1 << 20:
             free_mb = shutil.disk_usage(path.parent).free / 1e6
             raise FailedError(
                 f"{path}: the disk is full ({free_mb:.0f} MB free). What was written before is intact; "

@@ -46,8 +46,8 @@ class RunFolder:
     def student_path(self, name: str) -> Path:
         return self.path / "students" / name
 
-    def claim(self, recipe: Recipe) -> None:
-        """Makes the folder this recipe's own; raises `RunError` if it already holds another recipe."""
+    def require_claimable(self, recipe: Recipe) -> None:
+        """Raises `RunError` if the folder holds another recipe, or something that is no run; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file, expected a folder for the run; choose another with --run")
         if self.recipe_path.is_file():
@@ -57,9 +57,14 @@ class RunFolder:
                     f"{self.path}: already holds another recipe; it differs in {_first_difference(held, recipe)}. "
                     "Choose another folder with --run, or remove this one."
                 )
-            return
-        if self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(self.path.iterdir()):
             raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
+
+    def claim(self, recipe: Recipe) -> None:
+        """Makes the folder this recipe's own; raises `RunError` as `require_claimable` does."""
+        self.require_claimable(recipe)
+        if self.recipe_path.is_file():
+            return
         with write_atomically(self.recipe_path) as temporary:
             document = recipe.model_dump(mode="json", exclude_none=True)
             temporary.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))

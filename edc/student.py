@@ -23,18 +23,22 @@ from edc.train import Batch, LossOf, fit
 __all__ = ["build_plain", "build_student", "fold_student", "load_student", "student_loss", "train_student"]
 
 
-def build_plain(recipe: Recipe, data: DataSet) -> Classifier:
-    """Returns a plain network of the student's architecture, initialised by the run's seed."""
+def build_plain(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Classifier:
+    """Returns a plain network of the student's architecture, initialised by the run's seed.
+
+    Not `fresh`: its weights will be overwritten, so pretrained ones are not fetched.
+    """
+    section = recipe.network if fresh else recipe.network.model_copy(update={"pretrained": False})
     torch.manual_seed(derive_seed("student", recipe.seed, "initial weights"))
     return build_network(
-        recipe.network, num_classes=data.num_classes, image_shape=data.image_shape, mean=data.mean, std=data.std
+        section, num_classes=data.num_classes, image_shape=data.image_shape, mean=data.mean, std=data.std
     )
 
 
-def build_student(recipe: Recipe, name: str, data: DataSet) -> nn.Module:
+def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = True) -> nn.Module:
     """Returns the network that student `name` trains: plain, or with as many members as there are teachers."""
     section = recipe.students[name]
-    plain = build_plain(recipe, data)
+    plain = build_plain(recipe, data, fresh=fresh)
     if section.method == "kd":
         return plain
     return to_batch_ensemble(plain, recipe.teachers.size, form=section.member_form)
@@ -73,7 +77,7 @@ def fold_student(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *
     section = recipe.students[name]
     if section.method == "kd":
         return network
-    plain = build_plain(recipe, data).to(next(network.parameters()).device)
+    plain = build_plain(recipe, data, fresh=False).to(next(network.parameters()).device)
     if recipe.training.channels_last:
         plain = plain.to(memory_format=torch.channels_last)
     return fold(network, plain, kind="mean_factors" if (kind or section.fold) == "mean_factors" else "mean_weights")
@@ -123,7 +127,7 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
         raise RunError(
             f"{path}: student {name!r} is not trained; go on with: edc distill {run.recipe_path} --run {run.path}"
         )
-    network = build_student(recipe, name, data)
+    network = build_student(recipe, name, data, fresh=False)
     network.load_state_dict(load_state(path))
     return network.eval()
 

@@ -3,10 +3,11 @@
 torch.nn.SyncBatchNorm refuses CPU tensors; on CUDA it is used, elsewhere this.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn import functional as dist_functional
 
 from edc.errors import RecipeError
 
@@ -46,8 +47,24 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over processes; every process's input acts on every process's output, backward too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _sum_over_processes(x: Tensor) -> Tensor:
-    total: Tensor = dist_functional.all_reduce(x)  # type: ignore[no-untyped-call]
+    total: Tensor = _SumOverProcesses.apply(x)
     return total
 
 

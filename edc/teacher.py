@@ -18,7 +18,7 @@ from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.train import Batch, fit
 
-__all__ = ["TeacherEnsemble", "build_teacher", "load_teachers", "obtain_teacher", "teacher_key"]
+__all__ = ["TeacherEnsemble", "build_teacher", "load_own_teachers", "load_teachers", "obtain_teacher", "teacher_key"]
 
 
 class TeacherEnsemble(nn.Module):
@@ -44,13 +44,26 @@ class TeacherEnsemble(nn.Module):
         return torch.stack([member(images) for member in self.members])
 
 
-def load_teachers(recipe: Recipe, data: DataSet, *, teachers_path: Path, accelerator: Accelerator) -> TeacherEnsemble:
-    """Returns the ensemble: the recipe's checkpoints, or M teachers from `teachers_path`, training those missing."""
-    if recipe.teachers.checkpoints:
-        members: list[nn.Module] = [
-            _own_teacher(checkpoint, recipe, data) for checkpoint in recipe.teachers.checkpoints
-        ]
-    else:
+def load_own_teachers(recipe: Recipe, data: DataSet) -> list[nn.Module]:
+    """Returns the networks of the recipe's own checkpoints, strictly loaded and tried; none if it lists none."""
+    return [_own_teacher(checkpoint, recipe, data) for checkpoint in recipe.teachers.checkpoints]
+
+
+def load_teachers(
+    recipe: Recipe,
+    data: DataSet,
+    *,
+    teachers_path: Path,
+    accelerator: Accelerator,
+    own: Sequence[nn.Module] | None = None,
+) -> TeacherEnsemble:
+    """Returns the ensemble: the recipe's checkpoints, or M teachers from `teachers_path`, training those missing.
+
+    Args:
+        own: what `load_own_teachers` returned, if it has been called already.
+    """
+    members = list(own if own is not None else load_own_teachers(recipe, data))
+    if not members:
         members = [
             obtain_teacher(recipe, data, member, teachers_path=teachers_path, accelerator=accelerator)
             for member in range(recipe.teachers.size)
@@ -69,8 +82,9 @@ def obtain_teacher(
     folder = teachers_path / key
     seed = recipe.teachers.seed + member
     torch.manual_seed(derive_seed("teacher", seed, "initial weights"))
-    network = build_teacher(recipe, data)
-    if (folder / "weights.safetensors").is_file():
+    trained = (folder / "weights.safetensors").is_file()
+    network = build_teacher(recipe, data, fresh=not trained)
+    if trained:
         network.load_state_dict(load_state(folder / "weights.safetensors"))
         return network
 
@@ -115,10 +129,11 @@ def teacher_loss(model: nn.Module, _network: nn.Module, batch: Batch) -> Tensor:
     return label_loss(model(batch.images)[None].float(), batch.labels)
 
 
-def build_teacher(recipe: Recipe, data: DataSet) -> Classifier:
-    """Returns an untrained teacher network."""
+def build_teacher(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Classifier:
+    """Returns an untrained teacher network; not `fresh`: its weights will be overwritten, so none are fetched."""
+    section = recipe.teacher_network if fresh else recipe.teacher_network.model_copy(update={"pretrained": False})
     return build_network(
-        recipe.teacher_network,
+        section,
         num_classes=data.num_classes,
         image_shape=data.image_shape,
         mean=data.mean,

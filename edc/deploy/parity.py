@@ -210,7 +210,7 @@ def _batches(images: Floats, batch_size: int) -> Iterator[Floats]:
 
 
 def _centred_cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns each row's cosine. Centring makes it see what softmax sees: a constant added to all classes is nothing."""
+    """Returns each row's cosine, centred: softmax does not see a constant added to all classes."""
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = (np.linalg.norm(a, axis=1) == 0) & (np.linalg.norm(b, axis=1) == 0)
