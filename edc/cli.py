@@ -269,8 +269,8 @@ def bench(
     chosen = None if backends == "auto" else _listed(backends, BACKENDS, "--backends")
     sizes = _numbers(batch, "--batch", "sizes like 1,8,64") if batch else None
     from edc.bench.bench import bench as measure
-    from edc.bench.environment import num_cpus
     from edc.deploy.manifest import load_manifest
+    from edc.machine import num_cpus
     from edc.report.bench_table import print_bench
 
     result = measure(
@@ -373,6 +373,11 @@ def main() -> None:
     except Interrupted as interrupted:
         _say(f"\nstopped by {interrupted}; everything is saved. Go on with: {shlex.join(['edc', *sys.argv[1:]])}")
         sys.exit(interrupted.exit_code)
-    except KeyboardInterrupt:
-        _say("\ninterrupted; what was written before is intact")
-        sys.exit(130)
+    except SystemExit as end:  # Typer's own: a usage error, already explained on stderr, or Ctrl-C outside training
+        if end.code == 130:
+            _say("\ninterrupted; what was written before is intact")
+        elif end.code == 2 and "--json" in sys.argv:
+            _print_json(
+                {"error": {"kind": "UsageError", "message": f"see {shlex.join(['edc', *sys.argv[1:2]])} --help"}}
+            )
+        raise

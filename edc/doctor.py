@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from edc.machine import num_cpus
+
 __all__ = ["LIBRARIES", "Check", "Library", "diagnose"]
 
 Status = Literal["ok", "note", "missing", "broken"]
@@ -82,7 +84,7 @@ LIBRARIES = (
 
 def diagnose(libraries: Sequence[Library] = LIBRARIES) -> list[Check]:
     """Returns every check, machine first."""
-    with ThreadPoolExecutor(max_workers=_num_cores()) as pool:
+    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         loaded = pool.map(_check_library, libraries)
         return [_python(), *_cpu(), _memory(), _gpu(), *loaded, *_conflicts()]
 
@@ -91,13 +93,8 @@ def _python() -> Check:
     return Check("Python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
-def _num_cores() -> int:
-    """Returns the cores this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cpu() -> list[Check]:
-    checks = [Check("CPU cores", "ok", f"{_num_cores()} of {os.cpu_count()} usable")]
+    checks = [Check("CPU cores", "ok", f"{num_cpus()} of {os.cpu_count()} usable")]
     flags = _cpu_flags()
     if flags is None:
         return checks
@@ -149,6 +146,7 @@ def _check_library(library: Library) -> Check:
     absent: Status = "broken" if library.required else "missing"
     script = (
         "import importlib, importlib.util, sys\n"
+        "sys.modules['openvino_telemetry'] = None\n"  # importing OpenVINO would send an event
         f"sys.exit(3) if importlib.util.find_spec({library.module!r}) is None else None\n"
         f"m = importlib.import_module({library.module!r})\n"
         "print(getattr(m, '__version__', 'version unknown'), end=' ')\n"

@@ -75,6 +75,12 @@ class RunFolder:
             document = yaml.safe_load(self.recipe_path.read_text())
         except OSError:
             raise RunError(f"{self.path}: not a run (no recipe.yaml); make one with: edc distill RECIPE") from None
+        except yaml.YAMLError as error:
+            raise RunError(
+                f"{self.recipe_path}: damaged ({str(error).splitlines()[0]}); restore or remove it"
+            ) from None
+        if not isinstance(document, dict):
+            raise RunError(f"{self.recipe_path}: damaged (holds no recipe); restore or remove it")
         return recipe_from_document(document, source=str(self.recipe_path))
 
     def summary(self) -> dict[str, Any]:
@@ -85,7 +91,12 @@ class RunFolder:
                 f"{self.path}: the run is not finished (no summary.json); "
                 f"go on with: edc distill {self.recipe_path} --run {self.path}"
             )
-        document: dict[str, Any] = json.loads(self.summary_path.read_text())
+        try:
+            document: dict[str, Any] = json.loads(self.summary_path.read_text())
+        except ValueError as error:
+            raise RunError(
+                f"{self.summary_path}: damaged ({error}); remove it and run edc distill {self.recipe_path} again"
+            ) from None
         return document
 
     def write_summary(self, document: dict[str, Any]) -> None:

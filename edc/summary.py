@@ -15,6 +15,7 @@ import edc
 from edc import metrics
 from edc.batch_ensemble import ensemble_size_of
 from edc.data import DataSet
+from edc.machine import cpu_name
 from edc.metrics import Metrics
 from edc.networks import count_parameters
 from edc.predict import labels_of, predict_logits
@@ -127,15 +128,7 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """Returns what the run was trained on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.system()}
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - a pseudo file
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.system()}
 
 
 def _validation_nll(log_probs: LogProbs, labels: NDArray[np.int64]) -> float:

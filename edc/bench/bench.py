@@ -103,8 +103,9 @@ def bench(
     recipe = RunFolder(artifact).recipe()
     data = _load_data(recipe, data_root)
     environment = environment_now(threads=threads)
-    specs = _specs(artifact, manifest, recipe, run, chosen)
+    specs = _specs(artifact, manifest, recipe, run, chosen, data_root)
     with WorkerPool(images=_timing_images(data.test, max(batches)), threads=threads) as pool:
+        pool.start(chosen)
         loads = {spec: _said(pool.load(spec), f"loading {spec.key}") for spec in specs}
         limit = QUICK_IMAGES if quick else None
         qualities = _qualities(pool, specs, data, limit=limit, seed=seed)
@@ -147,7 +148,12 @@ class _Qualities:
 
 
 def _specs(
-    artifact: Path, manifest: Manifest, recipe: Recipe, run: Path, backends: Sequence[BackendName]
+    artifact: Path,
+    manifest: Manifest,
+    recipe: Recipe,
+    run: Path,
+    backends: Sequence[BackendName],
+    data_root: Path | None,
 ) -> list[RowSpec]:
     """Returns what is compared: one teacher, the ensemble in its forms, and students, on each backend."""
     files: dict[tuple[str, str], list[Path]] = {}
@@ -162,7 +168,9 @@ def _specs(
                 if student.method == "latent_be":
                     subjects[f"{name} (members)"] = f"{name} (members)"
                 subjects[name] = name
-            specs += [RowSpec(label, backend, TorchSubject(run, subject)) for label, subject in subjects.items()]
+            specs += [
+                RowSpec(label, backend, TorchSubject(run, subject, data_root)) for label, subject in subjects.items()
+            ]
             continue
         # fp16 is left out: x86 CPUs emulate it. int8-trt is TensorRT's flavour, which these would run in float.
         for precision, suffix in (("fp32", ""), ("int8-cpu", INT8)):

@@ -8,7 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Environment", "environment_now", "num_cpus"]
+from edc.machine import cpu_name, num_cpus
+
+__all__ = ["Environment", "environment_now"]
 
 PACKAGES = ("edc", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "scipy")
 CPU_FOLDER = Path("/sys/devices/system/cpu")
@@ -53,7 +55,7 @@ def environment_now(*, threads: int) -> Environment:
     if threads > num_cpus():
         flags.append(f"{threads} threads on {num_cpus()} processors: threads wait for each other")
     return Environment(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         num_cpus=num_cpus(),
         memory_bytes=_memory_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -66,11 +68,6 @@ def environment_now(*, threads: int) -> Environment:
         load_at_start=load,
         flags=tuple(flags),
     )
-
-
-def num_cpus() -> int:
-    """Returns how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _versions() -> dict[str, str]:
@@ -90,12 +87,6 @@ def _turbo() -> bool | None:
     if no_turbo is not None:
         return no_turbo == "0"
     return boost == "1" if boost is not None else None
-
-
-def _cpu_name() -> str:
-    info = _read(Path("/proc/cpuinfo")) or ""
-    names = (line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _memory_bytes() -> int | None:

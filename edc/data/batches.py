@@ -4,7 +4,6 @@ Every process draws the same order for the global batch and takes its own rows. 
 for images in memory, per image for files.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edc.data.images import FileImages, Images, MemoryImages, sample_seed
 from edc.errors import DataError
+from edc.machine import num_cpus
 from edc.recipe import DataSection
 from edc.seeding import generator_for
 
@@ -139,7 +139,7 @@ def _collate(items: Sequence[Any]) -> Any:
 
 
 def _loaded(images: FileImages, batches: list[Any], num_workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    num_workers = min(num_workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else num_workers)
+    num_workers = min(num_workers, num_cpus())  # torch warns at every epoch about more
     loader = DataLoader(
         _Requests(images),
         batch_sampler=batches,

@@ -1,0 +1,22 @@
+"""What processor this is, and how much of it we may use."""
+
+import os
+import platform
+from pathlib import Path
+
+__all__ = ["cpu_name", "num_cpus"]
+
+
+def cpu_name() -> str:
+    """Returns the processor's name as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def num_cpus() -> int:
+    """Returns how many processors this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
