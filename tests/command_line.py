@@ -1,4 +1,4 @@
-"""The command line called in this process, and what it wrote caught where libraries write too: at the file descriptors."""
+"""The command line called in this process; what it writes is caught at the file descriptors, where libraries write."""
 
 import contextlib
 import json

@@ -525,7 +525,7 @@ def test_interrupted_distill_says_how_to_go_on_and_does(desk):
             assert time.monotonic() < until
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130
