@@ -2,8 +2,10 @@
 
 import io
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from edc.data.images import resize_and_crop
 from edc.data.sources import FASHION_MNIST_PACKAGE
 from edc.errors import DataError
 from edc.recipe import DataSection
+from edc.signals import stop_requests
 
 ROOT = Path(__file__).parents[1]
 FEW_CORES = "ignore:This DataLoader will create 2 worker processes"
@@ -555,6 +558,19 @@ def test_number_of_workers_changes_nothing(folder, augmentation, num_workers):
     alone = epoch_of((images, section))
     torch.manual_seed(99)  # whatever the global generator is at
     assert_same(epoch_of((images, section.model_copy(update={"num_workers": num_workers}))), alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_worker_that_gets_the_signal_too_goes_on_working(folder, number):
+    """Terminals and schedulers signal every process; the loop finishes its step and saves: it needs its workers."""
+    images, section = from_folder(folder, "resized_crop_flip")
+    alone = epoch_of((images, section), batch_size=2)
+    batches = train_batches(images, section.model_copy(update={"num_workers": 1}), batch_size=2, seed=1, epoch=0)
+    with stop_requests():
+        first = next(batches)
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, number)
+        assert_same([first, *batches], alone)
 
 
 def test_random_view_depends_on_its_seed_and_leaves_the_global_generator_alone(folder):

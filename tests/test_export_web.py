@@ -546,8 +546,7 @@ def test_file_is_decoded_as_pillow_decodes_it(browser, site, color):
         width, height = Image.open(io.BytesIO(content)).size
         how = Preprocessing(color=color, image_size=(height, width), resize="none")
         difference = np.abs(page_pixels(browser, content, how).astype(int) - pillow_pixels(content, how))
-        allowed = 1 if (name, color) == ("PNG, palette", "L") else 0
-        assert difference.max() <= allowed, f"{name}: {difference.max()} of 255, mean {difference.mean():.4f}"
+        assert difference.max() == 0, f"{name}: {difference.max()} of 255, mean {difference.mean():.4f}"
 
 
 def test_photo_is_turned_upright_when_asked(browser, site):

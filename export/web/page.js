@@ -126,7 +126,6 @@ async function classify() {
   const { file, manifest, network } = page;
   element("error").hidden = true;
   say("Classifying…");
-  const orientation = await orientationOf(file);
   const before = performance.now();
   const image = await preprocess(file, manifest.preprocessing, element("upright").checked);
   const images = tensorFromImage(page.ort, image, manifest.preprocessing);
@@ -134,7 +133,7 @@ async function classify() {
   const { logits, latency_ms, numRuns } = await runOnnx(network.session, images);
   const temperature = temperatureLeft(manifest, network.entry);
   const probabilities = softmax(logits.map((logit) => logit / temperature));
-  await showPictures(file, image, orientation);
+  await showPictures(file, image, await orientationOf(file));
   showClasses(topClasses(probabilities, manifest.classes, TOP));
   showTiming(latency_ms, numRuns, preparation_ms);
 }
@@ -161,7 +160,7 @@ async function showPictures(file, image, orientation) {
   photo.alt = `The chosen image, ${file.name}`;
   await photo.decode();
   photo.classList.toggle("small", photo.naturalWidth < 160);
-  element("photo-caption").textContent = `${file.name}, ${photo.naturalWidth} × ${photo.naturalHeight}`;
+  element("photo-caption").textContent = `${file.name}, ${size(photo.naturalWidth, photo.naturalHeight)}`;
   element("turn").hidden = orientation === 1;
 
   const { width, height } = image;
@@ -171,7 +170,7 @@ async function showPictures(file, image, orientation) {
   seen.classList.toggle("small", width < 160);
   seen.getContext("2d").putImageData(new ImageData(rgbaFromImage(image), width, height), 0, 0);
   const color = image.channels === 1 ? "grey" : "RGB";
-  element("seen-caption").textContent = `What the network sees, ${width} × ${height} ${color}`;
+  element("seen-caption").textContent = `What the network sees, ${size(width, height)} ${color}`;
 }
 
 function rgbaFromImage({ width, height, channels, data }) {
@@ -207,7 +206,7 @@ function factsOf(entry, isVerified) {
   const { manifest, ort } = page;
   const how = manifest.preprocessing;
   const [height, width] = how.image_size;
-  const input = `${width} × ${height}, ${how.color === "L" ? "grey" : "RGB"}, ${how.dtype}`;
+  const input = `${size(width, height)}, ${how.color === "L" ? "grey" : "RGB"}, ${how.dtype}`;
   return {
     Run: `${manifest.run}, exported ${manifest.created?.slice(0, 10) ?? "at an unknown date"}`,
     Input: `${input}; ${how.resize.replaceAll("_", " ")}, ${how.interpolation}`,
@@ -246,12 +245,13 @@ function showError(error) {
   say("");
 }
 
+const size = (width, height) => `${width}\u00a0×\u00a0${height}`;
 const percentage = (probability) => `${(probability * 100).toFixed(2)}%`;
 const milliseconds = (value_ms) => (value_ms < 0.05 ? "under 0.1 ms" : `${value_ms.toFixed(value_ms < 10 ? 1 : 0)} ms`);
 
 function bytesInWords(numBytes) {
   const [value, unit] = numBytes < 1e6 ? [numBytes / 1e3, "kB"] : [numBytes / 1e6, "MB"];
-  return `${Number(value.toPrecision(3))} ${unit}`;
+  return `${Number(value.toPrecision(3))}\u00a0${unit}`;
 }
 
 main();

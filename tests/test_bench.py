@@ -1,0 +1,197 @@
+"""A bench of a real artifact: every subject on every backend, the figures of the run, and a fair baseline."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Called, edc
+from conftest import Workshop
+
+from edc.bench.backends import BACKENDS, is_installed
+from edc.bench.timing import TimingPlan
+
+PLAN = TimingPlan(seconds_per_row=0.02, num_rounds=8, min_rounds=8, window_ms=1.0, max_windows=5, settle_ms=0.1)
+"""Two runs of each row or more in each of 8 rounds: enough for a median, and for an interval of the ratios."""
+
+BATCHES = (1, 4)
+ON_TORCH = {
+    "teacher 0": "teacher 0",
+    "ensemble, in turn": "ensemble",
+    "kd": "kd",
+    "latent_be (members)": "latent_be (members)",
+    "latent_be": "latent_be",
+}
+ON_ONNX = {
+    "teacher 0": "teacher 0",
+    "ensemble, in turn": "ensemble",
+    "ensemble, merged": "ensemble",
+    "latent_be": "latent_be",
+}
+INSTALLED = [name for name in BACKENDS if is_installed(name)]
+
+
+@dataclass(frozen=True)
+class Benched:
+    """What `edc bench --json` printed and where."""
+
+    called: Called
+    artifact: Path
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.called.document["rows"]
+
+
+def benched(artifact: Path, *options: str | Path, cwd: Path) -> Benched:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("edc.bench.bench.QUICK_PLAN", PLAN)
+        called = edc("bench", artifact, "--quick", "--json", "--threads", "1", *options, cwd=cwd)
+    assert called.exit_code == 0, called.stderr
+    return Benched(called, artifact)
+
+
+@pytest.fixture(scope="module")
+def bench(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Benched:
+    """Every subject on every backend that is installed."""
+    artifact = tmp_path_factory.mktemp("bench") / "tiny"
+    shutil.copytree(workshop.artifact, artifact)
+    return benched(artifact, "--batch", ",".join(map(str, BATCHES)), cwd=workshop.folder)
+
+
+@pytest.fixture(scope="module")
+def bench_alone(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Benched:
+    """An artifact on a machine that has no runs."""
+    folder = tmp_path_factory.mktemp("alone")
+    shutil.copytree(workshop.artifact, folder / "tiny")
+    return benched(folder / "tiny", "--backends", "torch,onnxruntime", "--batch", "1", cwd=folder)
+
+
+def test_there_is_a_row_for_every_subject_backend_and_batch_and_all_ran(bench: Benched):
+    assert {"torch", "onnxruntime"} <= set(INSTALLED)
+    wanted = {
+        (subject, backend, batch)
+        for backend in INSTALLED
+        for subject in (ON_TORCH if backend == "torch" else ON_ONNX)
+        for batch in BATCHES
+    }
+    found = [(row["subject"], row["backend"], row["batch"]) for row in bench.rows]
+    assert len(found) == len(wanted)
+    assert set(found) == wanted
+    assert [row["reason_not_run"] for row in bench.rows] == [None] * len(found)
+    for row in bench.rows:
+        assert row["what_ran"]["precision"] == "fp32"
+        assert row["what_ran"]["threads"] == 1
+        assert row["num_samples"] >= PLAN.num_rounds
+        assert 0 < row["p50_ms"]["value"] < 1000
+        assert row["file_bytes"] > 4 * row["parameters"] * 0.99
+
+
+def test_quality_of_every_row_is_that_of_the_summary(bench: Benched, workshop: Workshop):
+    summary = {row["subject"]: row for row in workshop.distilled.document["rows"]}
+    num_images = workshop.distilled.document["data"]["test"]
+    assert bench.called.document["num_test_images"] == num_images
+    for row in bench.rows:
+        known = summary[(ON_TORCH if row["backend"] == "torch" else ON_ONNX)[row["subject"]]]
+        # The exported student's logits are divided by its temperature already: raw there is calibrated here.
+        is_tempered = row["subject"] == "latent_be" and row["backend"] != "torch"
+        raw = known["calibrated" if is_tempered else "raw"]
+        assert abs(row["quality"]["raw"]["acc"] - raw["acc"]) <= 1 / num_images + 1e-12
+        assert row["quality"]["raw"]["nll"] == pytest.approx(raw["nll"], abs=1e-4)
+        assert row["quality"]["calibrated"]["nll"] == pytest.approx(known["calibrated"]["nll"], abs=1e-4)
+        temperature = 1 if is_tempered else known["calibration_temperature"]
+        assert row["quality"]["calibration_temperature"] == pytest.approx(temperature, rel=1e-2)
+        assert row["parameters"] == known["parameters"]
+        if row["dee"] is not None and known["dee"] is not None:
+            assert row["dee"] == pytest.approx(known["dee"], abs=1e-2)
+
+
+def test_agreement_is_with_the_ensemble(bench: Benched):
+    for row in bench.rows:
+        if row["subject"].startswith("ensemble"):
+            assert row["quality"]["agreement"] >= 1 - 1 / 40
+    assert any(row["quality"]["agreement"] < 1 for row in bench.rows)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_baseline_is_the_faster_form_of_the_ensemble(bench: Benched, batch):
+    rows = [row for row in bench.rows if row["batch"] == batch]
+    fastest = {}
+    for backend in INSTALLED:
+        forms = [row for row in rows if row["backend"] == backend and row["subject"].startswith("ensemble")]
+        best = min(forms, key=lambda row: row["p50_ms"]["value"])
+        fastest[backend] = f"{best['subject']} on {backend}"
+    for row in rows:
+        name = f"{row['subject']} on {row['backend']}"
+        wanted = [fastest[backend] for backend in dict.fromkeys((row["backend"], "torch"))]
+        assert [against["baseline"] for against in row["against"]] == [each for each in wanted if each != name]
+        for against in row["against"]:
+            ratio = against["speedup"]
+            assert ratio["low"] <= ratio["value"] <= ratio["high"]
+
+
+def test_speed_up_is_the_ratio_of_medians(bench: Benched):
+    """Both are noisy here, and the ratio is paired by round: only the size must be right."""
+    p50 = {(f"{row['subject']} on {row['backend']}", row["batch"]): row["p50_ms"]["value"] for row in bench.rows}
+    ratios = []
+    for row in bench.rows:
+        for against in row["against"]:
+            expected = p50[against["baseline"], row["batch"]] / row["p50_ms"]["value"]
+            ratios.append(math.log(against["speedup"]["value"] / expected))
+    assert abs(sorted(ratios)[len(ratios) // 2]) < math.log(2)
+
+
+def test_bench_json_is_what_was_printed(bench: Benched, workshop: Workshop):
+    assert json.loads((bench.artifact / "bench.json").read_text()) == bench.called.document
+    assert not (workshop.artifact / "bench.json").exists()
+    environment = bench.called.document["environment"]
+    assert environment["threads"] == 1
+    assert environment["packages"]["torch"]
+    assert environment["started"] <= environment["ended"]
+
+
+def test_people_read_every_row_in_the_table(bench: Benched):
+    lines = bench.called.stderr.splitlines()
+    assert "…" not in bench.called.stderr  # a cell that was cut
+    for row in bench.rows:
+        start = f"{row['subject']} "
+        line = next(line for line in lines if line.strip().startswith(start) and f" {row['backend']} " in line)
+        assert f"{100 * row['quality']['raw']['acc']:.2f}" in line
+    assert lines[-1] == f"written: {bench.artifact / 'bench.json'}"
+
+
+def test_torch_rows_say_why_when_the_run_is_gone(bench_alone: Benched):
+    rows = {backend: [row for row in bench_alone.rows if row["backend"] == backend] for backend in BACKENDS}
+    assert {row["subject"] for row in rows["torch"]} == set(ON_TORCH)
+    for row in rows["torch"]:
+        assert "runs/tiny: not a run (no recipe.yaml)" in row["reason_not_run"]
+        assert row["p50_ms"] is row["quality"] is None
+        assert f"{row['subject']} on torch did not run: runs/tiny: not a run" in " ".join(
+            bench_alone.called.stderr.split()
+        )
+    assert {row["subject"] for row in rows["onnxruntime"]} == set(ON_ONNX)
+    for row in rows["onnxruntime"]:
+        assert row["reason_not_run"] is None
+        assert row["parameters"] > 0
+        assert all("torch" not in against["baseline"] for against in row["against"])
+
+
+def test_run_that_is_not_the_artifacts_is_not_measured_in_its_place(workshop: Workshop, tmp_path):
+    shutil.copytree(workshop.artifact, tmp_path / "tiny")
+    shutil.copytree(workshop.folder / "runs/teachers", tmp_path / "runs/teachers")
+    shutil.copytree(workshop.run, tmp_path / "runs/tiny")
+    recipe = tmp_path / "runs/tiny/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("weight_decay: 0.0005", "weight_decay: 0.001"))
+    assert "weight_decay: 0.001" in recipe.read_text()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("edc.bench.bench.QUICK_PLAN", PLAN)
+        called = edc(
+            "bench", "tiny", "--quick", "--json", "--backends", "torch", "--batch", "1", "--threads", "1", cwd=tmp_path
+        )
+    if called.exit_code == 2:
+        assert "recipe" in called.document["error"]["message"]
+    else:
+        assert all("recipe" in (row["reason_not_run"] or "") for row in called.document["rows"])
