@@ -28,7 +28,10 @@ from edc.recipe import DataSection
 from edc.signals import stop_requests
 
 ROOT = Path(__file__).parents[1]
-FEW_CORES = "ignore:This DataLoader will create 2 worker processes"
+WITH_WORKERS = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create 2 worker processes",  # on one core
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning",  # Python 3.12 and later
+)
 CIFAR10 = Path(os.environ.get("EDC_TEST_CIFAR10", ROOT.parent / "shared/data/cifar10"))
 
 
@@ -550,7 +553,7 @@ def test_resumed_epoch_goes_on_with_the_same_batches(source, first_batch):
     assert epoch_of(source, first_batch=len(epoch_of(source))) == []
 
 
-@pytest.mark.filterwarnings(FEW_CORES)
+@WITH_WORKERS
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("augmentation", ["resized_crop_flip", "crop_flip"])
 def test_number_of_workers_changes_nothing(folder, augmentation, num_workers):
@@ -560,6 +563,7 @@ def test_number_of_workers_changes_nothing(folder, augmentation, num_workers):
     assert_same(epoch_of((images, section.model_copy(update={"num_workers": num_workers}))), alone)
 
 
+@WITH_WORKERS
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_worker_that_gets_the_signal_too_goes_on_working(folder, number):
     """Terminals and schedulers signal every process; the loop finishes its step and saves: it needs its workers."""
@@ -658,7 +662,7 @@ def test_class_missing_from_a_split_is_named(folder):
     refused(folder_section(folder), "test/dog: no images")
 
 
-@pytest.mark.filterwarnings(FEW_CORES)
+@WITH_WORKERS
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("content", [b"", b"GIF89a but not really", "truncated"])
 def test_unreadable_image_is_named_by_its_path(folder, content, num_workers):

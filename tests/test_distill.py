@@ -308,6 +308,60 @@ def test_trained_student_loads_from_its_run(summary, runs):
         load_student(one, "be", load_data(one.data), run=RunFolder(runs / "nothing"))
 
 
+def test_every_option_at_once_runs_to_the_end(tmp_path, accelerator):
+    """One teacher, image files, bf16, AdamW, labels, re-estimated norms, the other form of the members."""
+    from PIL import Image
+
+    for split, num_images in (("train", 12), ("val", 4), ("test", 6)):
+        for k, name in enumerate(("dark", "light")):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(num_images):
+                noise = np.random.default_rng(100 * k + i).integers(0, 120, (10, 9, 3), dtype=np.uint8)
+                Image.fromarray(noise + 100 * k).save(folder / f"{i}.png")
+    one = Recipe.model_validate(
+        DOCUMENT
+        | {
+            "data": {
+                "kind": "image_folder",
+                "root": str(tmp_path / "images"),
+                "image_size": 8,
+                "augmentation": "resized_crop_flip",
+                "num_workers": 0,
+            },
+            "training": {
+                "epochs": 4,
+                "warmup_epochs": 1,
+                "batch_size": 8,
+                "optimizer": "adamw",
+                "learning_rate": 0.01,
+                "precision": "bf16",
+                "channels_last": False,
+                "validate_every": 3,
+            },
+            "teachers": {"ensemble_size": 1},
+            "students": {
+                "be": {
+                    "method": "latent_be",
+                    "perturbation": "ods",
+                    "alpha": 0.5,
+                    "reestimate_batchnorm": True,
+                    "member_form": "activation",
+                }
+            },
+        }
+    )
+    found = distill(one, run=RunFolder(tmp_path / "runs/all"), accelerator=accelerator)
+    assert [row["subject"] for row in found["rows"]] == ["teacher 0", "ensemble", "be"]
+    assert row(found, "teacher 0")["raw"] == row(found, "ensemble")["raw"]
+    assert row(found, "ensemble")["dee"] == 1
+    saved = load_file(tmp_path / "runs/all/students/be/weights.safetensors")
+    network = load_student(one, "be", load_data(one.data), run=RunFolder(tmp_path / "runs/all"))
+    assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+    for each in found["rows"]:
+        assert all(math.isfinite(value) for part in ("raw", "calibrated") for value in each[part].values())
+
+
 # Own checkpoints ------------------------------------------------------------------------------------------------------
 
 

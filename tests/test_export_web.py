@@ -174,7 +174,8 @@ def ort_folder(request: pytest.FixtureRequest) -> Path:
             ["sh", "-c", ort_command()], cwd=temporary, capture_output=True, text=True, check=False, timeout=300
         )
         if done.returncode != 0:
-            pytest.skip(f"onnxruntime-web cannot be fetched: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+            errors = [line for line in done.stderr.splitlines() if line.startswith("npm error")] or [done.stderr]
+            pytest.skip(f"onnxruntime-web cannot be fetched: {errors[0]}")
         return Path(shutil.move(Path(temporary) / "ort", cached / ort_version()))
 
 

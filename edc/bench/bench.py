@@ -8,29 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edc import metrics
 from edc.bench.backends import BackendName, is_installed, require_installed
-from edc.bench.backends.contract import Floats, OnnxSubject, TorchSubject
+from edc.bench.backends.contract import Floats
 from edc.bench.environment import Environment, environment_now
 from edc.bench.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.bench.rows import Against, Row, RowQuality, fastest, quality_of, row_of, speedup
+from edc.bench.specs import INT8, is_ensemble, is_int8, row_specs
 from edc.bench.statistics import compare_accuracy
 from edc.bench.timing import TimingPlan
 from edc.data import DataSet, Images, evaluation_batches, load_data
+from edc.data.data_set import take
 from edc.deploy.manifest import Manifest, load_manifest, verify_files
 from edc.errors import RequestError, RunError
 from edc.files import write_json
 from edc.recipe import Recipe
 from edc.report.progress import console
 from edc.run import RunFolder
+from edc.seeding import generator_for
 
 __all__ = ["BenchResult", "bench"]
 
 SCHEMA_VERSION = 1
-INT8 = " (int8)"
-"""At the end of the name of a subject that runs in 8 bits."""
 ONNX_BACKENDS: tuple[BackendName, ...] = ("onnxruntime", "openvino")
 QUICK_PLAN = TimingPlan(seconds_per_row=0.6, num_rounds=12, max_windows=15)
 QUICK_IMAGES = 2000
@@ -101,9 +103,11 @@ def bench(
         require_installed(name)
     chosen = [name for name in (backends or ("torch", *ONNX_BACKENDS)) if is_installed(name)]
     recipe = RunFolder(artifact).recipe()
+    if "torch" in chosen:
+        _require_same_run(run, manifest)
     data = _load_data(recipe, data_root)
     environment = environment_now(threads=threads)
-    specs = _specs(artifact, manifest, recipe, run, chosen, data_root)
+    specs = row_specs(artifact, manifest, recipe, run, chosen, data_root)
     with WorkerPool(images=_timing_images(data.test, max(batches)), threads=threads) as pool:
         pool.start(chosen)
         loads = {spec: _said(pool.load(spec), f"loading {spec.key}") for spec in specs}
@@ -147,55 +151,16 @@ class _Qualities:
     correct: dict[RowSpec, NDArray[np.bool_]]
 
 
-def _specs(
-    artifact: Path,
-    manifest: Manifest,
-    recipe: Recipe,
-    run: Path,
-    backends: Sequence[BackendName],
-    data_root: Path | None,
-) -> list[RowSpec]:
-    """Returns what is compared: one teacher, the ensemble in its forms, and students, on each backend."""
-    files: dict[tuple[str, str], list[Path]] = {}
-    for file in manifest.files:
-        if file.format == "onnx":
-            files.setdefault((file.role, file.precision), []).append(artifact / file.path)
-    specs = []
-    for backend in backends:
-        if backend == "torch":
-            subjects = {"teacher 0": "teacher 0", "ensemble, in turn": "ensemble"}
-            for name, student in recipe.students.items():
-                if student.method == "latent_be":
-                    subjects[f"{name} (members)"] = f"{name} (members)"
-                subjects[name] = name
-            specs += [
-                RowSpec(label, backend, TorchSubject(run, subject, data_root)) for label, subject in subjects.items()
-            ]
-            continue
-        # fp16 is left out: x86 CPUs emulate it. int8-trt is TensorRT's flavour, which these would run in float.
-        for precision, suffix in (("fp32", ""), ("int8-cpu", INT8)):
-            teachers = files.get(("teacher", precision), [])
-            subjects_files = {
-                "teacher 0": teachers[:1],
-                "ensemble, in turn": teachers,
-                "ensemble, merged": files.get(("ensemble", precision), []),
-                recipe.deploy: files.get(("student", precision), []),
-            }
-            specs += [
-                RowSpec(f"{label}{suffix}", backend, OnnxSubject(tuple(paths)))
-                for label, paths in subjects_files.items()
-                if paths
-            ]
-    return specs
-
-
 def _qualities(pool: WorkerPool, specs: list[RowSpec], data: DataSet, *, limit: int | None, seed: int) -> _Qualities:
     """Runs test and validation images through every row."""
     outputs, labels = {}, {}
-    for name, images in (("test", data.test), ("validation", data.validation)):
-        console.print(f"predicting {min(len(images), limit or len(images)):,} {name} images", highlight=False)
-        outputs[name] = pool.predict(specs, _float_batches(images, limit))
-        labels[name] = images.labels.numpy()[:limit]
+    for name, split in (("test", data.test), ("validation", data.validation)):
+        images = split
+        if limit is not None and limit < len(split):  # drawn, not the first: files may be sorted by class
+            images = take(split, torch.randperm(len(split), generator=generator_for(seed, "quick"))[:limit])
+        console.print(f"predicting {len(images):,} {name} images", highlight=False)
+        outputs[name] = pool.predict(specs, _float_batches(images))
+        labels[name] = images.labels.numpy()
     labels = {
         name: images.labels.numpy()[:limit] for name, images in (("test", data.test), ("validation", data.validation))
     }
@@ -207,7 +172,7 @@ def _qualities(pool: WorkerPool, specs: list[RowSpec], data: DataSet, *, limit: 
         if failed is not None or isinstance(test, NotRun) or isinstance(validation, NotRun):
             quality[spec] = failed or NotRun("no predictions")
             continue
-        ensemble = next((outputs["test"][s] for s in specs if s.backend == spec.backend and _is_ensemble(s)), None)
+        ensemble = next((outputs["test"][s] for s in specs if s.backend == spec.backend and is_ensemble(s)), None)
         quality[spec] = quality_of(
             test,
             labels["test"],
@@ -224,9 +189,9 @@ def _comparisons(
 ) -> list[Against]:
     """Returns the row against the ensemble's best form: same backend and precision, then torch in fp32."""
     found = []
-    for backend, precision in dict.fromkeys(((spec.backend, _is_int8(spec)), ("torch", False))):
+    for backend, precision in dict.fromkeys(((spec.backend, is_int8(spec)), ("torch", False))):
         forms = {
-            s: t for s, t in timings.items() if s.backend == backend and _is_ensemble(s) and _is_int8(s) == precision
+            s: t for s, t in timings.items() if s.backend == backend and is_ensemble(s) and is_int8(s) == precision
         }
         best = fastest(forms)
         if best is None or best == spec:
@@ -236,14 +201,6 @@ def _comparisons(
             accuracy = compare_accuracy(qualities.correct[best], qualities.correct[spec], seed=seed)
         found.append(Against(best.key, speedup(forms[best], timings[spec], seed=seed), accuracy))
     return found
-
-
-def _is_ensemble(spec: RowSpec) -> bool:
-    return spec.subject.startswith("ensemble")
-
-
-def _is_int8(spec: RowSpec) -> bool:
-    return spec.subject.endswith(INT8)
 
 
 def _batches(manifest: Manifest, batches: Sequence[int] | None) -> list[int]:
@@ -263,25 +220,30 @@ def _batches(manifest: Manifest, batches: Sequence[int] | None) -> list[int]:
     return list(batches)
 
 
+def _require_same_run(run: Path, manifest: Manifest) -> None:
+    """Raises if `run` is another run than the artifact's; an absent one only costs the torch rows."""
+    folder = RunFolder(run)
+    if folder.recipe_path.is_file() and folder.recipe().digest() != manifest.recipe_sha256:
+        raise RequestError(
+            f"{run}: is not the run this artifact was made from (another recipe). Name the right one with --run, "
+            "or leave torch out: --backends onnxruntime"
+        )
+
+
 def _load_data(recipe: Recipe, data_root: Path | None) -> DataSet:
     update = {"root": data_root} if data_root is not None else {}
     return load_data(recipe.data.model_copy(update=update))
 
 
-def _float_batches(images: Images, limit: int | None, batch_size: int = 256) -> Iterator[Floats]:
-    """Yields the first `limit` images as the networks take them."""
-    left = limit or len(images)
+def _float_batches(images: Images, batch_size: int = 256) -> Iterator[Floats]:
+    """Yields images as the networks take them."""
     for pixels, _ in evaluation_batches(images, batch_size=batch_size):
-        yield (pixels[:left].float() / 255).numpy()
-        left -= len(pixels)
-        if left <= 0:
-            return
+        yield (pixels.float() / 255).numpy()
 
 
 def _timing_images(images: Images, max_batch: int) -> Floats:
     """Returns up to 16 batches of different real images."""
-    wanted = 16 * max_batch
-    batches = _float_batches(images, min(wanted, len(images)), batch_size=max_batch)
+    batches = _float_batches(images, batch_size=max_batch)
     return np.concatenate(list(itertools.islice(batches, 16)))
 
 

@@ -147,12 +147,9 @@ def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
     return manifest
 
 
-def sample_images(images: Images, num_images: int, *, seed: int | None = None) -> tuple[Floats, NDArray[np.int64]]:
-    """Returns images (N, C, H, W) float32 in [0, 1] and labels (N,): the first, or with a seed drawn ones."""
-    num_images = min(num_images, len(images))
-    rows = torch.arange(num_images)
-    if seed is not None:
-        rows = torch.randperm(len(images), generator=generator_for(seed, "sample"))[:num_images]
+def sample_images(images: Images, num_images: int, *, seed: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Returns drawn images (N, C, H, W) float32 in [0, 1] and labels (N,): the first may be all of one class."""
+    rows = torch.randperm(len(images), generator=generator_for(seed, "sample"))[:num_images]
     pixels = torch.stack([images[int(row)][0] for row in rows])
     return (pixels.float() / 255).numpy(), images.labels[rows].numpy()
 
@@ -182,8 +179,8 @@ def preprocessing_of(recipe: Recipe, data: DataSet, input_type: Literal["float",
 
 
 def _samples(data: DataSet, recipe: Recipe, max_batch: int) -> Samples:
-    validation, validation_labels = sample_images(data.validation, NUM_BUDGET_IMAGES)
-    test, test_labels = sample_images(data.test, NUM_TEST_IMAGES)
+    validation, validation_labels = sample_images(data.validation, NUM_BUDGET_IMAGES, seed=recipe.seed)
+    test, test_labels = sample_images(data.test, NUM_TEST_IMAGES, seed=recipe.seed)
     return Samples(
         parity=validation[: max(NUM_PARITY_IMAGES, max_batch)],
         calibration=sample_images(data.train, NUM_CALIBRATION_IMAGES, seed=recipe.seed)[0],

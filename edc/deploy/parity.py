@@ -8,7 +8,7 @@ layer by 1e-2 or more. The fp32 bound stands between, at 5e-5.
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +141,19 @@ def check_onnx_parity(
         FailedError: ONNX Runtime cannot load or run it.
     """
     require_precision(path, precision)
-    if len(images) < max_batch:
+    num_images = len(images)
+    if num_images < max_batch:
         images = np.resize(images, (max_batch, *images.shape[1:]))
     reference = network_outputs(network, images, batch_size=max_batch)
     session = ort_session(path, threads=threads)
     wanted, got, sizes = [], [], batch_sizes_for(max_batch)
     for size in sizes:
         # Every image at the largest batch; a few full batches of the small ones, which would only repeat it slowly.
-        num_images = len(images) if size == max_batch else min(len(images), 8 * size)
-        wanted.append(reference[:num_images])
-        got.append(onnx_outputs(session, images[:num_images], batch_size=size))
+        few = len(images) if size == max_batch else min(len(images), 8 * size)
+        wanted.append(reference[:few])
+        got.append(onnx_outputs(session, images[:few], batch_size=size))
     parity = compare_outputs(np.concatenate(wanted), np.concatenate(got), tie=_TIE[precision], batch_sizes=sizes)
+    parity = replace(parity, num_images=num_images)  # some were compared at several batch sizes
     check_parity(parity, precision=precision, what=str(path))
     return parity
 

@@ -7,8 +7,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from edc.bench.bench import INT8, BenchResult
+from edc.bench.bench import BenchResult
 from edc.bench.rows import Row
+from edc.bench.specs import INT8
 from edc.bench.statistics import Estimate
 from edc.report.tables import count
 
