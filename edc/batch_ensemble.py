@@ -15,6 +15,7 @@ Source: Wen et al. 2020 (arXiv 2002.06715); Nam et al. 2022 (arXiv 2206.15047).
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -180,34 +181,61 @@ def _scale_channels(x: Tensor, factor: Tensor, channel_dim: int) -> Tensor:
     return x * factor.view(shape)
 
 
-def to_batch_ensemble(network: nn.Module, ensemble_size: int, *, form: MemberForm = "weight") -> nn.Module:
+def to_batch_ensemble(
+    network: nn.Module, ensemble_size: int, *, form: MemberForm = "weight", example: Tensor | None = None
+) -> nn.Module:
     """Returns a copy of `network` in which every Conv2d and Linear, at any depth, has `ensemble_size` members.
 
-    All members start equal to `network`. Subclasses with a forward of their own (and the projections inside
-    nn.MultiheadAttention, which are never called) are left shared: `shared_layers` names them.
+    All members start equal to `network`. Left shared, and named by `shared_layers`: subclasses with a forward of their
+    own, layers whose weight is read without calling them (torch's attention and encoder layers; with `example`, all
+    that a forward does not call), and layers that are tied to another by one weight.
+
+    Args:
+        example: a batch (N, C, H, W) to try the network on.
 
     Raises:
         RecipeError: the network has no layer to convert.
     """
     # Wrapped, so that a network that is itself one layer is replaced like any other.
     holder = nn.ModuleDict({"network": copy.deepcopy(network)})
+    convertible = _convertible_layers(holder["network"], example)
     converted: dict[nn.Module, nn.Module] = {}
     for parent in list(holder.modules()):
-        if isinstance(parent, nn.MultiheadAttention):
-            continue
         # Not named_children(): it hides a module's second name in the same parent.
         for name, child in list(parent._modules.items()):
             if child is None:
                 continue
-            if child not in converted and type(child) is nn.Conv2d:
-                converted[child] = BatchEnsembleConv2d(child, ensemble_size, form)
-            elif child not in converted and type(child) is nn.Linear:
-                converted[child] = BatchEnsembleLinear(child, ensemble_size, form)
+            if child in convertible and child not in converted:
+                if isinstance(child, nn.Conv2d):
+                    converted[child] = BatchEnsembleConv2d(child, ensemble_size, form)
+                elif isinstance(child, nn.Linear):
+                    converted[child] = BatchEnsembleLinear(child, ensemble_size, form)
             if child in converted:
                 setattr(parent, name, converted[child])
     if not converted:
         raise RecipeError(f"network: {type(network).__name__} has no Conv2d or Linear layer that could become members")
     return holder["network"].train(network.training)
+
+
+def _convertible_layers(network: nn.Module, example: Tensor | None) -> set[nn.Module]:
+    """Returns the layers that can have members: plain ones that are called, each with a weight of its own."""
+    layers: set[nn.Module] = {module for module in network.modules() if type(module) in (nn.Conv2d, nn.Linear)}
+    for module in network.modules():
+        if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            layers -= set(module.children())  # torch's fast paths read their weights and pass their forward by
+    owners = Counter(id(module.weight) for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    layers = {layer for layer in layers if owners[id(layer.weight)] == 1}
+    if example is None:
+        return layers
+    called: set[nn.Module] = set()
+    handles = [layer.register_forward_hook(lambda module, *_: called.add(module)) for layer in layers]
+    was_training = network.training
+    with torch.no_grad():
+        network.eval()(example)
+    network.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return layers & called
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, _BatchEnsembleLayer]]:

@@ -41,7 +41,8 @@ def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = Tru
     plain = build_plain(recipe, data, fresh=fresh)
     if section.method == "kd":
         return plain
-    return to_batch_ensemble(plain, recipe.teachers.size, form=section.member_form)
+    example = torch.zeros(2, *data.image_shape)
+    return to_batch_ensemble(plain, recipe.teachers.size, form=section.member_form, example=example)
 
 
 def student_loss(section: StudentSection, teachers: TeacherEnsemble) -> LossOf:

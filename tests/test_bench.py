@@ -57,7 +57,7 @@ def benched(artifact: Path, *options: str | Path, cwd: Path) -> Benched:
 @pytest.fixture(scope="module")
 def bench(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Benched:
     """Every subject on every backend that is installed."""
-    artifact = tmp_path_factory.mktemp("bench") / "tiny"
+    artifact = tmp_path_factory.mktemp("bench") / "tiny [v2]"
     shutil.copytree(workshop.artifact, artifact)
     return benched(artifact, "--batch", ",".join(map(str, BATCHES)), cwd=workshop.folder)
 
@@ -67,7 +67,8 @@ def bench_alone(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) ->
     """An artifact on a machine that has no runs."""
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(workshop.artifact, folder / "tiny")
-    return benched(folder / "tiny", "--backends", "torch,onnxruntime", "--batch", "1", cwd=folder)
+    options = ("--backends", "torch,onnxruntime", "--batch", "1", "--run", "runs/gone[v2]")
+    return benched(folder / "tiny", *options, cwd=folder)
 
 
 def test_there_is_a_row_for_every_subject_backend_and_batch_and_all_ran(bench: Benched):
@@ -163,11 +164,16 @@ def test_people_read_every_row_in_the_table(bench: Benched):
     assert lines[-1] == f"written: {bench.artifact / 'bench.json'}"
 
 
+def test_brackets_in_names_are_no_markup(bench: Benched):
+    assert bench.called.document["artifact"] == "tiny [v2]"
+    assert "tiny [v2]: 1 threads" in bench.called.stderr
+
+
 def test_torch_rows_say_why_when_the_run_is_gone(bench_alone: Benched):
     rows = {backend: [row for row in bench_alone.rows if row["backend"] == backend] for backend in BACKENDS}
     assert {row["subject"] for row in rows["torch"]} == set(ON_TORCH)
     for row in rows["torch"]:
-        assert "runs/tiny: not a run (no recipe.yaml)" in row["reason_not_run"]
+        assert "runs/gone[v2]: not a run (no recipe.yaml)" in row["reason_not_run"]
         assert row["p50_ms"] is row["quality"] is None
         line = f"{row['subject']} on torch did not run: {row['reason_not_run']}"
         assert line in " ".join(bench_alone.called.stderr.split())

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it ends with, and what it leaves on disk when it refuses."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ from conftest import TINY_RECIPE, Workshop, environment
 from PIL import Image
 
 from edc.bench.backends import BACKENDS
+from edc.doctor import Check
 
 HEAVY = ("torch", "numpy", "accelerate", "timm", "onnx", "onnxruntime", "sklearn", "scipy", "matplotlib")
 COMMANDS = ("distill", "teach", "show", "export", "verify", "doctor", "bench")
@@ -190,6 +192,27 @@ def test_verify_prints_its_checks(workshop: Workshop):
     document = edc("verify", "export/tiny", "--json", cwd=workshop.folder).document
     assert document["ok"] is True
     assert len(document["checks"]) == 3
+
+
+def test_doctor_prints_its_checks_and_fails_where_something_is_broken(desk, monkeypatch):
+    ok, broken = Check("torch", "ok", "2.9"), Check("onnx", "broken", "does not load", "pip install 'onnx[all]'")
+    monkeypatch.setattr("edc.doctor.diagnose", lambda: [ok])
+    called = edc("doctor", "--json", cwd=desk)
+    assert (called.exit_code, called.document) == (0, [dataclasses.asdict(ok)])
+    monkeypatch.setattr("edc.doctor.diagnose", lambda: [ok, broken])
+    called = edc("doctor", "--json", cwd=desk)
+    assert (called.exit_code, called.document) == (1, [dataclasses.asdict(ok), dataclasses.asdict(broken)])
+    assert "pip install 'onnx[all]'" in called.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bench", "--threads", "0"], ["teach"], ["distil", "tiny.yaml"], ["export", "--quick"]], ids="_".join
+)
+def test_usage_error_is_a_json_document_too(desk, arguments):
+    called = edc(*arguments, "--json", cwd=desk)
+    assert called.exit_code == 2
+    assert called.document["error"]["kind"] == "UsageError"
+    assert "Usage: " in called.stderr
 
 
 @pytest.mark.parametrize(

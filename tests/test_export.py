@@ -257,26 +257,3 @@ def test_verify_finds_parity_with_the_run_and_none_with_another_recipe(workshop:
     called = edc("verify", "export/tiny", "--run", tmp_path / "other", cwd=workshop.folder)
     assert called.exit_code == 2
     assert "another recipe" in called.stderr
-
-
-@pytest.mark.slow
-def test_every_option_of_export_at_once_gives_a_valid_artifact(workshop: Workshop, tmp_path):
-    options = ["--precision", "fp32,fp16,int8", "--max-drop", "100", "--input", "uint8", "--triton", "--max-batch", "4"]
-    called = edc(
-        "export", "runs/tiny", *options, "--no-fold-temperature", "--output", tmp_path / "all", "--json",
-        cwd=workshop.folder,
-    )  # fmt: skip
-    assert called.exit_code == 0, called.stderr
-    manifest = load_manifest(tmp_path / "all")
-    verify_files(tmp_path / "all", manifest)
-    students = {file.precision for file in manifest.files if file.role == "student"}
-    assert students == {"fp32", "fp16", "int8-cpu", "int8-trt"}
-    assert edc("verify", tmp_path / "all", cwd=workshop.folder).exit_code == 0
-    for file in manifest.files:
-        assert sha256_of(tmp_path / "all" / file.path) == file.sha256
-    pixels = np.zeros((3, 8, 8, 3), np.uint8) + 7
-    session = onnxruntime.InferenceSession(str(tmp_path / "all/student.onnx"), providers=["CPUExecutionProvider"])
-    got = session.run(None, {"images": pixels})[0]
-    images = np.full((3, 3, 8, 8), np.float32(7) / 255)
-    wanted = onnx_logits(workshop.artifact / "student.onnx", images) * manifest.calibration_temperature
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4)

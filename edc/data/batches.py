@@ -4,6 +4,7 @@ Every process draws the same order for the global batch and takes its own rows. 
 for images in memory, per image for files.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -138,6 +139,12 @@ def _collate(items: Sequence[Any]) -> Any:
     return torch.stack(pixels), torch.stack(labels)
 
 
+def _ignore_signals(_worker: int) -> None:
+    """Leaves Ctrl-C and SIGTERM, which reach the whole process group, to the main process, which saves first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _loaded(images: FileImages, batches: list[Any], num_workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     num_workers = min(num_workers, num_cpus())  # torch warns at every epoch about more
     loader = DataLoader(
@@ -147,6 +154,7 @@ def _loaded(images: FileImages, batches: list[Any], num_workers: int) -> Iterato
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_ignore_signals,
     )
     for batch in loader:
         if isinstance(batch, DataError):
