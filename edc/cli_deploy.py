@@ -75,7 +75,9 @@ def export(
     if trt:
         try:
             library = choose_library()
-            engines = EngineChoice(library, tuple(generations), strict_fp32=not tf32)
+            # Timings hold for a GPU and a version of the library, which TensorRT checks itself.
+            cache = Path.home() / ".cache/edc/tensorrt.timing" if library == "tensorrt" else None
+            engines = EngineChoice(library, tuple(generations), strict_fp32=not tf32, timing_cache=cache)
         except NotInstalledError as error:
             say(f"{error}. Writing the ONNX files, which any of them reads.")
     options = ExportOptions(

@@ -46,9 +46,10 @@ class Benched:
         return self.called.document["rows"]
 
 
-def benched(artifact: Path, *options: str | Path, cwd: Path) -> Benched:
+def benched(artifact: Path, *options: str | Path, cwd: Path, quick_images: int = 2000) -> Benched:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("edc.bench.bench.QUICK_PLAN", PLAN)
+        patched.setattr("edc.bench.bench.QUICK_IMAGES", quick_images)
         called = edc("bench", artifact, "--quick", "--json", "--threads", "1", *options, cwd=cwd)
     assert called.exit_code == 0, called.stderr
     return Benched(called, artifact)
@@ -68,7 +69,7 @@ def bench_alone(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(workshop.artifact, folder / "tiny")
     options = ("--backends", "torch,onnxruntime", "--batch", "1", "--run", "runs/gone[v2]")
-    return benched(folder / "tiny", *options, cwd=folder)
+    return benched(folder / "tiny", *options, cwd=folder, quick_images=20)
 
 
 def test_there_is_a_row_for_every_subject_backend_and_batch_and_all_ran(bench: Benched):
@@ -182,6 +183,15 @@ def test_torch_rows_say_why_when_the_run_is_gone(bench_alone: Benched):
         assert row["reason_not_run"] is None
         assert row["parameters"] > 0
         assert all("torch" not in against["baseline"] for against in row["against"])
+
+
+def test_quick_measures_quality_on_fewer_images_and_says_how_many(bench_alone: Benched):
+    assert bench_alone.called.document["num_test_images"] == 20
+    assert "quality on 20 test images" in bench_alone.called.stderr
+    for row in bench_alone.rows:
+        if row["quality"] is not None:
+            num_right = 20 * row["quality"]["raw"]["acc"]
+            assert num_right == pytest.approx(round(num_right))
 
 
 def test_run_that_is_not_the_artifacts_is_not_measured_in_its_place(workshop: Workshop, tmp_path):

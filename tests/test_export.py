@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torch import nn
 
-from edc.data import DataSet, load_data
-from edc.deploy.export import ExportOptions, export
+from edc.data import DataSet, MemoryImages, load_data
+from edc.deploy.export import ExportOptions, export, sample_images
 from edc.deploy.fuse import fuse_batchnorm
 from edc.deploy.manifest import load_manifest, manifest_schema, verify_files
 from edc.errors import ParityError
@@ -197,6 +197,19 @@ def test_parity_was_measured_at_one_odd_and_maximum_on_all_validation_images(wor
         assert file.parity.num_images == len(data.validation)
         assert file.parity.max_abs_diff < 1e-4
         assert file.parity.argmax_agreement == 1
+
+
+def test_images_of_a_split_in_class_order_are_drawn_from_every_class():
+    labels = torch.arange(10).repeat_interleave(100)
+    pixels = (labels[:, None, None, None] * 20 + torch.arange(3)[:, None, None]).to(torch.uint8).expand(-1, 3, 2, 2)
+    images, drawn = sample_images(MemoryImages(pixels, labels), 100, seed=1)
+    assert images.shape == (100, 3, 2, 2)
+    np.testing.assert_array_equal(np.round(images[:, 0, 0, 0] * 255) // 20, drawn)
+    counts = np.bincount(drawn, minlength=10)
+    assert 2 <= counts.min() <= counts.max() <= 25
+    np.testing.assert_array_equal(drawn, sample_images(MemoryImages(pixels, labels), 100, seed=1)[1])
+    everything = sample_images(MemoryImages(pixels, labels), 5000, seed=1)[1]
+    np.testing.assert_array_equal(np.sort(everything), labels)
 
 
 # Whole or not there
