@@ -13,8 +13,10 @@ from conftest import Workshop
 from onnx import TensorProto, numpy_helper
 from tiny_onnx import tiny_images, write_tiny_onnx
 
+from edc.deploy.half import fp16_from_onnx
 from edc.deploy.manifest import load_manifest
 from edc.deploy.precision import precision_of_graph
+from edc.deploy.quantize import int8_from_onnx
 from edc.deploy.uint8_input import take_uint8_pixels
 from edc.errors import ArtifactError
 from edc.files import sha256_of
@@ -59,6 +61,20 @@ def test_engines_say_that_they_were_not_run(everything):
         sidecar = json.loads((everything / f"{engine.path}.json").read_text())
         assert sidecar["sha256"] == engine.sha256 == sha256_of(everything / engine.path)
         assert (sidecar["min_batch"], sidecar["max_batch"], sidecar["compute_capabilities"]) == (1, 8, [86])
+
+
+def test_lower_precisions_of_one_file_are_the_same_bytes_each_time(tmp_path):
+    tiny = write_tiny_onnx(tmp_path / "tiny.onnx")
+    images = tiny_images(32)
+    for write in (
+        lambda path: fp16_from_onnx(tiny.path, path, images=images),
+        lambda path: int8_from_onnx(tiny.path, path, flavour="int8-cpu", images=images),
+        lambda path: int8_from_onnx(tiny.path, path, flavour="int8-trt", images=images),
+        lambda path: int8_from_onnx(tiny.path, path, flavour="int8-cpu", images=images, calibration="percentile"),
+    ):
+        write(tmp_path / "first.onnx")
+        write(tmp_path / "second.onnx")
+        assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
 
 
 def test_differences_between_members_fold_and_fusion_are_recorded(everything):
