@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from edc.doctor import Check
 
@@ -20,5 +21,5 @@ def print_checks(checks: Sequence[Check], *, console: Console) -> None:
         table.add_column(column)
     for check in checks:
         found = check.found if check.status == "ok" or not check.fix else f"{check.found}\n-> {check.fix}"
-        table.add_row(f"[{STYLES[check.status]}]{check.status}[/]", check.name, found.replace("[", "\\["))
+        table.add_row(Text(check.status, style=STYLES[check.status]), check.name, found)
     console.print(table)

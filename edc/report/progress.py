@@ -17,7 +17,8 @@ WIDTH_OF_A_FILE = 150
 def console_on(*, stderr: bool) -> Console:
     """Returns a console on stdout or stderr, as wide as the terminal it is, or wide enough for our tables."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else WIDTH_OF_A_FILE)
+    # Paths and messages hold square brackets, which must not be read as markup.
+    return Console(stderr=stderr, markup=False, width=None if stream.isatty() else WIDTH_OF_A_FILE)
 
 
 console = console_on(stderr=True)
