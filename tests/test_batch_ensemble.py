@@ -298,6 +298,55 @@ def test_subclass_with_its_own_forward_is_left_shared_and_named():
     assert shared_layers(to_batch_ensemble(small_network(0), M)) == []
 
 
+def test_layers_tied_by_one_weight_are_left_shared_and_fold_to_themselves():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.second(self.first(x).tanh()))
+
+    plain = Tied().double()
+    network = with_random_factors(plain, "weight")
+    assert shared_layers(network) == ["first.weight"]
+    x = random_tensor(5, 4)
+    members = plain_members(network, plain)
+    close(network(x.repeat(M, 1)).view(M, 5, 3), torch.stack([member(x) for member in members]))
+    folded = fold(network, Tied().double())
+    assert torch.equal(folded.first.weight, network.first.weight)
+    close(folded(x), torch.stack([member(x) for member in members]).mean(0))  # only the last layer has members
+
+
+def test_torchs_fast_path_through_an_encoder_layer_does_not_lose_the_factors():
+    plain = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3)).double().eval()
+    network = with_random_factors(plain, "weight")
+    x = random_tensor(M * 2, 5, 8)
+    with_gradients = network(x).detach()
+    with torch.no_grad():
+        close(network(x), with_gradients)
+    assert {name.rpartition(".")[0] for name in shared_layers(network)} == {
+        "0.self_attn",
+        "0.self_attn.out_proj",
+        "0.linear1",
+        "0.linear2",
+    }
+
+
+def test_layer_whose_weight_is_read_without_a_call_is_left_shared_when_an_example_shows_it():
+    """torchvision's Swin hands `qkv.weight` to a function: factors there would never act nor learn."""
+    torch.manual_seed(0)
+    plain = library_network("torchvision/swin_t").double().train()
+    images = random_tensor(2, 3, 32, 32)
+    network = to_batch_ensemble(plain, 2, example=images[:1])
+    assert network.training
+    assert "features.1.0.attn.qkv.weight" in shared_layers(network)
+    assert "features.1.0.mlp.0.weight" not in shared_layers(network)
+    network(images.repeat(2, 1, 1, 1)).square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == [], "DDP would stop on these"
+
+
 def library_network(name: str) -> nn.Module:
     import timm
     from torchvision import models
