@@ -227,8 +227,13 @@ def test_second_signal_acts_as_usual(tmp_path, accelerator):
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        run_case(TEACHER, tmp_path, accelerator, before_step=twice)
+    # A shell starts background jobs with SIGINT ignored, and a test run may be one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_case(TEACHER, tmp_path, accelerator, before_step=twice)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_signal_handlers_are_put_back(tmp_path, accelerator):
