@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from command_line import Called, edc
 from conftest import Workshop
 
+from edc.bench import bench as bench_module
 from edc.bench.backends import BACKENDS, is_installed
+from edc.bench.backends.contract import OnnxSubject
+from edc.bench.pool import RowSpec
 from edc.bench.timing import TimingPlan
+from edc.data import DataSet, MemoryImages
 
 PLAN = TimingPlan(seconds_per_row=0.02, num_rounds=8, min_rounds=8, window_ms=1.0, max_windows=5, settle_ms=0.1)
 """Two runs of each row or more in each of 8 rounds: enough for a median, and for an interval of the ratios."""
@@ -210,3 +216,21 @@ def test_run_that_is_not_the_artifacts_is_not_measured_in_its_place(workshop: Wo
         assert "recipe" in called.document["error"]["message"]
     else:
         assert all("recipe" in (row["reason_not_run"] or "") for row in called.document["rows"])
+
+
+def test_quick_quality_holds_each_drawn_image_against_its_own_label():
+    """The pool here reads the label off the image, so anything but 100 % means that labels and images came apart."""
+    labels = torch.arange(60) % 4
+    images = MemoryImages(labels.to(torch.uint8)[:, None, None, None].expand(60, 3, 8, 8).clone(), labels)
+    data = DataSet(images, images, images, tuple("abcd"), (3, 8, 8), (0.5,) * 3, (0.5,) * 3)
+    spec = RowSpec("student", "onnxruntime", OnnxSubject(()))
+
+    class Oracle:
+        def predict(self, specs, batches):
+            seen = np.concatenate([np.round(batch[:, 0, 0, 0] * 255).astype(int) for batch in batches])
+            return {spec: (10 * np.eye(4)[seen]).astype(np.float32) for spec in specs}
+
+    for limit, num_images in ((None, 60), (20, 20), (100, 60)):
+        found = bench_module._qualities(Oracle(), [spec], data, limit=limit, seed=0)
+        assert found.quality[spec].raw.acc == 1.0
+        assert len(found.correct[spec]) == num_images

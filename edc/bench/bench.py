@@ -161,9 +161,6 @@ def _qualities(pool: WorkerPool, specs: list[RowSpec], data: DataSet, *, limit: 
         console.print(f"predicting {len(images):,} {name} images", highlight=False)
         outputs[name] = pool.predict(specs, _float_batches(images))
         labels[name] = images.labels.numpy()
-    labels = {
-        name: images.labels.numpy()[:limit] for name, images in (("test", data.test), ("validation", data.validation))
-    }
     quality: dict[RowSpec, RowQuality | NotRun] = {}
     correct = {}
     for spec in specs:

@@ -119,5 +119,7 @@ def _dee(rows: Sequence[dict[str, Any]], ensemble_size: int) -> str:
         return _spread([row["dee"] for row in rows], 2)
     if len(rows) == 1 or len(bounds) == 1:
         return "<1" if "below" in bounds else f">{ensemble_size}"
-    low = min(0.0 if row.get("dee_bound") == "below" else row["dee"] or ensemble_size for row in rows)
-    return "<1 to .." if low == 0 else f"{low:.2f} to >{ensemble_size}"
+    inside = [row["dee"] for row in rows if row.get("dee_bound") is None]
+    low = "<1" if "below" in bounds else f"{min(inside):.2f}"
+    high = f">{ensemble_size}" if "above" in bounds else f"{max(inside):.2f}"
+    return f"{low} to {high}"
