@@ -1,30 +1,19 @@
-"""BatchEnsemble: M members that share every slow weight and differ by rank-one factors; and their fold.
+"""BatchEnsemble: networks whose M members share every slow weight, one for each teacher; and their fold.
 
-Member m of a convolution or linear layer computes with `W_m = W * outer(s_m, r_m)`:
-
-    activation form   y = (conv(x * r_m, W) + b) * s_m        no weight is copied; M activations are kept
-    weight form       y =  conv(x, W_m) + b * s_m             M small weights are made; no activation is kept for r, s
-
-The factors are stored as their distance from one, rho = r - 1 and sigma = s - 1. Ordinary weight decay then pulls r and
-s towards one, which is the official penalty with its 1/M, provided that their data gradient is multiplied by M: each
-member sees the gradient of its own mean loss instead of the mean over members.
-
-Batches of members are member-major: row m * N + n is image n seen by member m.
-
-Source: Wen et al. 2020 (arXiv 2002.06715); Nam et al. 2022 (arXiv 2206.15047).
+Their layers are in `member_layers`. Source: Wen et al. 2020 (arXiv 2002.06715); Nam et al. 2022 (arXiv 2206.15047).
 """
 
 import copy
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edc.errors import RecipeError
+from edc.member_layers import BatchEnsembleConv2d, BatchEnsembleLayer, BatchEnsembleLinear, FoldKind, LayerForm
 
 __all__ = [
     "BatchEnsembleConv2d",
@@ -38,151 +27,9 @@ __all__ = [
     "to_batch_ensemble",
 ]
 
-MemberForm = Literal["activation", "weight"]
-FoldKind = Literal["mean_weights", "mean_factors"]
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.scale, None
-
-
-class _BatchEnsembleLayer(nn.Module):
-    """What the two layers share: slow weight, bias, factors, and which members the next batch is for.
-
-    Shapes: rho (M, C_in), sigma (M, C_out).
-    """
-
-    bias: nn.Parameter | None
-
-    def __init__(self, layer: nn.Conv2d | nn.Linear, ensemble_size: int, form: MemberForm, in_size: int) -> None:
-        super().__init__()
-        self.weight = layer.weight
-        self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
-        self.rho = nn.Parameter(layer.weight.new_zeros(ensemble_size, in_size))
-        self.sigma = nn.Parameter(layer.weight.new_zeros(ensemble_size, len(layer.weight)))
-        self.ensemble_size = ensemble_size
-        self.form = form
-        self.members: tuple[int, ...] = tuple(range(ensemble_size))
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Returns r (A, C_in) and s (A, C_out) of the selected members, with their gradients scaled by M."""
-        rho: Tensor = self.rho
-        sigma: Tensor = self.sigma
-        if self.members != tuple(range(self.ensemble_size)):
-            rho, sigma = rho[list(self.members)], sigma[list(self.members)]
-        if torch.is_grad_enabled():
-            rho = _ScaleGradient.apply(rho, float(self.ensemble_size))
-            sigma = _ScaleGradient.apply(sigma, float(self.ensemble_size))
-        return 1 + rho, 1 + sigma
-
-    def forward(self, x: Tensor) -> Tensor:
-        num_members = len(self.members)
-        if x.shape[0] % num_members:
-            raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {num_members} members")
-        r, s = self.factors()
-        if self.form == "activation":
-            y = self.plain_forward(_scale_channels(x, r, self.channel_dim), self.weight, self.bias)
-            return _scale_channels(y, s, self.channel_dim)
-        outputs = [
-            self.plain_forward(rows, self.member_weight(r[m], s[m]), None if self.bias is None else self.bias * s[m])
-            for m, rows in enumerate(x.chunk(num_members))
-        ]
-        return torch.cat(outputs)
-
-    channel_dim: int
-
-    def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
-        """Returns W * outer(s, r) for r (C_in,) and s (C_out,), in the shape of W."""
-        raise NotImplementedError
-
-    def folded(self, kind: FoldKind) -> dict[str, Tensor]:
-        """Returns `weight` and `bias` of the one plain layer that stands for all members."""
-        r, s = 1 + self.rho.detach(), 1 + self.sigma.detach()
-        if kind == "mean_factors":
-            weight = self.member_weight(r.mean(0), s.mean(0))
-        else:
-            members = [self.member_weight(r[m], s[m]) for m in range(self.ensemble_size)]
-            weight = torch.stack(members).mean(0)
-        bias = {} if self.bias is None else {"bias": self.bias.detach() * s.mean(0)}
-        return {"weight": weight.detach(), **bias}
-
-    def member(self, m: int) -> dict[str, Tensor]:
-        """Returns `weight` and `bias` of member m as a plain layer."""
-        r, s = 1 + self.rho.detach()[m], 1 + self.sigma.detach()[m]
-        bias = {} if self.bias is None else {"bias": self.bias.detach() * s}
-        return {"weight": self.member_weight(r, s).detach(), **bias}
-
-
-class BatchEnsembleConv2d(_BatchEnsembleLayer):
-    """A Conv2d (grouped and depthwise too) shared by M members: (A * N, C_in, H, W) to (A * N, C_out, H', W')."""
-
-    channel_dim = 1
-
-    def __init__(self, layer: nn.Conv2d, ensemble_size: int, form: MemberForm = "weight") -> None:
-        super().__init__(layer, ensemble_size, form, layer.in_channels)
-        self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
-        self.stride, self.padding, self.dilation, self.groups = (
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-        )
-        self.padding_mode = layer.padding_mode
-        self._edges = layer._reversed_padding_repeated_twice
-
-    def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self._edges, mode=self.padding_mode)
-            return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
-        # Row o of group j meets only the input channels of group j.
-        r_of_row = r.view(self.groups, -1).repeat_interleave(self.out_channels // self.groups, dim=0)
-        return self.weight * (s[:, None] * r_of_row)[:, :, None, None]
-
-
-class BatchEnsembleLinear(_BatchEnsembleLayer):
-    """A Linear shared by M members: (A * N, ..., C_in) to (A * N, ..., C_out)."""
-
-    channel_dim = -1
-
-    def __init__(self, layer: nn.Linear, ensemble_size: int, form: MemberForm = "weight") -> None:
-        super().__init__(layer, ensemble_size, form, layer.in_features)
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-
-    def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
-        return self.weight * torch.outer(s, r)
-
-
-def _scale_channels(x: Tensor, factor: Tensor, channel_dim: int) -> Tensor:
-    """Returns member-major `x` times each member's channel `factor` (A, C), in the dtype and memory format of `x`.
-
-    Multiplying by a factor repeated to (A * N, C) keeps channels_last, which a view to (A, N, C, H, W) would lose.
-    """
-    factor = factor.to(x.dtype).repeat_interleave(x.shape[0] // factor.shape[0], dim=0)
-    shape = [x.shape[0]] + [1] * (x.ndim - 1)
-    shape[channel_dim] = factor.shape[1]
-    return x * factor.view(shape)
-
 
 def to_batch_ensemble(
-    network: nn.Module, ensemble_size: int, *, form: MemberForm = "weight", example: Tensor | None = None
+    network: nn.Module, ensemble_size: int, *, form: LayerForm = "weight", example: Tensor | None = None
 ) -> nn.Module:
     """Returns a copy of `network` in which every Conv2d and Linear, at any depth, has `ensemble_size` members.
 
@@ -238,9 +85,9 @@ def _convertible_layers(network: nn.Module, example: Tensor | None) -> set[nn.Mo
     return layers & called
 
 
-def _layers(network: nn.Module) -> Iterator[tuple[str, _BatchEnsembleLayer]]:
+def _layers(network: nn.Module) -> Iterator[tuple[str, BatchEnsembleLayer]]:
     for name, module in network.named_modules(remove_duplicate=False):
-        if isinstance(module, _BatchEnsembleLayer):
+        if isinstance(module, BatchEnsembleLayer):
             yield name, module
 
 
@@ -260,14 +107,21 @@ def shared_layers(network: nn.Module) -> list[str]:
 @contextmanager
 def select_members(network: nn.Module, members: tuple[int, ...]) -> Iterator[None]:
     """Within the block, a batch of `network` is for these members only, in this order."""
-    before = [(layer, layer.members) for _, layer in _layers(network)]
+    before = [(layer, layer.selected) for _, layer in _layers(network)]
     for layer, _ in before:
-        layer.members = members
+        layer.selected = _index(members, layer.rho.device)
     try:
         yield
     finally:
         for layer, previous in before:
-            layer.members = previous
+            layer.selected = previous
+
+
+@cache
+def _index(members: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns `members` as a tensor; made once, because copying it to a GPU in each step would wait for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(members, device=device)
 
 
 def member_logits(network: nn.Module, images: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from edc.data import DataSet, steps_per_epoch, train_batches
 from edc.recipe import Recipe, StudentSection
 from edc.schedule import build_optimizer
 from edc.seeding import generator_for
+from edc.step import Batch, LossOf, backward_through, to_device
 from edc.student import build_student, student_loss
 from edc.teacher import TeacherEnsemble, build_teacher, teacher_loss
-from edc.train import Batch, LossOf, autocast, to_device
 
 __all__ = ["Cost", "estimate_costs", "units_per_step"]
 
@@ -76,10 +76,8 @@ def _seconds_per_step(
             rows=slice(None),
             num_rows=len(labels),
         )
-        with autocast(device, training):
-            loss = loss_of(network, network, batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward_through(loss_of, network, network, batch, training=training, accelerator=accelerator)
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -1,9 +1,10 @@
 """What a student minimises. Callers widen bf16 logits to float32 first."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cross_entropy_between", "kd_loss", "label_loss", "latent_be_loss"]
+__all__ = ["cross_entropy_between", "kd_loss", "label_loss", "latent_be_loss", "wide"]
 
 
 def cross_entropy_between(target_probs: Tensor, logits: Tensor) -> Tensor:
@@ -32,3 +33,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: floa
 def label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the mean cross-entropy of every member with the labels. Shapes: (M, N, K), (N,)."""
     return F.cross_entropy(student_logits.flatten(0, 1), labels.repeat(student_logits.shape[0]))
+
+
+def wide(x: Tensor) -> Tensor:
+    """Returns `x` in float32, or as it is if it is wider."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

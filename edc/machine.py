@@ -4,7 +4,9 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["cpu_name", "num_cpus"]
+import psutil
+
+__all__ = ["cpu_name", "free_memory_bytes", "num_cpus"]
 
 
 def cpu_name() -> str:
@@ -20,3 +22,8 @@ def cpu_name() -> str:
 def num_cpus() -> int:
     """Returns how many processors this process may use, which in a container can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory_bytes() -> int:
+    """Returns the memory that the system could give to programs now."""
+    return int(psutil.virtual_memory().available)

@@ -14,12 +14,15 @@ run. Gradients flow to the images alone, so no weight gradient is computed.
 Source: Nam et al. 2022 (arXiv 2206.15047); ODS: Tashiro et al. 2020 (arXiv 2003.06878).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edc.batch_ensemble import select_members
-from edc.losses import cross_entropy_between
+from edc.losses import cross_entropy_between, wide
 from edc.recipe import Perturbation
 from edc.teacher import TeacherEnsemble
 
@@ -62,35 +65,47 @@ def perturb(
     was_training = student.training
     student.eval()
     try:
-        with torch.enable_grad():
-            x = images.detach().requires_grad_()
-            diversity = _diversity(x, kind, teachers, student, generator)
-            (direction,) = torch.autograd.grad(diversity.sum(), x)
+        direction = _direction(images, kind, teachers, student, generator)
     finally:
         student.train(was_training)
     return move(images, direction, grey_levels=grey_levels)
 
 
-def _diversity(
-    x: Tensor, kind: Perturbation, teachers: TeacherEnsemble, student: nn.Module, generator: torch.Generator
+def _direction(
+    images: Tensor, kind: Perturbation, teachers: TeacherEnsemble, student: nn.Module, generator: torch.Generator
 ) -> Tensor:
-    """Returns the quantity to climb, (N,)."""
+    """Returns the gradient with respect to the images (N, C, H, W) of the quantity to climb.
+
+    Teachers and student one after the other, so that only one network's activations are kept at a time.
+    """
     if kind == "ods":
         i = int(torch.randint(len(teachers), (), generator=generator))
-        probs = F.softmax(_float(teachers[i](x)), dim=-1)
-        # One w a step, not one an image: independent of how the batch is divided over processes.
-        w = torch.rand(probs.shape[-1], generator=generator) * 2 - 1
-        return probs @ w.to(probs)
+
+        def combination(logits: Tensor) -> Tensor:
+            # One w a step, not one an image: independent of how the batch is divided over processes.
+            w = torch.rand(logits.shape[-1], generator=generator) * 2 - 1
+            return F.softmax(logits, dim=-1) @ w.to(logits)
+
+        return _input_gradient(teachers[i], images, combination)
     i, j = draw_pair(len(teachers), generator)
-    with torch.no_grad():
-        target = F.softmax(_float(teachers[j](x)), dim=-1)
-    diversity = cross_entropy_between(target, _float(teachers[i](x)))
+    with torch.inference_mode():
+        target = F.softmax(wide(teachers[j](images)), dim=-1)
+    direction = _input_gradient(teachers[i], images, partial(cross_entropy_between, target.clone()))
     if kind == "tdiv_sdiv":
+        # Not in inference mode: autocast would keep the weights it casts there for the pass that needs a graph.
         with torch.no_grad(), select_members(student, (j,)):
-            target = F.softmax(_float(student(x)), dim=-1)
+            target = F.softmax(wide(student(images)), dim=-1)
         with select_members(student, (i,)):
-            diversity = diversity - cross_entropy_between(target, _float(student(x)))
-    return diversity
+            direction -= _input_gradient(student, images, partial(cross_entropy_between, target))
+    return direction
+
+
+def _input_gradient(network: nn.Module, images: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    """Returns the gradient of `objective(logits)` (N,), summed, with respect to the images alone."""
+    with torch.enable_grad():
+        x = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(wide(network(x))).sum(), x)
+    return gradient
 
 
 def move(images: Tensor, direction: Tensor, *, grey_levels: float) -> Tensor:
@@ -98,7 +113,7 @@ def move(images: Tensor, direction: Tensor, *, grey_levels: float) -> Tensor:
 
     An image whose direction is zero or not finite stays where it is (the official code divides by zero there).
     """
-    g = _float(direction).flatten(1)
+    g = wide(direction).flatten(1)
     # Scaled by the largest entry first: the squares of small float32 gradients would underflow to a zero norm.
     g = g / g.abs().amax(1, keepdim=True)
     unit = g / g.norm(dim=1, keepdim=True)
@@ -106,8 +121,3 @@ def move(images: Tensor, direction: Tensor, *, grey_levels: float) -> Tensor:
     step = grey_levels / 255 * g.shape[1] ** 0.5 * unit
     moved: Tensor = images + step.view_as(images).to(images.dtype)
     return moved.clamp(0, 1)
-
-
-def _float(x: Tensor) -> Tensor:
-    """Returns `x` in float32, or as it is if it is wider."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -10,7 +10,7 @@ from torch import nn
 from edc.batch_ensemble import member_logits
 from edc.data import DataSet, Images, evaluation_batches, train_batches
 from edc.recipe import DataSection, TrainingSection
-from edc.train import to_device
+from edc.step import to_device
 
 __all__ = ["labels_of", "predict_logits", "reestimate_batchnorm"]
 

@@ -32,9 +32,11 @@ class Section(BaseModel):
 
 
 FIELDS_OF_KINDS = {
-    "image_size": ("image_folder", "parquet", "synthetic"),
-    "crop_fraction": ("image_folder", "parquet"),
-    "test": ("digits", "image_folder", "parquet", "synthetic"),
+    "image_size": ("image_folder", "parquet", "webdataset", "synthetic"),
+    "crop_fraction": ("image_folder", "parquet", "webdataset"),
+    "test": ("digits", "image_folder", "parquet", "webdataset", "synthetic"),
+    "unlabelled": ("image_folder", "parquet", "webdataset"),
+    "max_bad_fraction": ("image_folder", "parquet", "webdataset"),
     "image_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
     "label_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
     "num_images": ("synthetic",),
@@ -45,15 +47,24 @@ FIELDS_OF_KINDS = {
 class DataSection(Section):
     """Which images. `root` is where they are; `--data-root` on the command line overrides it."""
 
-    kind: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "parquet", "synthetic"]
+    kind: Literal[
+        "digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "parquet", "webdataset", "synthetic"
+    ]
     root: Path | None = None
+    """A folder; for `webdataset` also any fsspec address (s3://bucket/folder, gs://..., memory://...)."""
     download: bool = True
     train_limit: PositiveInt | None = None
     """Keep only the first so many training images (after the validation split)."""
     validation: PositiveInt | None = None
     """Images held out of the training split; None: the kind's own default, or an image folder's `val`."""
     test: PositiveInt | None = None
-    """Images held out for test where the data comes without a test split (image_folder)."""
+    """Images held out for test where the data comes without a test split (image_folder, parquet, webdataset)."""
+    unlabelled: bool = False
+    """The training images have no labels (a `train` folder without class folders, shards without .cls, parquet without
+    a label column). Only with one's own teachers and alpha 1; validation and test images still need labels."""
+    max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Largest part of the images of a split that may be unreadable: each is replaced by another of its class, the rest
+    of a truncated shard is left out, and all are named. 0: the first one ends the run."""
     split_seed: int = 0
     image_size: PositiveInt | None = None
     """Side of the square that files are resized and cropped to; None: the images' own size."""
@@ -72,14 +83,16 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.augmentation == "resized_crop_flip" and (
-            self.kind not in ("image_folder", "parquet") or not self.image_size
+            self.kind not in ("image_folder", "parquet", "webdataset") or not self.image_size
         ):
-            raise ValueError("augmentation 'resized_crop_flip' is for 'image_folder' and 'parquet' with an image_size")
+            raise ValueError(
+                "augmentation 'resized_crop_flip' is for 'image_folder', 'parquet' and 'webdataset' with an image_size"
+            )
         for field, kinds in FIELDS_OF_KINDS.items():
             if self.kind not in kinds and getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(f"{field} has no effect with kind {self.kind!r} (only with {', '.join(kinds)})")
-        if self.kind == "image_folder" and self.image_size is None:
-            raise ValueError("image_size is needed for 'image_folder' (for example 224)")
+        if self.kind in ("image_folder", "webdataset") and self.image_size is None:
+            raise ValueError(f"image_size is needed for {self.kind!r} (for example 224)")
         return self
 
 
@@ -129,6 +142,9 @@ class TrainingSection(Section):
     epochs: PositiveInt = 200
     batch_size: PositiveInt = 128
     """Images in one optimiser step, over all processes."""
+    micro_batch_size: Annotated[int, Field(ge=2)] | None = None
+    """Images of one process that go through the networks at once; None: all. Smaller ones save memory: gradients add up
+    to the same, but BatchNorm's batch statistics are those of the smaller batches."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.1
     momentum: UnitInterval = 0.9
@@ -136,6 +152,9 @@ class TrainingSection(Section):
     warmup_epochs: NonNegativeInt = 5
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
+    compile: bool = False
+    """torch.compile for teachers and student. Where it fails, they run without it and the log says so; on the CPU it
+    took minutes and gained under 5 % (results/step_cost.md)."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes, so that a run does not depend on how many there are."""
     checkpoint_every: PositiveInt = 1
@@ -151,15 +170,33 @@ class TrainingSection(Section):
 
 
 class CheckpointSection(Section):
-    """A teacher of the user's own: a state dict (.safetensors, .pt, .pth) and the network it belongs to."""
+    """A teacher of the user's own: a state dict and the network it belongs to, or a file that is a whole network."""
 
     file: Path
     network: NetworkSection | None = None
+    """Of a state dict (.safetensors, .pt, .pth); the teachers' network unless given."""
+    format: Literal["auto", "state_dict", "torchscript", "exported_program", "onnx"] = "auto"
+    """`auto` looks at the file: TorchScript (torch.jit.save), an exported program (.pt2), .onnx, else a state dict."""
+    input_size: PositiveInt | None = None
+    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[PositiveFloat, ...] | None = None
+    """What this teacher subtracts from images in [0, 1] and divides by. Needed where the file is a whole network
+    (zeros and ones if it normalises by itself); for a state dict the network's or the data's unless given."""
+    output: Literal["logits", "probabilities"] = "logits"
 
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
         return {"file": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together")
+        if self.mean and self.network and self.network.mean:
+            raise ValueError("mean and std are given twice, here and in network; keep one of them")
+        return self
 
 
 class TeachersSection(Section):
@@ -200,8 +237,9 @@ class StudentSection(Section):
     epochs: PositiveInt | None = None
     fold: Fold = "mean_weights"
     """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
-    member_form: Literal["activation", "weight"] = "weight"
-    """How members are computed; the results are the same. `weight` was the faster one wherever it was measured."""
+    member_form: Literal["auto", "joint", "sequential"] = "auto"
+    """`joint`: all members in one batch, BatchNorm statistics over all of them, as published. `sequential`: one member
+    after another, memory as for one. `auto`: joint where its activations fit into half of the free memory."""
     reestimate_batchnorm: bool = False
 
     @model_validator(mode="after")
@@ -246,6 +284,17 @@ class Recipe(Section):
                 )
             if student.epochs is not None and student.epochs <= self.training.warmup_epochs:
                 problems.append(f"students.{name}.epochs: must be larger than training.warmup_epochs")
+        if self.data.unlabelled and not self.teachers.checkpoints:
+            problems.append(
+                "data.unlabelled: teachers cannot be trained without labels; list your own in teachers.checkpoints"
+            )
+        if self.data.unlabelled:
+            problems += [
+                f"students.{name}.alpha: found {student.alpha:g}, but data.unlabelled leaves no labels to learn from; "
+                "expected 1"
+                for name, student in self.students.items()
+                if student.alpha != 1
+            ]
         if self.teachers.epochs is not None and self.teachers.epochs <= self.training.warmup_epochs:
             problems.append("teachers.epochs: must be larger than training.warmup_epochs")
         if problems:

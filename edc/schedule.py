@@ -19,13 +19,19 @@ def learning_rate_at(step: int, training: TrainingSection, steps_in_epoch: int) 
 
 
 def build_optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
-    """Returns the recipe's optimizer; weight decay acts on every parameter (on rho and sigma: pulls r and s to 1)."""
+    """Returns the recipe's optimizer; weight decay acts on every parameter (on rho and sigma: pulls r and s to 1).
+
+    It updates all parameters in one kernel where there is one, so the network must be on its device already.
+    """
+    parameters = list(network.parameters())
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+        return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay, fused=fused)
     return torch.optim.SGD(
-        network.parameters(),
+        parameters,
         training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         nesterov=training.momentum > 0,
+        fused=fused,
     )

@@ -1,15 +1,20 @@
 """Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
 
+from functools import partial
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from edc.batch_ensemble import ensemble_size_of, fold, shared_layers, to_batch_ensemble
+from edc.batch_ensemble import ensemble_size_of, fold, select_members, shared_layers, to_batch_ensemble
 from edc.checkpoint import load_state
+from edc.compiling import compile_network, example_for
 from edc.data import DataSet
 from edc.errors import RunError
 from edc.files import exclusive_lock
-from edc.losses import kd_loss, label_loss, latent_be_loss
+from edc.losses import kd_loss, label_loss, latent_be_loss, wide
+from edc.member_forms import MemberForm, batchnorm_momentum_shared, choose_form
 from edc.networks import Classifier, build_network
 from edc.perturb import perturb
 from edc.predict import reestimate_batchnorm
@@ -17,8 +22,9 @@ from edc.recipe import Recipe, StudentSection
 from edc.report.progress import console
 from edc.run import RunFolder
 from edc.seeding import derive_seed
+from edc.step import Batch, LossOf, LossPart
 from edc.teacher import TeacherEnsemble
-from edc.train import Batch, LossOf, fit
+from edc.train import fit
 
 __all__ = ["build_plain", "build_student", "fold_student", "load_student", "student_loss", "train_student"]
 
@@ -41,36 +47,58 @@ def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = Tru
     plain = build_plain(recipe, data, fresh=fresh)
     if section.method == "kd":
         return plain
-    example = torch.zeros(2, *data.image_shape)
-    return to_batch_ensemble(plain, recipe.teachers.size, form=section.member_form, example=example)
+    return to_batch_ensemble(plain, recipe.teachers.size, example=torch.zeros(2, *data.image_shape))
 
 
-def student_loss(section: StudentSection, teachers: TeacherEnsemble) -> LossOf:
-    """Returns the loss of one step: perturb, let the teachers answer, distil."""
+def student_loss(section: StudentSection, teachers: TeacherEnsemble, *, form: MemberForm = "joint") -> LossOf:
+    """Returns the loss of one step: perturb, let the teachers answer, distil.
 
-    def loss_of(model: nn.Module, network: nn.Module, batch: Batch) -> Tensor:
-        images = perturb(
-            batch.images,
-            section.perturbation,
-            teachers=teachers,
-            student=network,
-            grey_levels=section.perturbation_grey_levels,
-            generator=batch.generator,
-            rows=batch.rows,
-            num_rows=batch.num_rows,
-        )
-        with torch.no_grad():
-            teacher_logits = _wide(teachers(images))
+    Args:
+        form: `joint` runs all members as one batch (M * N rows); `sequential` runs one after another, each with its own
+            backward pass: memory does not grow with M, and BatchNorm sees the batch of one member at a time.
+    """
+
+    def parts_of(model: nn.Module, network: nn.Module, batch: Batch) -> list[LossPart]:
+        with record_function("edc:perturbation"):
+            images = perturb(
+                batch.images,
+                section.perturbation,
+                teachers=teachers,
+                student=network,
+                grey_levels=section.perturbation_grey_levels,
+                generator=batch.generator,
+                rows=batch.rows,
+                num_rows=batch.num_rows,
+            )
+        with record_function("edc:teachers"):
+            teacher_logits = teachers.answers(images)
         num_members = ensemble_size_of(network)
-        rows = images.repeat(num_members, 1, 1, 1) if num_members > 1 else images
-        student_logits = _wide(model(rows)).view(num_members, len(images), -1)
-        loss_between = latent_be_loss if section.method == "latent_be" else kd_loss
-        distillation = loss_between(student_logits, teacher_logits, temperature=section.temperature)
-        if section.alpha == 1:
-            return distillation
-        return (1 - section.alpha) * label_loss(student_logits, batch.labels) + section.alpha * distillation
 
-    return loss_of
+        def part(members: slice) -> Tensor:
+            size = len(range(*members.indices(num_members)))
+            student_logits = wide(model(images.repeat(size, 1, 1, 1) if size > 1 else images))
+            targets = teacher_logits[members] if num_members > 1 else teacher_logits
+            student_logits = student_logits.view(size, len(images), -1)
+            return size / num_members * _loss(section, student_logits, targets, batch.labels)
+
+        def part_of_member(m: int) -> Tensor:
+            with select_members(network, (m,)), batchnorm_momentum_shared(network, num_members):
+                return part(slice(m, m + 1))
+
+        if form == "sequential" and num_members > 1:
+            return [partial(part_of_member, m) for m in range(num_members)]
+        return [partial(part, slice(None))]
+
+    return parts_of
+
+
+def _loss(section: StudentSection, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the mean over members of distillation, and of cross-entropy with the labels where alpha is below 1."""
+    loss_between = latent_be_loss if section.method == "latent_be" else kd_loss
+    distillation = loss_between(student_logits, teacher_logits, temperature=section.temperature)
+    if section.alpha == 1:
+        return distillation
+    return (1 - section.alpha) * label_loss(student_logits, labels) + section.alpha * distillation
 
 
 def fold_student(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, kind: str | None = None) -> nn.Module:
@@ -102,13 +130,22 @@ def train_student(
     folder = run.student_path(name)
 
     def train() -> nn.Module:
+        training = recipe.training_of(section)
+        form, reason = choose_form(
+            section, network, data.image_shape, training=training, folder=folder, accelerator=accelerator
+        )
+        if training.compile:
+            for m, teacher in enumerate(teachers.members):
+                compile_network(teacher, example_for(teacher, data.image_shape), label=f"teacher {m}")
+        if section.method == "latent_be" and accelerator.is_main_process:
+            console.print(f"{name}: members {form}, because {reason}", highlight=False)
         return fit(
             network,
             data,
-            loss_of=student_loss(section, teachers),
+            loss_of=student_loss(section, teachers, form=form),
             plain_of=lambda trained: fold_student(trained, recipe, name, data),
             data_section=recipe.data,
-            training=recipe.training_of(section),
+            training=training,
             seed=derive_seed("student", recipe.seed),
             folder=folder,
             label=name,
@@ -146,8 +183,3 @@ def deployable(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, 
             accelerator=accelerator,
         )
     return plain.eval()
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Returns logits in float32, or as they are if they are wider."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

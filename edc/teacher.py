@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from edc.checkpoint import load_state
 from edc.data import DataSet
 from edc.files import exclusive_lock, write_json
-from edc.losses import label_loss
-from edc.networks import Classifier, build_network, load_weights, require_logits
-from edc.recipe import CheckpointSection, Recipe
+from edc.foreign_teacher import load_file_teacher
+from edc.losses import label_loss, wide
+from edc.networks import Classifier, build_network
+from edc.recipe import Recipe
 from edc.seeding import derive_seed
-from edc.train import Batch, fit
+from edc.step import Batch, LossPart
+from edc.train import fit
 
 __all__ = ["TeacherEnsemble", "build_teacher", "load_own_teachers", "load_teachers", "obtain_teacher", "teacher_key"]
 
@@ -43,10 +45,27 @@ class TeacherEnsemble(nn.Module):
         """Returns logits (M, N, K) for images (N, C, H, W) in [0, 1]."""
         return torch.stack([member(images) for member in self.members])
 
+    def answers(self, images: Tensor) -> Tensor:
+        """Returns logits (M, N, K) in float32 or wider to learn from, computed in inference mode."""
+        with torch.inference_mode():
+            logits = wide(self(images))
+        return logits.clone()  # a normal tensor again: a loss may keep it for its backward pass
+
 
 def load_own_teachers(recipe: Recipe, data: DataSet) -> list[nn.Module]:
     """Returns the networks of the recipe's own checkpoints, strictly loaded and tried; none if it lists none."""
-    return [_own_teacher(checkpoint, recipe, data) for checkpoint in recipe.teachers.checkpoints]
+    return [
+        load_file_teacher(
+            checkpoint,
+            field=f"teachers.checkpoints.{m}",
+            default_network=recipe.teacher_network,
+            num_classes=data.num_classes,
+            image_shape=data.image_shape,
+            mean=data.mean,
+            std=data.std,
+        )
+        for m, checkpoint in enumerate(recipe.teachers.checkpoints)
+    ]
 
 
 def load_teachers(
@@ -116,7 +135,9 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
         "data": data.fingerprint(),
         "augmentation": recipe.data.model_dump(mode="json", include={"augmentation", "crop_padding"}),
         "network": recipe.teacher_network.model_dump(mode="json"),
-        "training": recipe.training_of(recipe.teachers).model_dump(mode="json", exclude={"checkpoint_every"}),
+        "training": recipe.training_of(recipe.teachers).model_dump(
+            mode="json", exclude={"checkpoint_every", "compile"}, exclude_none=True
+        ),
         "seed": recipe.teachers.seed + member,
     }
     digest = hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
@@ -124,9 +145,9 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
     return f"{recipe.data.kind}-{name}-seed{determined_by['seed']}-{digest[:12]}", determined_by
 
 
-def teacher_loss(model: nn.Module, _network: nn.Module, batch: Batch) -> Tensor:
-    """Returns the cross-entropy with the labels."""
-    return label_loss(model(batch.images)[None].float(), batch.labels)
+def teacher_loss(model: nn.Module, _network: nn.Module, batch: Batch) -> list[LossPart]:
+    """Returns the cross-entropy with the labels, in one part."""
+    return [lambda: label_loss(wide(model(batch.images))[None], batch.labels)]
 
 
 def build_teacher(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Classifier:
@@ -139,15 +160,3 @@ def build_teacher(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Class
         mean=data.mean,
         std=data.std,
     )
-
-
-def _own_teacher(checkpoint: CheckpointSection, recipe: Recipe, data: DataSet) -> Classifier:
-    """Returns a teacher of the user's own, strictly loaded and tried on one image."""
-    section = (checkpoint.network or recipe.teacher_network).model_copy(update={"pretrained": False})
-    state = load_state(checkpoint.file)
-    network = build_network(
-        section, num_classes=data.num_classes, image_shape=data.image_shape, mean=data.mean, std=data.std
-    )
-    load_weights(network, state, source=str(checkpoint.file), num_classes=data.num_classes)
-    require_logits(network, data.image_shape, data.num_classes, source=str(checkpoint.file))
-    return network

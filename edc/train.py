@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,36 +16,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from edc.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
+from edc.compiling import compile_network, example_for
 from edc.data import DataSet, Images, evaluation_batches, steps_per_epoch, train_batches
-from edc.errors import DivergedError, Interrupted, RecipeError
+from edc.errors import DivergedError, Interrupted
 from edc.recipe import DataSection, TrainingSection
 from edc.report.progress import TrainingProgress, training_progress
 from edc.schedule import build_optimizer, learning_rate_at
 from edc.seeding import derive_seed, generator_for
 from edc.signals import stop_requests
-from edc.sync_batchnorm import convert_sync_batchnorm
+from edc.step import Batch, LossOf, autocast, backward_through, to_device
+from edc.sync_batchnorm import convert_sync_batchnorm, require_batchnorm_rows, require_sharable
 
-__all__ = ["Batch", "LossOf", "autocast", "evaluate_accuracy", "fit", "to_device"]
+__all__ = ["evaluate_accuracy", "fit"]
 
 STEPS_BETWEEN_LOOKS = 20
 """Steps between reading losses back: on a GPU every look waits for the queue."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One step's images (N, C, H, W) in [0, 1] and labels (N,), and where they stand in the global batch."""
-
-    images: Tensor
-    labels: Tensor
-    generator: torch.Generator
-    rows: slice
-    num_rows: int
-
-
-LossOf = Callable[[nn.Module, nn.Module, Batch], Tensor]
-"""(wrapped network, bare network, batch) to a scalar. Gradients that train go through the wrapped one."""
 
 
 def fit(
@@ -67,8 +55,7 @@ def fit(
     metrics.jsonl (a line an epoch), tensorboard/, and while it runs checkpoint.pt.
 
     Args:
-        loss_of: (wrapped network, bare network, batch) to a scalar; the wrapped one is what gradients must pass through
-            in a distributed run, the bare one is for everything else.
+        loss_of: what is minimised, see `step.LossOf`.
         plain_of: returns the network whose validation accuracy counts.
 
     Raises:
@@ -79,11 +66,11 @@ def fit(
     if finished.is_file():
         network.load_state_dict(load_state(finished))
         return network.to(accelerator.device)
-    if training.batch_size % accelerator.num_processes:
-        raise RecipeError(
-            f"training.batch_size: {training.batch_size} is not divisible by {accelerator.num_processes} processes"
-        )
+    require_sharable(training, num_processes=accelerator.num_processes)
+    require_batchnorm_rows(network, training, num_processes=accelerator.num_processes, label=label)
     network = _placed(network, training, accelerator)
+    if training.compile:
+        compile_network(network, example_for(network, data.image_shape), label=label)
     optimizer = build_optimizer(network, training)
     checkpoint = folder / "checkpoint.pt"
     job = _Job(
@@ -164,7 +151,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         rank=rank,
         num_processes=num_processes,
     )
-    for number, (pixels, labels) in enumerate(batches, start=position.batch):
+    for number, (pixels, labels) in enumerate(_recorded(batches), start=position.batch):
         step = epoch * job.steps + number
         for group in job.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, training, job.steps)
@@ -176,12 +163,11 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
             rows=slice(rank * share, (rank + 1) * share),
             num_rows=training.batch_size,
         )
-        with autocast(accelerator.device, training):
-            loss = job.loss_of(job.model, job.network, batch)
         job.optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        job.optimizer.step()
-        pending.append(loss.detach())
+        loss = backward_through(job.loss_of, job.model, job.network, batch, training=training, accelerator=accelerator)
+        with record_function("edc:optimizer"):
+            job.optimizer.step()
+        pending.append(loss)
         position.batch = number + 1
         stopping = bool(stop) and num_processes == 1
         if len(pending) == STEPS_BETWEEN_LOOKS or number == job.steps - 1 or stopping:
@@ -192,8 +178,19 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
             position.seconds += time.monotonic() - started
             if accelerator.is_main_process:
                 save_checkpoint(job.folder / "checkpoint.pt", position, job.network, job.optimizer)
+            accelerator.wait_for_everyone()  # a launcher kills all processes when the first of them leaves
             raise Interrupted(stop[0] if stop else signal.SIGTERM)
     position.seconds += time.monotonic() - started
+
+
+def _recorded(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the batches; waiting for one shows up in a profile."""
+    while True:
+        with record_function("edc:data"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _anyone(job: _Job, stop: list[int]) -> bool:
@@ -279,17 +276,6 @@ def evaluate_accuracy(
             counts[1] += len(labels)
     correct, total = accelerator.reduce(counts, "sum").tolist()
     return float(correct / total)
-
-
-def to_device(pixels: Tensor, device: torch.device, training: TrainingSection) -> Tensor:
-    """Returns uint8 pixels as float32 images in [0, 1] on `device`, channels last if the recipe says so."""
-    images = pixels.to(device, non_blocking=True).float().div_(255)
-    return images.contiguous(memory_format=torch.channels_last) if training.channels_last else images
-
-
-def autocast(device: torch.device, training: TrainingSection) -> Any:
-    """Returns the context in which networks run: bfloat16 where the recipe says so."""
-    return torch.autocast(device.type, torch.bfloat16) if training.precision == "bf16" else nullcontext()
 
 
 def _placed(network: nn.Module, training: TrainingSection, accelerator: Accelerator) -> nn.Module:

@@ -22,9 +22,9 @@ from edc.batch_ensemble import (
 from edc.errors import RecipeError
 from edc.perturb import perturb
 from edc.recipe import StudentSection
+from edc.step import Batch
 from edc.student import student_loss
 from edc.teacher import TeacherEnsemble
-from edc.train import Batch
 
 M = 3
 FORMS = ["activation", "weight"]
@@ -416,7 +416,8 @@ def test_bf16_gradients_are_those_of_float32_within_its_rounding(form):
         batch = Batch(images, torch.zeros(16), torch.Generator().manual_seed(0), slice(None), 16)
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = loss_of(network, network, batch)
+            (part,) = loss_of(network, network, batch)
+            loss = part()
         loss.backward()
         gradients[precision] = {name: p.grad.clone() for name, p in network.named_parameters()}
     for name, value in gradients["fp32"].items():

@@ -7,9 +7,9 @@ from training_cases import TRAINING, plain, small_data
 from edc.batch_ensemble import ensemble_size_of, to_batch_ensemble
 from edc.cost import estimate_costs, units_per_step
 from edc.recipe import Recipe, StudentSection
+from edc.step import Batch
 from edc.student import student_loss
 from edc.teacher import TeacherEnsemble
-from edc.train import Batch
 
 METHODS = [
     ("kd", "none", 7),
@@ -25,8 +25,9 @@ def test_units_are_those_of_the_method(method, perturbation, units):
     assert units_per_step(StudentSection(method=method, perturbation=perturbation), 4) == units
 
 
+@pytest.mark.parametrize("form", ["joint", "sequential"])
 @pytest.mark.parametrize(("method", "perturbation", "units"), METHODS)
-def test_units_count_the_passes_that_happen(method, perturbation, units):
+def test_units_count_the_passes_that_happen(method, perturbation, units, form):
     """Rows through each network are counted: forward passes, and backward passes to the images or to the weights."""
     passes = {"forward": 0.0, "input backward": 0.0, "training": 0.0}
     teachers = TeacherEnsemble([plain(m) for m in range(4)])
@@ -44,7 +45,9 @@ def test_units_count_the_passes_that_happen(method, perturbation, units):
         member.register_forward_hook(count)
     images = small_data().train.images[:16].float() / 255
     batch = Batch(images, torch.zeros(16), torch.Generator().manual_seed(0), slice(None), 16)
-    student_loss(StudentSection(method=method, perturbation=perturbation), teachers)(network, network, batch).backward()
+    loss_of = student_loss(StudentSection(method=method, perturbation=perturbation), teachers, form=form)
+    for part in loss_of(network, network, batch):
+        part().backward()
     assert passes["training"] == ensemble_size_of(network)
     assert passes["forward"] + passes["input backward"] + 2 * passes["training"] == units
 

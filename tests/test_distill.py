@@ -346,7 +346,7 @@ def test_every_option_at_once_runs_to_the_end(tmp_path, accelerator):
                     "perturbation": "ods",
                     "alpha": 0.5,
                     "reestimate_batchnorm": True,
-                    "member_form": "activation",
+                    "member_form": "sequential",
                 }
             },
         }

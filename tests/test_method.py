@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import reference
@@ -15,9 +16,9 @@ from edc.losses import kd_loss, label_loss, latent_be_loss
 from edc.perturb import draw_pair, move, perturb
 from edc.recipe import StudentSection, TrainingSection
 from edc.schedule import build_optimizer
+from edc.step import Batch, LossPart
 from edc.student import student_loss
 from edc.teacher import TeacherEnsemble
-from edc.train import Batch
 
 M, N, K = 3, 7, 5
 SHAPE = (3, 10, 10)
@@ -46,6 +47,12 @@ def plain_teachers() -> list[nn.Module]:
 
 def batch_of(images: Tensor, generator: torch.Generator) -> Batch:
     return Batch(images=images, labels=some_labels(), generator=generator, rows=slice(None), num_rows=len(images))
+
+
+def joint(parts: Sequence[LossPart]) -> Tensor:
+    """Returns the loss that is given as one part."""
+    (part,) = parts
+    return part()
 
 
 def compare(network: nn.Module, expected: reference.Network) -> None:
@@ -91,7 +98,7 @@ def test_two_optimiser_steps_equal_the_reference(form, start, alpha):
             generator=torch.Generator().manual_seed(step),
         )
         optimizer.param_groups[0]["lr"] = learning_rate
-        loss = loss_of(network, network, batch_of(images, torch.Generator().manual_seed(step)))
+        loss = joint(loss_of(network, network, batch_of(images, torch.Generator().manual_seed(step))))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -327,7 +334,9 @@ def test_kd_student_mixes_labels_and_distillation_by_alpha(alpha):
     teachers, network = plain_teachers(), small_network(0).train()
     section = StudentSection(method="kd", alpha=alpha, temperature=3.0)
     images = some_images()
-    loss = student_loss(section, TeacherEnsemble(teachers))(network, network, batch_of(images, torch.Generator()))
+    loss = joint(
+        student_loss(section, TeacherEnsemble(teachers))(network, network, batch_of(images, torch.Generator()))
+    )
     student = reference.forward(
         reference.network_from_state(small_network(0).state_dict(), 1), images, train=True
     ).detach()
@@ -344,7 +353,7 @@ def test_labels_are_not_used_at_alpha_one():
     loss_of = student_loss(StudentSection(perturbation="tdiv"), TeacherEnsemble(plain_teachers()))
     generator = torch.Generator().manual_seed(0)
     batch = Batch(some_images(), torch.full((N,), 10**6), generator, slice(None), N)  # no such class
-    assert loss_of(network, network, batch).isfinite()
+    assert joint(loss_of(network, network, batch)).isfinite()
 
 
 def test_teachers_stay_frozen_and_in_eval_mode():

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,9 +13,10 @@ from edc.batch_ensemble import ensemble_size_of, fold, to_batch_ensemble
 from edc.data import DataSet, load_data
 from edc.networks import Classifier, build_network
 from edc.recipe import DataSection, NetworkSection, StudentSection, TrainingSection
+from edc.step import Batch, LossOf, LossPart
 from edc.student import student_loss
 from edc.teacher import TeacherEnsemble, teacher_loss
-from edc.train import Batch, LossOf, fit
+from edc.train import fit
 
 DATA = DataSection(
     kind="synthetic", num_images=64, image_size=8, num_classes=3, validation=33, test=35, crop_padding=1, split_seed=3
@@ -87,12 +89,18 @@ def run_case(
         if STUDENTS[name].method == "latent_be":
             network = to_batch_ensemble(network, 2)
 
-    def recorded(model: nn.Module, bare: nn.Module, batch: Batch) -> Tensor:
+    def recorded(model: nn.Module, bare: nn.Module, batch: Batch) -> list[LossPart]:
         step = first_step + len(losses)
         before_step(step)
-        loss = change_loss(step, loss_of(model, bare, batch))
-        losses.append(float(loss.detach()))
-        return loss
+        parts = loss_of(model, bare, batch)
+        losses.append(0.0)
+
+        def recorded_part(part: LossPart) -> Tensor:
+            loss = change_loss(step, part())
+            losses[-1] += float(loss.detach())
+            return loss
+
+        return [partial(recorded_part, part) for part in parts]
 
     def plain_of(trained: nn.Module) -> nn.Module:
         members = ensemble_size_of(trained) > 1

@@ -1,0 +1,103 @@
+"""How a batch goes through the members: all as one joint batch, or one member after another.
+
+    joint        M * N rows at once: BatchNorm statistics over all members, as published; memory grows with M
+    sequential   N rows M times, each with its own backward pass: memory does not depend on M, BatchNorm statistics are
+                 those of one member's rows at a time
+
+Both train the same parameters, so a checkpoint does not care. `auto` takes the joint form where its activations fit.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from edc.batch_ensemble import ensemble_size_of
+from edc.files import write_json
+from edc.machine import free_memory_bytes
+from edc.recipe import StudentSection, TrainingSection
+from edc.step import autocast
+
+__all__ = ["MemberForm", "activation_bytes", "batchnorm_momentum_shared", "choose_form"]
+
+MemberForm = Literal["joint", "sequential"]
+SHARE_OF_MEMORY = 0.5
+"""Of the free memory, what activations may take: gradients, optimizer, teachers and the allocator need theirs."""
+
+
+@contextmanager
+def batchnorm_momentum_shared(network: nn.Module, num_members: int) -> Iterator[None]:
+    """Within the block, running statistics move by such a share that `num_members` updates are worth one."""
+    norms = [m for m in network.modules() if isinstance(getattr(m, "momentum", None), float) and _has_statistics(m)]
+    momenta = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = 1 - (1 - momentum) ** (1 / num_members)
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return getattr(module, "running_mean", None) is not None
+
+
+def choose_form(
+    section: StudentSection,
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    training: TrainingSection,
+    folder: Path,
+    accelerator: Accelerator,
+) -> tuple[MemberForm, str]:
+    """Returns the form to train a student in, and why.
+
+    What `auto` has chosen is kept in `folder`, because a resumed run must go on in the form it was begun in.
+    """
+    if section.member_form != "auto":
+        return section.member_form, "the recipe says so"
+    if ensemble_size_of(network) == 1:
+        return "joint", "there is one member"
+    kept = folder / "member_form.json"
+    if kept.is_file():
+        form: MemberForm = json.loads(kept.read_text())["form"]
+        return form, f"{kept} says so"
+    rows = min(training.batch_size // accelerator.num_processes, training.micro_batch_size or training.batch_size)
+    needed = activation_bytes(network, image_shape, training) * rows * ensemble_size_of(network)
+    on_gpu = accelerator.device.type == "cuda"
+    free = torch.cuda.mem_get_info(accelerator.device)[0] if on_gpu else free_memory_bytes()
+    fits = torch.tensor(float(needed <= SHARE_OF_MEMORY * free), device=accelerator.device)
+    all_fit = bool(accelerator.reduce(fits, "sum") == accelerator.num_processes)  # the same on every process
+    form = "joint" if all_fit else "sequential"
+    if accelerator.is_main_process:
+        write_json(kept, {"form": form, "activation_bytes": needed, "free_bytes": free})
+    return form, f"{needed / 1e9:.1f} GB of activations for all members, {free / 1e9:.1f} GB free"
+
+
+def activation_bytes(network: nn.Module, image_shape: tuple[int, int, int], training: TrainingSection) -> int:
+    """Returns the bytes that one row of a batch keeps for its backward pass, counted on small batches on the CPU."""
+    network = copy.deepcopy(network).cpu().train()  # a copy, because running it moves BatchNorm's statistics
+    few, more = (_saved_bytes(network, image_shape, rows, training) for rows in (2, 4))
+    return (more - few) // (2 * ensemble_size_of(network))
+
+
+def _saved_bytes(network: nn.Module, image_shape: tuple[int, int, int], rows: int, training: TrainingSection) -> int:
+    """Returns the bytes of all tensors that `rows` images a member keep for the backward pass."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    images = torch.rand(rows * ensemble_size_of(network), *image_shape, dtype=next(network.parameters()).dtype)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(images.device, training):
+        network(images)
+    return sum(sizes.values())

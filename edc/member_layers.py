@@ -1,0 +1,169 @@
+"""Layers with members: M convolutions or linear layers that share the slow weight and differ by rank-one factors.
+
+Member m computes with `W_m = W * outer(s_m, r_m)`, in one of two forms that give the same numbers:
+
+    activation form   y = (conv(x * r_m, W) + b) * s_m        no weight is copied; M activations are kept
+    weight form       y =  conv(x, W_m) + b * s_m             M small weights are made; no activation is kept for r, s
+
+The weight form is what edc trains with; the activation form is what every published BatchEnsemble computes, kept as
+the reference.
+
+The factors are stored as their distance from one, rho = r - 1 and sigma = s - 1. Ordinary weight decay then pulls r and
+s towards one, which is the official penalty with its 1/M, provided that their data gradient is multiplied by M: each
+member sees the gradient of its own mean loss instead of the mean over members.
+
+Batches of members are member-major: row m * N + n is image n seen by member m.
+
+Source: Wen et al. 2020 (arXiv 2002.06715); Nam et al. 2022 (arXiv 2206.15047).
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["BatchEnsembleConv2d", "BatchEnsembleLayer", "BatchEnsembleLinear", "FoldKind", "LayerForm"]
+
+LayerForm = Literal["activation", "weight"]
+FoldKind = Literal["mean_weights", "mean_factors"]
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.scale, None
+
+
+class BatchEnsembleLayer(nn.Module):
+    """What the two layers share: slow weight, bias, factors, and which members the next batch is for.
+
+    Shapes: rho (M, C_in), sigma (M, C_out).
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, ensemble_size: int, form: LayerForm, in_size: int) -> None:
+        super().__init__()
+        self.weight = layer.weight
+        self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
+        self.rho = nn.Parameter(layer.weight.new_zeros(ensemble_size, in_size))
+        self.sigma = nn.Parameter(layer.weight.new_zeros(ensemble_size, len(layer.weight)))
+        self.ensemble_size = ensemble_size
+        self.form = form
+        self.selected: Tensor | None = None
+        """Which members (A,) the next batch is for; None: all. A tensor, so that a compiled layer fits every member."""
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Returns r (A, C_in) and s (A, C_out) of the selected members, with their gradients scaled by M."""
+        rho: Tensor = self.rho
+        sigma: Tensor = self.sigma
+        if self.selected is not None:
+            rho, sigma = rho.index_select(0, self.selected), sigma.index_select(0, self.selected)
+        if torch.is_grad_enabled():
+            rho = _ScaleGradient.apply(rho, float(self.ensemble_size))
+            sigma = _ScaleGradient.apply(sigma, float(self.ensemble_size))
+        return 1 + rho, 1 + sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        num_members = self.ensemble_size if self.selected is None else len(self.selected)
+        if x.shape[0] % num_members:
+            raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {num_members} members")
+        r, s = self.factors()
+        if self.form == "activation":
+            y = self.plain_forward(_scale_channels(x, r, self.channel_dim), self.weight, self.bias)
+            return _scale_channels(y, s, self.channel_dim)
+        outputs = [
+            self.plain_forward(rows, self.member_weight(r[m], s[m]), None if self.bias is None else self.bias * s[m])
+            for m, rows in enumerate(x.chunk(num_members))
+        ]
+        return outputs[0] if num_members == 1 else torch.cat(outputs)
+
+    channel_dim: int
+
+    def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
+        """Returns W * outer(s, r) for r (C_in,) and s (C_out,), in the shape of W."""
+        raise NotImplementedError
+
+    def folded(self, kind: FoldKind) -> dict[str, Tensor]:
+        """Returns `weight` and `bias` of the one plain layer that stands for all members."""
+        r, s = 1 + self.rho.detach(), 1 + self.sigma.detach()
+        if kind == "mean_factors":
+            weight = self.member_weight(r.mean(0), s.mean(0))
+        else:
+            members = [self.member_weight(r[m], s[m]) for m in range(self.ensemble_size)]
+            weight = torch.stack(members).mean(0)
+        bias = {} if self.bias is None else {"bias": self.bias.detach() * s.mean(0)}
+        return {"weight": weight.detach(), **bias}
+
+    def member(self, m: int) -> dict[str, Tensor]:
+        """Returns `weight` and `bias` of member m as a plain layer."""
+        r, s = 1 + self.rho.detach()[m], 1 + self.sigma.detach()[m]
+        bias = {} if self.bias is None else {"bias": self.bias.detach() * s}
+        return {"weight": self.member_weight(r, s).detach(), **bias}
+
+
+class BatchEnsembleConv2d(BatchEnsembleLayer):
+    """A Conv2d (grouped and depthwise too) shared by M members: (A * N, C_in, H, W) to (A * N, C_out, H', W')."""
+
+    channel_dim = 1
+
+    def __init__(self, layer: nn.Conv2d, ensemble_size: int, form: LayerForm = "weight") -> None:
+        super().__init__(layer, ensemble_size, form, layer.in_channels)
+        self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
+        self.stride, self.padding, self.dilation, self.groups = (
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+        )
+        self.padding_mode = layer.padding_mode
+        self._edges = layer._reversed_padding_repeated_twice
+
+    def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._edges, mode=self.padding_mode)
+            return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
+        # Row o of group j meets only the input channels of group j.
+        r_of_row = r.view(self.groups, -1).repeat_interleave(self.out_channels // self.groups, dim=0)
+        return self.weight * (s[:, None] * r_of_row)[:, :, None, None]
+
+
+class BatchEnsembleLinear(BatchEnsembleLayer):
+    """A Linear shared by M members: (A * N, ..., C_in) to (A * N, ..., C_out)."""
+
+    channel_dim = -1
+
+    def __init__(self, layer: nn.Linear, ensemble_size: int, form: LayerForm = "weight") -> None:
+        super().__init__(layer, ensemble_size, form, layer.in_features)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
+        return self.weight * torch.outer(s, r)
+
+
+def _scale_channels(x: Tensor, factor: Tensor, channel_dim: int) -> Tensor:
+    """Returns member-major `x` times each member's channel `factor` (A, C), in the dtype and memory format of `x`.
+
+    Multiplying by a factor repeated to (A * N, C) keeps channels_last, which a view to (A, N, C, H, W) would lose.
+    """
+    factor = factor.to(x.dtype).repeat_interleave(x.shape[0] // factor.shape[0], dim=0)
+    shape = [x.shape[0]] + [1] * (x.ndim - 1)
+    shape[channel_dim] = factor.shape[1]
+    return x * factor.view(shape)

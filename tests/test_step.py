@@ -1,0 +1,247 @@
+"""The parts a step is computed in: members one after another, micro batches, and what is not computed at all."""
+
+import copy
+from collections import Counter
+
+import pytest
+import reference
+import torch
+from accelerate import Accelerator
+from small_networks import randomise, small_network
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edc.batch_ensemble import select_members, to_batch_ensemble
+from edc.bench.memory import peak_growth
+from edc.member_forms import activation_bytes, batchnorm_momentum_shared, choose_form
+from edc.networks import build_network
+from edc.perturb import draw_pair, perturb
+from edc.recipe import NetworkSection, StudentSection, TrainingSection
+from edc.step import Batch, backward_through
+from edc.student import student_loss
+from edc.teacher import TeacherEnsemble
+
+M, N, SHAPE = 3, 6, (3, 10, 10)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+def images_of(num_images: int = N) -> Tensor:
+    return torch.rand((num_images, *SHAPE), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def batch_of(images: Tensor) -> Batch:
+    labels = torch.arange(len(images)) % 5
+    return Batch(images, labels, torch.Generator().manual_seed(3), slice(0, len(images)), len(images))
+
+
+def members(seed: int = 0) -> nn.Module:
+    return randomise(to_batch_ensemble(small_network(seed), M), seed + 1).train()
+
+
+def ensemble() -> TeacherEnsemble:
+    return TeacherEnsemble([small_network(10 + m) for m in range(M)])
+
+
+def freeze_norms(network: nn.Module) -> nn.Module:
+    """Lets BatchNorm use its running statistics in training too: what is left does not mix images."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train = lambda mode=True, module=module: module
+            module.training = False
+    return network
+
+
+def gradients_of(
+    network: nn.Module,
+    accelerator: Accelerator,
+    *,
+    section: StudentSection,
+    form: str = "joint",
+    micro_batch_size: int | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    training = TrainingSection(micro_batch_size=micro_batch_size)
+    loss_of = student_loss(section, ensemble(), form=form)
+    loss = backward_through(
+        loss_of, network, network, batch_of(images_of()), training=training, accelerator=accelerator
+    )
+    return loss, {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+SECTIONS = {
+    "tdiv_sdiv": StudentSection(perturbation="tdiv_sdiv"),
+    "labels": StudentSection(perturbation="tdiv", alpha=0.6),
+    "gaussian": StudentSection(perturbation="gaussian"),
+    "ods": StudentSection(perturbation="ods"),
+    "kd": StudentSection(method="kd", alpha=0.5),
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
+@pytest.mark.parametrize(("form", "micro_batch_size"), [("sequential", None), ("joint", 2), ("sequential", 4)])
+def test_without_batch_statistics_every_way_gives_the_same_gradients(section, form, micro_batch_size, accelerator):
+    """Micro batches of 4 out of 6 are unequal: the last is smaller, and counts for less."""
+    network = freeze_norms(members() if section.method == "latent_be" else small_network(0).train())
+    whole = gradients_of(copy.deepcopy(network), accelerator, section=section)
+    parts = gradients_of(network, accelerator, section=section, form=form, micro_batch_size=micro_batch_size)
+    close(parts[0], whole[0])
+    for name, gradient in whole[1].items():
+        close(parts[1][name], gradient)
+    assert max(gradient.abs().max() for gradient in whole[1].values()) > 1e-3
+
+
+def test_sequential_members_equal_a_reference_that_runs_each_alone(accelerator):
+    """Each member is a network of its own here (reference.py, M = 1), BatchNorm over its rows; gradients by hand."""
+    section = StudentSection(perturbation="tdiv_sdiv", temperature=4.0)
+    network, teachers = members(), ensemble()
+    images = perturb(
+        images_of(),
+        "tdiv_sdiv",
+        teachers=teachers,
+        student=network,
+        grey_levels=1.0,
+        generator=torch.Generator().manual_seed(3),
+    )
+    state = network.state_dict()
+    plain = {key: value for key, value in state.items() if not key.endswith(("rho", "sigma"))}
+    expected_loss, expected = torch.zeros((), dtype=torch.float64), Counter()
+    for m in range(M):
+        member = reference.network_from_state(plain, 1)
+        for name in reference.LAYERS:
+            member.r[name], member.s[name] = (1 + state[f"{name}.{key}"][m : m + 1] for key in ("rho", "sigma"))
+        leaves = [*member.w.values(), *member.r.values(), *member.s.values()]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        teacher = reference.network_from_state(teachers[m].state_dict(), 1)
+        target = (reference.forward(teacher, images, train=False).detach()[0] / 4).softmax(-1)
+        logits = reference.forward(member, images, train=True)[0]
+        loss = 16 / M * -(target * (logits / 4).log_softmax(-1)).sum(-1).mean()
+        loss.backward()
+        expected_loss += loss.detach()
+        for key, value in member.w.items():
+            expected[key] = expected[key] + value.grad
+        for name in reference.LAYERS:
+            for key, factor in (("rho", member.r[name]), ("sigma", member.s[name])):
+                expected[f"{name}.{key}"] = torch.cat(
+                    [*([expected[f"{name}.{key}"]] if m else []), M * factor.grad]
+                )  # the gradient of a factor is multiplied by M
+    loss, found = gradients_of(network, accelerator, section=section, form="sequential")
+    close(loss, expected_loss)
+    for key, value in expected.items():
+        close(found[key], value)
+
+
+def test_m_updates_of_running_statistics_weigh_as_much_as_one(accelerator):
+    network = members()
+    norm = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    with batchnorm_momentum_shared(network, M):
+        for _ in range(M):  # the same statistics each time: what is left of the old ones must be 1 - momentum
+            norm(images_of().repeat(1, norm.num_features // 3 + 1, 1, 1)[:, : norm.num_features])
+    once = copy.deepcopy(members())
+    other = next(module for module in once.modules() if isinstance(module, nn.BatchNorm2d))
+    other(images_of().repeat(1, norm.num_features // 3 + 1, 1, 1)[:, : norm.num_features])
+    close(norm.running_mean, other.running_mean)
+    close(norm.running_var, other.running_var)
+    assert norm.momentum == other.momentum == 0.1
+
+
+class _Convolutions(TorchDispatchMode):
+    """Counts convolutions forward, and backward ones by which gradients they compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default):  # the latter in inference mode
+            self.count["forward"] += 1
+        elif func is torch.ops.aten.convolution_backward.default:
+            inputs, weights, _ = args[10]  # output_mask
+            self.count["input gradient"] += inputs
+            self.count["weight gradient"] += weights
+        return func(*args, **(kwargs or {}))
+
+
+def test_perturbation_computes_no_weight_gradient_and_runs_two_of_each():
+    network, teachers = members(), ensemble()
+    num_convolutions = sum(isinstance(module, nn.Conv2d) for module in teachers[0].modules())
+    with _Convolutions() as convolutions:
+        perturb(
+            images_of(),
+            "tdiv_sdiv",
+            teachers=teachers,
+            student=network,
+            grey_levels=1.0,
+            generator=torch.Generator().manual_seed(0),
+        )
+    assert convolutions.count["weight gradient"] == 0
+    assert convolutions.count["forward"] == 4 * num_convolutions
+    assert convolutions.count["input gradient"] == 2 * num_convolutions
+    assert all(parameter.grad is None for parameter in (*network.parameters(), *teachers.parameters()))
+
+
+@pytest.mark.parametrize("form", ["joint", "sequential"])
+def test_training_pass_computes_each_gradient_once_a_member(form, accelerator):
+    network = members()
+    num_convolutions = sum(type(module).__name__ == "BatchEnsembleConv2d" for module in network.modules())
+    with _Convolutions() as convolutions:
+        gradients_of(network, accelerator, section=StudentSection(), form=form)
+    assert convolutions.count["weight gradient"] == M * num_convolutions
+    assert convolutions.count["input gradient"] == M * (num_convolutions - 1), "the images need no gradient"
+
+
+def wide_network() -> nn.Module:
+    torch.manual_seed(0)
+    section = NetworkSection(name="wrn10x1")
+    shape = (3, 32, 32)
+    return build_network(section, num_classes=10, image_shape=shape, mean=(0.5,) * 3, std=(0.2,) * 3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activation_bytes_are_those_that_a_forward_pass_holds(precision):
+    network = to_batch_ensemble(wide_network(), 4).train()
+    training = TrainingSection(precision=precision)
+    rows = 256
+    images = torch.rand(rows, 3, 32, 32)
+    with peak_growth() as memory, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        kept = network(images).sum()
+    if memory.peak_bytes is None:
+        pytest.skip("this system does not tell peak memory")
+    del kept
+    predicted = rows * activation_bytes(network, (3, 32, 32), training)
+    assert 0.6 < predicted / memory.peak_bytes < 1.2  # the peak holds what is about to be thrown away, too
+
+
+def test_auto_is_joint_where_it_fits_and_sequential_where_not_and_stays_what_it_was(tmp_path, accelerator, monkeypatch):
+    network = to_batch_ensemble(wide_network(), 2)
+    needed = activation_bytes(network, (3, 32, 32), TrainingSection()) * 128 * 2
+    section = StudentSection()
+
+    def form_with(free: float, folder: str) -> str:
+        monkeypatch.setattr("edc.member_forms.free_memory_bytes", lambda: free)
+        form, _ = choose_form(
+            section,
+            network,
+            (3, 32, 32),
+            training=TrainingSection(),
+            folder=tmp_path / folder,
+            accelerator=accelerator,
+        )
+        return form
+
+    assert form_with(2.01 * needed, "a") == "joint"
+    assert form_with(1.99 * needed, "b") == "sequential"
+    assert form_with(9 * needed, "b") == "sequential", "a resumed run goes on in the form it was begun in"
+
+
+def test_selected_member_is_a_tensor_that_is_made_once():
+    network = members()
+    found = []
+    for _ in range(2):
+        with select_members(network, (1,)):
+            found.append(next(m.selected for m in network.modules() if hasattr(m, "selected")))
+    assert found[0] is found[1]
+    assert not found[0].is_inference()
+    assert draw_pair(2, torch.Generator().manual_seed(0)) in ((0, 1), (1, 0))
