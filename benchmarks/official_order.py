@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edc.batch_ensemble import member_logits
 from edc.losses import cross_entropy_between, latent_be_loss, wide
 from edc.perturb import draw_pair, move
 from edc.step import Batch
@@ -21,19 +20,25 @@ from edc.teacher import TeacherEnsemble
 __all__ = ["official_loss"]
 
 
-def official_loss(network: nn.Module, teachers: TeacherEnsemble, batch: Batch, *, temperature: float = 4.0) -> Tensor:
-    """Returns the loss of one step of LatentBE + TDiv-SDiv; the layers of `network` are in activation form."""
-    images = _perturbed(network, teachers, batch)
+def official_loss(
+    network: nn.Module, teachers: TeacherEnsemble, batch: Batch, *, num_members: int, temperature: float = 4.0
+) -> Tensor:
+    """Returns the loss of one step of LatentBE + TDiv-SDiv.
+
+    Args:
+        network: takes member-major rows (M * N, C, H, W), in activation form.
+    """
+    images = _perturbed(network, teachers, batch, num_members)
     with torch.no_grad():
         teacher_logits = wide(teachers(images))
-    return latent_be_loss(wide(member_logits(network, images)), teacher_logits, temperature=temperature)
+    return latent_be_loss(_member_logits(network, images, num_members), teacher_logits, temperature=temperature)
 
 
-def _perturbed(network: nn.Module, teachers: TeacherEnsemble, batch: Batch) -> Tensor:
+def _perturbed(network: nn.Module, teachers: TeacherEnsemble, batch: Batch, num_members: int) -> Tensor:
     i, j = draw_pair(len(teachers), batch.generator)
     network.eval()
     x = batch.images.detach().requires_grad_()
-    diversity = _disagreement(wide(teachers(x)), i, j) - _disagreement(wide(member_logits(network, x)), i, j)
+    diversity = _disagreement(wide(teachers(x)), i, j) - _disagreement(_member_logits(network, x, num_members), i, j)
     (direction,) = torch.autograd.grad(diversity.sum(), x)
     network.train()
     return move(batch.images, direction, grey_levels=1.0)
@@ -43,3 +48,8 @@ def _disagreement(logits: Tensor, i: int, j: int) -> Tensor:
     """Returns H(sg p_j, p_i) of each image (N,), for logits (M, N, K)."""
     probs = F.softmax(logits, dim=-1)
     return cross_entropy_between(probs[j].detach(), logits[i])
+
+
+def _member_logits(network: nn.Module, images: Tensor, num_members: int) -> Tensor:
+    logits: Tensor = network(images.repeat(num_members, 1, 1, 1))
+    return wide(logits).view(num_members, len(images), -1)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edc.cli_deploy import add_commands
+from edc import cli_bench, cli_deploy
 from edc.cli_options import (
     RUNS,
     DataRoot,
@@ -71,12 +71,21 @@ def distill(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the resolved recipe and what it will cost; change nothing.")
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Run a few steps of the deployed student, show where their time goes; train nothing."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train what RECIPE describes: teachers, students, and the table of what was gained and lost.
 
-    Stopping is safe (Ctrl-C): the same command goes on where it stopped. Trained teachers are kept and shared by runs.
+    Stopping is safe: the same command goes on where it stopped. Ctrl-C exits 130; SIGTERM and SIGUSR1, a scheduler's
+    signals, exit 75 (run again). Trained teachers are kept and shared by runs.
     """
+    if dry_run and profile:
+        raise RequestError("--dry-run and --profile: each is a whole answer; ask for one at a time")
     from edc.load_recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
@@ -84,11 +93,17 @@ def distill(
     if dry_run:
         _show_costs(loaded, accelerator, as_json=as_json)
         return
-    from edc.distill import distill as run_recipe
     from edc.run import RunFolder
+    from edc.signals import stop_at_once
 
     folder = RunFolder(run or runs / loaded.name)
-    summary = run_recipe(loaded, run=folder, accelerator=accelerator)
+    if profile:
+        _show_profile(loaded, folder, accelerator, as_json=as_json)
+        return
+    from edc.distill import distill as run_recipe
+
+    with stop_at_once():
+        summary = run_recipe(loaded, run=folder, accelerator=accelerator)
     if accelerator.is_main_process:
         _show_summaries([summary], as_json=as_json)
         say(f"run: {folder.path}   next: edc export {folder.path}")
@@ -117,15 +132,17 @@ def teach(
         raise RequestError(f"--member: found {member}, the ensemble has members 0 to {loaded.teachers.size - 1}")
     from edc.data import load_data
     from edc.run import TEACHERS
+    from edc.signals import stop_at_once
     from edc.teacher import obtain_teacher, teacher_key
 
     accelerator = accelerator_on(device, threads)
     data = load_data(loaded.data)
     members = range(loaded.teachers.size) if member is None else [member]
     folders = []
-    for m in members:
-        obtain_teacher(loaded, data, m, teachers_path=runs / TEACHERS, accelerator=accelerator)
-        folders.append(str(runs / TEACHERS / teacher_key(loaded, data, m)[0]))
+    with stop_at_once():
+        for m in members:
+            obtain_teacher(loaded, data, m, teachers_path=runs / TEACHERS, accelerator=accelerator)
+            folders.append(str(runs / TEACHERS / teacher_key(loaded, data, m)[0]))
     if accelerator.is_main_process:
         print_json({"teachers": folders}) if as_json else print("\n".join(folders))
 
@@ -165,6 +182,21 @@ def _show_costs(recipe: Any, accelerator: Any, *, as_json: bool) -> None:
     print_costs(costs, console=table_console(as_json))
 
 
+def _show_profile(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> None:
+    import dataclasses
+
+    from edc.profile import profile_step
+    from edc.report.profile_table import print_profile
+
+    # Beside the run, never in it: `edc distill` would take a folder with other files in it for somebody else's.
+    folder = run.path.with_name(f"{run.path.name}-profile")
+    found = profile_step(recipe, folder=folder, teachers_path=run.teachers_path, accelerator=accelerator)
+    if accelerator.is_main_process:
+        if as_json:
+            print_json(dataclasses.asdict(found))
+        print_profile(found, console=table_console(as_json))
+
+
 def _show_summaries(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
     from edc.report.tables import print_summaries
 
@@ -173,7 +205,8 @@ def _show_summaries(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
     print_summaries(summaries, console=table_console(as_json))
 
 
-add_commands(app)
+cli_deploy.add_commands(app)
+cli_bench.add_commands(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands after training: export, verify, bench, doctor."""
+"""The commands after training: export, verify, doctor."""
 
 import sys
 from pathlib import Path
@@ -9,10 +9,8 @@ import typer
 from edc.cli_options import (
     EXPORT,
     RUNS,
-    DataRoot,
     Json,
     RunsFolder,
-    Threads,
     listed,
     numbers,
     print_json,
@@ -29,7 +27,6 @@ def add_commands(app: typer.Typer) -> None:
     for function, example in (
         (export, "edc export runs/digits --precision fp32,fp16,int8 --trt --triton"),
         (verify, "edc verify export/digits --run runs/digits"),
-        (bench, "edc bench export/digits --batch 1,8,64 --threads 2"),
         (doctor, "edc doctor --json"),
     ):
         app.command(epilog=f"Example: {example}")(function)
@@ -125,49 +122,3 @@ def doctor(as_json: Json = False) -> None:
     print_checks(checks, console=table_console(as_json))
     if any(check.status == "broken" for check in checks):
         sys.exit(1)
-
-
-def bench(
-    artifact: Annotated[
-        Path | None, typer.Argument(metavar="[ARTIFACT]", help="An artifact; default: the newest.")
-    ] = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", help="The run it came from, for torch rows; default: RUNS/<its name>.")
-    ] = None,
-    runs: RunsFolder = RUNS,
-    data_root: DataRoot = None,
-    backends: Annotated[str, typer.Option(help="auto, or some of torch,onnxruntime,openvino.")] = "auto",
-    batch: Annotated[
-        str | None, typer.Option(help="Batch sizes, comma-separated; default: 1 and the largest that was exported for.")
-    ] = None,
-    threads: Threads = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Shorter timing, and quality on 2,000 images.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Measure what was gained and lost: the student against its whole ensemble, on the same backend, taking turns."""
-    from edc.bench.backends import BACKENDS
-    from edc.deploy.folder import newest_artifact
-
-    folder = artifact or newest_artifact(EXPORT)
-    if not artifact:
-        say(f"artifact: {folder} (the newest)")
-    chosen = None if backends == "auto" else listed(backends, BACKENDS, "--backends")
-    sizes = numbers(batch, "--batch", "sizes like 1,8,64") if batch else None
-    from edc.bench.bench import bench as measure
-    from edc.deploy.manifest import load_manifest
-    from edc.machine import num_cpus
-    from edc.report.bench_table import print_bench
-
-    result = measure(
-        folder,
-        run=run or runs / load_manifest(folder).run,
-        data_root=data_root,
-        backends=chosen,
-        batches=sizes,
-        threads=threads or num_cpus(),
-        quick=quick,
-    )
-    if as_json:
-        print_json(result.to_json())
-    print_bench(result, console=table_console(as_json))
-    say(f"written: {folder / 'bench.json'}")

@@ -2,18 +2,21 @@
 
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
+from edc.batch_ensemble import to_batch_ensemble
 from edc.data import DataSet, load_data, steps_per_epoch
 from edc.files import require_free_disk
-from edc.networks import build_network, count_parameters, require_logits
+from edc.networks import Classifier, build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe
 from edc.run import RunFolder
 from edc.student import train_student
 from edc.summary import summarise
+from edc.sync_batchnorm import require_batchnorm_rows, require_sharable
 from edc.teacher import load_own_teachers, load_teachers
 
-__all__ = ["distill"]
+__all__ = ["distill", "require_trainable"]
 
 
 def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict[str, Any]:
@@ -23,8 +26,7 @@ def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict
         return run.summary()
     data = load_data(recipe.data)
     # All that can be wrong with the request is looked at before the folder is claimed.
-    steps_per_epoch(data.train, recipe.training.batch_size)
-    require_free_disk(run.path, _needed_bytes(recipe, data), "this run")
+    require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     own_teachers = load_own_teachers(recipe, data)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -41,17 +43,35 @@ def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict
     return summary
 
 
-def _needed_bytes(recipe: Recipe, data: DataSet) -> int:
-    """Tries both networks on two images, and returns what a run needs on disk: final weights and one checkpoint."""
+def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -> int:
+    """Tries the recipe's networks and batches on `data`, and returns the bytes that a run of it needs on disk.
 
-    def size(section: NetworkSection) -> int:
-        shape = data.image_shape
-        # Without the library's weights: only the number of parameters is asked for.
-        bare = section.model_copy(update={"pretrained": False})
-        network = build_network(bare, num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)
-        require_logits(network, shape, data.num_classes, source=section.name)
-        return 4 * count_parameters(network)
+    Raises:
+        RecipeError: a network that does not take the images, or has nothing to convert to members; a batch that the
+            processes cannot share, or that leaves BatchNorm a single image.
+        DataError: fewer training images than a batch.
+    """
+    require_sharable(recipe.training, num_processes=accelerator.num_processes)
+    steps_per_epoch(data.train, recipe.training.batch_size)
+    student, teacher = _tried(recipe.network, data), _tried(recipe.teacher_network, data)
+    trained = (
+        {"the student": student} if recipe.teachers.checkpoints else {"the student": student, "a teacher": teacher}
+    )
+    for label, network in trained.items():
+        require_batchnorm_rows(network, recipe.training, num_processes=accelerator.num_processes, label=label)
+    if any(section.method == "latent_be" for section in recipe.students.values()):
+        to_batch_ensemble(student, 2, example=torch.zeros(2, *data.image_shape))
+    # Final weights of every network, and one checkpoint: the network, its momentum, and the best one so far.
+    student_bytes, teacher_bytes = 4 * count_parameters(student), 4 * count_parameters(teacher)
+    num_teachers = 0 if recipe.teachers.checkpoints else recipe.teachers.size
+    largest = max(student_bytes, teacher_bytes)
+    return student_bytes * len(recipe.students) + teacher_bytes * num_teachers + 6 * largest
 
-    student, teacher = size(recipe.network), size(recipe.teacher_network)
-    num_trained = 0 if recipe.teachers.checkpoints else recipe.teachers.size
-    return student * len(recipe.students) + teacher * num_trained + 6 * max(student, teacher)
+
+def _tried(section: NetworkSection, data: DataSet) -> Classifier:
+    """Returns the network, tried on two images, without the library's own weights: only its shape is asked about."""
+    bare = section.model_copy(update={"pretrained": False})
+    shape = data.image_shape
+    network = build_network(bare, num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)
+    require_logits(network, shape, data.num_classes, source=section.name)
+    return network

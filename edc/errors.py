@@ -13,7 +13,8 @@
         ├── ParityError            an exported file does not compute what the network computes
         └── EngineError            an engine could not be built or loaded
 
-`Interrupted` is no error: a signal asked to stop, and the state is saved (exit 128 + signal, as shells do).
+`Interrupted` is no error: a signal asked to stop, and the state is saved. Ctrl-C exits 130, as shells do; SIGTERM and
+SIGUSR1, which come from a scheduler, exit 75 (EX_TEMPFAIL of sysexits.h): run the same command again.
 
 Messages name the field or file first, then what was found, what was expected and what to do. `edc.cli` is the only
 place that catches `EdcError`; anything else that escapes is a bug and keeps its traceback.
@@ -22,6 +23,7 @@ place that catches `EdcError`; anything else that escapes is a bug and keeps its
 import signal
 
 __all__ = [
+    "RUN_AGAIN",
     "ArtifactError",
     "CheckpointError",
     "DataError",
@@ -38,12 +40,16 @@ __all__ = [
 ]
 
 
+RUN_AGAIN = 75
+"""EX_TEMPFAIL of sysexits.h: what a scheduler should requeue."""
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """Ctrl-C or SIGTERM while training: the state is on disk and the same command goes on from there."""
+    """Ctrl-C, SIGTERM or SIGUSR1: the state is on disk and the same command goes on from there."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
+        self.exit_code = 130 if signal_number == signal.SIGINT else RUN_AGAIN
 
 
 class EdcError(Exception):

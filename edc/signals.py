@@ -1,31 +1,64 @@
-"""Requests to stop, turned into something a loop can look at."""
+"""Requests to stop, turned into something a loop can look at.
+
+SIGINT is Ctrl-C. SIGTERM is what SLURM, container runtimes and torchrun send before SIGKILL. SIGUSR1 is what SLURM is
+usually told to send some time before the time limit (`--signal=USR1@120`).
+"""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["stop_requests"]
+from edc.errors import Interrupted
+
+__all__ = ["STOP_SIGNALS", "stop_at_once", "stop_requests"]
+
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
+)
+"""The signals that ask to stop; Windows has no SIGUSR1."""
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Yields a list that SIGINT or SIGTERM put their number into; a second signal acts as usual."""
+    """Yields a list that each of `STOP_SIGNALS` puts its number into; a second one of a kind acts as usual."""
     received: list[int] = []
-    try:
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
-        def remember(number: int, _frame: Any) -> None:
-            received.append(number)
-            signal.signal(number, previous[signal.Signals(number)])
+    def remember(number: int, _frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
 
-        for number in previous:
-            signal.signal(number, remember)
-    except ValueError:  # not in the main thread: nobody can press Ctrl-C on us
+    with _handled(dict.fromkeys(STOP_SIGNALS, remember)):
         yield received
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Within the block SIGTERM and SIGUSR1 raise `Interrupted`: for work that has nothing to save but what it wrote.
+
+    SIGINT keeps raising KeyboardInterrupt. `stop_requests` inside the block takes over for as long as it lasts.
+    """
+
+    def stop(number: int, _frame: Any) -> None:
+        raise Interrupted(number)
+
+    with _handled(dict.fromkeys((s for s in STOP_SIGNALS if s != signal.SIGINT), stop)):
+        yield
+
+
+@contextmanager
+def _handled(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """Sets these handlers, and puts the previous ones back; outside the main thread, where none may be set, nothing."""
+    previous = {number: signal.getsignal(number) for number in handlers}
+    try:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    except ValueError:  # not in the main thread: no signal is delivered here
+        yield
         return
     try:
-        yield received
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Batch statistics over all processes on any device.
+"""Batch statistics over all processes on any device, and batches that processes and BatchNorm can work with.
 
 torch.nn.SyncBatchNorm refuses CPU tensors; on CUDA it is used, elsewhere this.
 """
@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from edc.errors import RecipeError
+from edc.recipe import TrainingSection
 
-__all__ = ["convert_sync_batchnorm"]
+__all__ = ["convert_sync_batchnorm", "require_batchnorm_rows", "require_sharable"]
 
 
 class AllReduceBatchNorm(nn.BatchNorm2d):
@@ -87,3 +88,38 @@ def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Modul
             # Changing the class keeps parameters, buffers and every reference to them.
             module.__class__ = AllReduceBatchNorm
     return network
+
+
+def require_sharable(training: TrainingSection, *, num_processes: int) -> None:
+    """Raises `RecipeError` unless every process gets the same number of images of a batch, and at least one."""
+    found = f"training.batch_size: {training.batch_size} is not divisible by {num_processes} processes"
+    if training.batch_size < num_processes:
+        raise RecipeError(f"{found}: there are more processes than images; start fewer, or make the batch larger")
+    if training.batch_size % num_processes:
+        raise RecipeError(f"{found}; make it a multiple of {num_processes}, or start another number of processes")
+
+
+def require_batchnorm_rows(network: nn.Module, training: TrainingSection, *, num_processes: int, label: str) -> None:
+    """Raises `RecipeError` if `network` has BatchNorm and would ever take its batch statistics from a single image.
+
+    Such statistics are those of the image itself: the network trains on what it never sees again in eval mode (and
+    torch refuses where the image is one pixel). Networks without BatchNorm may train on one image at a time.
+    """
+    norms = [name for name, module in network.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    share = training.batch_size // num_processes
+    micro = min(training.micro_batch_size or share, share)
+    smallest = share % micro or micro  # the last micro-batch is what is left over
+    if smallest * (num_processes if training.sync_batchnorm else 1) > 1:
+        return
+    processes = "" if num_processes == 1 else f" on {num_processes} processes"
+    pieces = "" if micro == share else f" in micro-batches of {micro}"
+    pieces += "" if smallest == micro else f" (the last one of {smallest})"
+    advice = "make the batch larger" if micro == share else "choose another training.micro_batch_size"
+    if num_processes > 1 and not training.sync_batchnorm:
+        advice += ", or set training.sync_batchnorm to true"
+    raise RecipeError(
+        f"training.batch_size: {training.batch_size}{processes}{pieces} leaves a single image for the batch statistics "
+        f"of {label}, which has {len(norms)} BatchNorm layers ({norms[0]}, ...); 2 or more are needed: {advice}"
+    )

@@ -1,9 +1,5 @@
 """Fixtures that more than one file needs."""
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from command_line import Called, edc
+from processes import TESTS, environment, found_by
 
-TESTS = Path(__file__).parent
-
-
-def environment(**more: str) -> dict[str, str]:
-    """Returns the environment of a subprocess that imports edc from here and stays on one thread."""
-    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"} | more
+__all__ = ["TESTS", "TINY_RECIPE", "Workshop", "environment"]
 
 
 @pytest.fixture(scope="session")
@@ -42,34 +33,7 @@ def one_thread() -> Iterator[None]:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two gloo processes found: see distributed_worker.py."""
     folder = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "distributed_worker.py"), str(folder)],
-            env=environment(
-                RANK=rank,
-                LOCAL_RANK=rank,
-                WORLD_SIZE="2",
-                LOCAL_WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    outputs = []
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return found_by("distributed_worker.py", folder, num_processes=2)
 
 
 TINY_RECIPE = """

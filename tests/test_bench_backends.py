@@ -1,6 +1,9 @@
 """Each backend computes what its subject is, says what really ran, and refuses clearly."""
 
+import re
+import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,9 +13,19 @@ import torch
 from onnx import TensorProto
 from tiny_onnx import tiny_images, write_tiny_onnx
 
-from edc.bench.backends import BACKENDS, is_installed, open_backend, require_installed
+from edc.bench import backends
+from edc.bench.backends import (
+    BACKENDS,
+    _has_bfloat16,
+    available_backends,
+    is_installed,
+    needs_run,
+    open_backend,
+    require_installed,
+)
 from edc.bench.backends.contract import OnnxSubject, TorchSubject, log_mean_probs
 from edc.bench.backends.torch_eager import TorchLoaded
+from edc.bench.gpu import gpus_now
 from edc.deploy import ort
 from edc.errors import ArtifactError, FailedError, NotInstalledError
 from edc.subjects import SubjectNetworks
@@ -76,9 +89,59 @@ def test_openvino_runs_float32_even_where_the_cpu_has_bfloat16(tmp_path):
 def test_openvino_that_computes_in_another_precision_is_refused(tmp_path, monkeypatch):
     from edc.bench.backends import openvino_cpu
 
-    monkeypatch.setattr(openvino_cpu, "_precisions_of", lambda compiled: {"fp32", "bf16"})
+    monkeypatch.setattr(openvino_cpu, "_precisions_of", lambda compiled: Counter(fp32=1, bf16=1))
     backend = open_backend("openvino", threads=1)
     with pytest.raises(FailedError, match="pinned to f32, but its compiled graph runs bf16"):
+        backend.load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+
+
+@needs_openvino
+@pytest.mark.skipif(not _has_bfloat16(), reason="this CPU has no bfloat16")
+def test_openvino_bf16_computes_with_eight_bits_of_mantissa(tmp_path):
+    """Rounding errors are those of bfloat16: far over float32's, within a few of its own units in the last place."""
+    tiny = write_tiny_onnx(tmp_path / "a.onnx")
+    loaded = open_backend("openvino-bf16", threads=1).load(OnnxSubject((tiny.path,)))
+    assert (loaded.what_ran.precision, loaded.what_ran.threads) == ("bf16", 1)
+    assert "INFERENCE_PRECISION_HINT=bf16" in loaded.what_ran.notes
+    images = tiny_images(20)
+    wanted = tiny.logits(images)
+    error = np.abs(loaded.infer(images) - wanted).max() / np.abs(wanted).max()
+    assert 2**-12 < error < 2**-5
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [({"fp32": 3}, "3 in fp32"), ({"fp32": 2, "bf16": 1}, "1 in bf16, 2 in fp32"), ({"int8": 1, "bf16": 9}, "in int8")],
+)
+def test_openvino_bf16_that_computes_in_another_precision_is_refused(counts, message, tmp_path, monkeypatch):
+    from edc.bench.backends import openvino_cpu
+
+    monkeypatch.setattr(openvino_cpu, "_precisions_of", lambda compiled: Counter(counts))
+    backend = open_backend("openvino-bf16", threads=1)
+    monkeypatch.setattr(backend, "core", WithBfloat16(backend.core))
+    with pytest.raises(FailedError, match=f"pinned to bf16, but of its .* are .*{message}"):
+        backend.load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+
+
+class WithBfloat16:
+    """OpenVINO on a CPU that says it has bfloat16, whether or not this one does."""
+
+    def __init__(self, core, has: bool = True) -> None:
+        self.core, self.has = core, has
+
+    def get_property(self, device, name):
+        return ["FP32", "BF16"] if self.has else ["FP32"]
+
+    def compile_model(self, *arguments):
+        return self.core.compile_model(*arguments)
+
+
+@needs_openvino
+def test_openvino_bf16_on_a_cpu_without_it_is_refused(tmp_path, monkeypatch):
+    backend = open_backend("openvino-bf16", threads=1)
+    monkeypatch.setattr(backend, "core", WithBfloat16(backend.core, has=False))
+    with pytest.raises(FailedError, match="finds no bfloat16 in this CPU"):
         backend.load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
 
 
@@ -111,26 +174,72 @@ def test_images_of_another_shape_are_a_reason_not_a_crash(backend, shape, tmp_pa
         loaded.infer(np.zeros(shape, np.float32))
 
 
-@pytest.mark.parametrize("backend", [*ONNX_BACKENDS, "torch"])
+@pytest.mark.parametrize("backend", [*ONNX_BACKENDS, "torch", "onnxruntime-cuda"])
 def test_a_subject_of_the_other_kind_is_refused(backend):
-    subject = OnnxSubject((Path("a.onnx"),)) if backend == "torch" else TorchSubject(Path("run"), "ensemble")
+    subject = OnnxSubject((Path("a.onnx"),)) if needs_run(backend) else TorchSubject(Path("run"), "ensemble")
     with pytest.raises(FailedError, match="not "):
         open_backend(backend, threads=1).load(subject)
 
 
+INSTALL = {
+    "torch": "pip install torch",
+    "onnxruntime": "pip install onnxruntime-gpu",
+    "openvino": "pip install 'edc[openvino]'",
+    "tensorrt": "pip install 'edc[trt]'",
+    "tensorrt_rtx": "pip install 'edc[rtx]'",
+}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_backend_that_is_absent_says_how_to_install_it(backend, monkeypatch):
-    for module in ("torch_eager", "onnxruntime_cpu", "openvino_cpu"):
-        monkeypatch.delitem(sys.modules, f"edc.bench.backends.{module}", raising=False)
-    for module in [name for name in sys.modules if name.startswith("edc.subjects")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, backend, None)
-    line = "pip install 'edc\\[openvino\\]'" if backend == "openvino" else f"pip install {backend}"
-    with pytest.raises(NotInstalledError, match=f"backend {backend}: is not installed; install it with: {line}"):
+    module = next(name for name in INSTALL if name == backend.replace("-rtx", "_rtx").split("-")[0])
+    for name in [name for name in sys.modules if name.startswith(("edc.bench.backends.", "edc.subjects"))]:
+        if name != "edc.bench.backends.contract":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    line = re.escape(INSTALL[module])
+    with pytest.raises(NotInstalledError, match=rf"({backend}: )?is not installed.*: {line}"):
         open_backend(backend, threads=1)
     assert not is_installed(backend)
-    with pytest.raises(NotInstalledError, match=line):
+    assert backend not in available_backends()
+    with pytest.raises(NotInstalledError, match=f"backend {backend}: is not installed; install it with: {line}"):
         require_installed(backend)
+
+
+def test_backends_that_are_chosen_are_those_this_machine_can_run(monkeypatch):
+    monkeypatch.setattr(backends, "is_installed", lambda name: True)
+    monkeypatch.setattr(backends, "_has_compiler", lambda: True)
+    monkeypatch.setattr(backends, "_has_bfloat16", lambda: True)
+    monkeypatch.setattr(backends, "gpus_now", lambda: ())
+    assert available_backends() == ("torch", "torch-compile", "onnxruntime", "openvino", "openvino-bf16")
+    assert "torch-compile" not in available_backends(quick=True)
+    monkeypatch.setattr(backends, "_has_bfloat16", lambda: False)
+    monkeypatch.setattr(backends, "_has_compiler", lambda: False)
+    assert available_backends() == ("torch", "onnxruntime", "openvino")
+    monkeypatch.setattr(backends, "gpus_now", lambda: ("a GPU",))
+    assert available_backends()[3:] == ("torch-cuda", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+
+
+def test_choosing_backends_imports_none_of_them():
+    script = "import sys; from edc.bench.backends import available_backends as f; print(f()); print(*sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    names, modules = printed.splitlines()
+    assert "'torch'" in names
+    assert {"torch", "onnxruntime", "openvino", "tensorrt_rtx"}.isdisjoint(modules.split())
+
+
+@pytest.mark.skipif(bool(gpus_now()), reason="there is a GPU to run on")
+def test_onnxruntime_cuda_that_falls_back_to_the_cpu_is_refused(tmp_path):
+    """Without a GPU, ONNX Runtime lists the CUDA provider as available and computes on the CPU."""
+    subject = OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,))
+    backend = open_backend("onnxruntime-cuda", threads=1)
+    backend.prepare(subject)
+    if "CUDAExecutionProvider" not in ort.import_onnxruntime().get_available_providers():
+        reason = "onnxruntime-cuda: this ONNX Runtime is built without CUDA"
+    else:
+        reason = "onnxruntime-cuda: no CUDA device; ONNX Runtime fell back to CPUExecutionProvider"
+    with pytest.raises(FailedError, match=reason):
+        backend.load(subject)
 
 
 def test_a_module_missing_for_another_reason_is_not_reported_as_the_backend(monkeypatch):

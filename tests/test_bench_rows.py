@@ -38,6 +38,8 @@ def test_a_row_holds_what_was_measured():
     assert row.p99_ms is None  # a hundred samples are no p99
     assert row.images_per_second == pytest.approx(8 / 0.002)
     assert (row.load_ms, row.first_inference_ms, row.file_bytes, row.peak_memory_bytes) == (5.0, 2.0, 1000, 4096)
+    assert row.latency_quantiles_ms == (2.0,) * 101
+    assert row.round_medians_ms == {str(r): 2.0 for r in range(10)}
     assert (row.precision, row.num_samples, row.flags, row.reason_not_run) == ("fp32", 100, (), None)
 
 
@@ -51,7 +53,9 @@ def test_a_row_that_did_not_run_says_why_and_has_no_figures():
 
 def test_rows_become_json_and_nothing_is_lost():
     correct = np.array([True] * 40 + [False] * 10)
-    against = Against("ensemble on torch", Estimate(4.0, None, 5.0), compare_accuracy(correct, correct, seed=0))
+    against = Against(
+        "ensemble on torch", "ensemble", Estimate(4.0, None, 5.0), compare_accuracy(correct, correct, seed=0)
+    )
     logits = np.eye(5, dtype=np.float32)[np.arange(50) % 5] * 3
     quality = quality_of(logits, np.arange(50) % 5, ensemble_outputs=logits)
     row = row_of(spec_of("student"), batch=1, load=LOAD, timing=timing_of(2.0), quality=quality, against=[against])
@@ -139,6 +143,10 @@ def test_environment_names_the_machine_and_flags_a_busy_one(monkeypatch):
     assert quiet.packages.keys() >= {"torch", "numpy"}
     assert quiet.num_cpus >= 1
     assert quiet.cpu
+    monkeypatch.setattr("edc.bench.environment.num_cpus", lambda: 8)
+    for load, threads, is_busy in ((3.5, 2, True), (1.5, 2, False), (1.5, 8, True), (1.2, 1, True), (0.4, 8, False)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.2, 0.3))
+        assert bool(environment_now(threads=threads).flags) == is_busy
     monkeypatch.setattr("os.getloadavg", lambda: (3.5, 0.2, 0.3))
     busy = environment_now(threads=10_000)
     assert busy.flags[0].startswith("busy machine: the load average was 3.5")

@@ -124,6 +124,7 @@ def test_a_clock_that_jumps_spoils_one_sample_and_stops_nothing(jump_ns):
     assert jump_ns in samples.all
     flags = " ".join(flags_of(samples, warm))
     assert ("clock went back during 1 of 300" in flags) == (jump_ns < 0)
+    assert ("the clock jumped forward, or the machine slept, during 1 of 300" in flags) == (jump_ns > 0)
     assert "noise" in flags
     assert "drift" not in flags
 

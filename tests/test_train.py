@@ -217,7 +217,7 @@ def test_signal_in_the_last_validation_keeps_the_finished_weights_and_still_stop
 
     with pytest.raises(Interrupted) as caught:
         run_case(TEACHER, tmp_path, accelerator, on_validation=on_validation)
-    assert caught.value.exit_code == 143
+    assert caught.value.exit_code == 75
     assert_ends_equal(tmp_path, undisturbed[TEACHER][0])
 
 

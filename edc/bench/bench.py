@@ -1,274 +1,253 @@
 """The fair comparison: a student against its ensemble, on the same backend, threads and images, taking turns."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from edc import metrics
-from edc.bench.backends import BackendName, is_installed, require_installed
-from edc.bench.backends.contract import Floats
+from edc.bench.backends.contract import Floats, OnnxSubject
+from edc.bench.comparisons import best_ensemble, compare_all, with_corrected_p
+from edc.bench.curves import training_curves
+from edc.bench.disagreements import Disagreements, disagreements
 from edc.bench.environment import Environment, environment_now
+from edc.bench.messages import LoadReport
+from edc.bench.options import BenchOptions
 from edc.bench.pool import NotRun, RowSpec, Timing, WorkerPool
-from edc.bench.rows import Against, Row, RowQuality, fastest, quality_of, row_of, speedup
-from edc.bench.specs import INT8, is_ensemble, is_int8, row_specs
-from edc.bench.statistics import compare_accuracy
-from edc.bench.timing import TimingPlan
-from edc.data import DataSet, Images, evaluation_batches, load_data
-from edc.data.data_set import take
-from edc.deploy.manifest import Manifest, load_manifest, verify_files
-from edc.errors import RequestError, RunError
+from edc.bench.quality import Predictions, Qualities, float_batches, predict_all, score_all
+from edc.bench.request import BenchRequest, prepare
+from edc.bench.result import BenchResult
+from edc.bench.robustness import robustness, robustness_specs
+from edc.bench.rows import Row, row_of
+from edc.bench.server import ServerLoad, serve_loads
+from edc.bench.specs import base_subject, precision_class
+from edc.bench.steps import step
+from edc.bench.sweep import Throughput, batch_sizes, sweep
+from edc.bench.verdict import BenchVerdict, verdict_on
 from edc.files import write_json
-from edc.recipe import Recipe
+from edc.report.page.write import write_page
 from edc.report.progress import console
-from edc.run import RunFolder
-from edc.seeding import generator_for
 
-__all__ = ["BenchResult", "bench"]
+__all__ = ["bench"]
 
-SCHEMA_VERSION = 1
-ONNX_BACKENDS: tuple[BackendName, ...] = ("onnxruntime", "openvino")
-QUICK_PLAN = TimingPlan(seconds_per_row=0.6, num_rounds=12, max_windows=15)
-QUICK_IMAGES = 2000
-"""Images that quality is measured on with `quick`; all of them without."""
+Timings = Mapping[RowSpec, Timing | NotRun]
 
 
-@dataclass(frozen=True)
-class BenchResult:
-    """All rows of a bench, and what they were measured on."""
+def bench(artifact: Path, options: BenchOptions) -> BenchResult:
+    """Measures every subject on every backend, writes `bench.json` and `report.html` into the artifact.
 
-    artifact: str
-    deploy: str
-    ensemble_size: int
-    rows: tuple[Row, ...]
-    parameters: dict[str, int]
-    """By subject."""
-    dee: dict[str, float | None]
-    """By `subject on backend`; 0 is worse than one teacher, infinity (here None) better than all."""
-    num_test_images: int
-    environment: Environment
-
-    def to_json(self) -> dict[str, Any]:
-        rows = [
-            {
-                **row.to_json(),
-                "parameters": self.parameters.get(row.subject),
-                "dee": self.dee.get(f"{row.subject} on {row.backend}"),
-            }
-            for row in self.rows
-        ]
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "artifact": self.artifact,
-            "deploy": self.deploy,
-            "ensemble_size": self.ensemble_size,
-            "num_test_images": self.num_test_images,
-            "environment": self.environment.to_json(),
-            "rows": rows,
-        }
-
-
-def bench(
-    artifact: Path,
-    *,
-    run: Path,
-    data_root: Path | None,
-    backends: Sequence[BackendName] | None,
-    batches: Sequence[int] | None,
-    threads: int,
-    quick: bool,
-    seed: int = 0,
-) -> BenchResult:
-    """Measures every subject on every backend, writes `bench.json` into the artifact, and returns the result.
-
-    Args:
-        run: the run the artifact came from, for the torch rows; they say so if it is not there.
-        backends: None takes every one that is installed.
-        batches: None takes 1 and the largest that the artifact was checked for.
+    Quality comes first, timing after it, and nothing is written before the end: an interrupted bench leaves the
+    files of the last one.
 
     Raises:
-        ArtifactError: the artifact is missing, damaged or changed.
-        RequestError: a batch over what the artifact was checked for, a backend that is not installed.
+        EdcError: as `edc.bench.request.prepare`, before anything is measured.
     """
-    manifest = load_manifest(artifact)
-    verify_files(artifact, manifest)
-    batches = _batches(manifest, batches)
-    for name in backends or ():
-        require_installed(name)
-    chosen = [name for name in (backends or ("torch", *ONNX_BACKENDS)) if is_installed(name)]
-    recipe = RunFolder(artifact).recipe()
-    if "torch" in chosen:
-        _require_same_run(run, manifest)
-    data = _load_data(recipe, data_root)
-    environment = environment_now(threads=threads)
-    specs = row_specs(artifact, manifest, recipe, run, chosen, data_root)
-    with WorkerPool(images=_timing_images(data.test, max(batches)), threads=threads) as pool:
-        pool.start(chosen)
-        loads = {spec: _said(pool.load(spec), f"loading {spec.key}") for spec in specs}
-        limit = QUICK_IMAGES if quick else None
-        qualities = _qualities(pool, specs, data, limit=limit, seed=seed)
-        plan = QUICK_PLAN if quick else TimingPlan()
-        rows: list[Row] = []
-        for batch in batches:
-            console.print(f"timing {len(specs)} rows in turn at batch {batch}", highlight=False)
-            timings = pool.time(specs, batch=batch, plan=plan, seed=seed)
-            for spec in specs:
-                rows.append(
-                    row_of(
-                        spec,
-                        batch=batch,
-                        load=loads[spec],
-                        timing=timings[spec],
-                        quality=qualities.quality[spec],
-                        against=_comparisons(spec, timings, qualities, seed=seed),
-                    )
-                )
-    result = BenchResult(
-        artifact=artifact.name,
-        deploy=recipe.deploy,
-        ensemble_size=recipe.teachers.size,
-        rows=tuple(rows),
-        parameters=_parameters(manifest, recipe, run),
-        dee=_dee(manifest, qualities.quality),
-        num_test_images=min(len(data.test), limit or len(data.test)),
-        environment=environment.at_end(),
-    )
-    write_json(artifact / "bench.json", result.to_json())
+    request = prepare(artifact, options)
+    environment = environment_now(threads=options.threads)
+    measured = _measure(request, options)
+    result = _result(request, options, measured, environment.at_end())
+    document = result.to_json()
+    write_json(artifact / "bench.json", document)
+    write_page(document, artifact / "report.html")
     return result
 
 
-@dataclass(frozen=True)
-class _Qualities:
-    """Quality of every row, and which test images it gets right."""
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What the workers found."""
 
-    quality: dict[RowSpec, RowQuality | NotRun]
-    correct: dict[RowSpec, NDArray[np.bool_]]
+    loads: dict[RowSpec, LoadReport | NotRun]
+    predictions: Predictions
+    qualities: Qualities
+    robustness: dict[str, list[dict[str, Any]]]
+    timings: dict[int, Timings]
+    """By batch size."""
+    throughput: list[Throughput]
+    server: list[ServerLoad]
 
 
-def _qualities(pool: WorkerPool, specs: list[RowSpec], data: DataSet, *, limit: int | None, seed: int) -> _Qualities:
-    """Runs test and validation images through every row."""
-    outputs, labels = {}, {}
-    for name, split in (("test", data.test), ("validation", data.validation)):
-        images = split
-        if limit is not None and limit < len(split):  # drawn, not the first: files may be sorted by class
-            images = take(split, torch.randperm(len(split), generator=generator_for(seed, "quick"))[:limit])
-        console.print(f"predicting {len(images):,} {name} images", highlight=False)
-        outputs[name] = pool.predict(specs, _float_batches(images))
-        labels[name] = images.labels.numpy()
-    quality: dict[RowSpec, RowQuality | NotRun] = {}
-    correct = {}
-    for spec in specs:
-        test, validation = outputs["test"][spec], outputs["validation"][spec]
-        failed = next((each for each in (test, validation) if isinstance(each, NotRun)), None)
-        if failed is not None or isinstance(test, NotRun) or isinstance(validation, NotRun):
-            quality[spec] = failed or NotRun("no predictions")
+def _measure(request: BenchRequest, options: BenchOptions) -> _Measured:
+    plan, seed, specs = options.plan, options.seed, request.specs
+    sizes = _sweep_batches(request, options)
+    with WorkerPool(images=_timing_images(request), threads=options.threads) as pool:
+        pool.start(request.backends)
+        loads = _load_all(pool, specs)
+        with step(f"quality of {len(specs)} rows"):
+            predictions = predict_all(pool, specs, request.data, limit=plan.quality_images, seed=seed)
+            qualities = score_all(predictions, specs)
+        robust = _robustness(pool, qualities, request, options)
+        timings: dict[int, Timings] = {}
+        for batch in request.batches:
+            with step(f"timing {len(specs)} rows in turn at batch {batch}"):
+                timings[batch] = pool.time(specs, batch=batch, plan=plan.timing, seed=seed)
+        with step(f"throughput at batch {', '.join(map(str, sizes))}"):
+            throughput = sweep(pool, specs, batches=sizes, plan=plan.sweep, seed=seed)
+        server = _serve(pool, request, options, timings.get(1))
+    return _Measured(loads, predictions, qualities, robust, timings, throughput, server)
+
+
+def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, environment: Environment) -> BenchResult:
+    """Returns what the figures amount to: rows with their comparisons, the verdict, and what the report shows."""
+    seed, specs, qualities, predictions = options.seed, request.specs, measured.qualities, measured.predictions
+    rows = _rows(specs, measured.loads, measured.timings, qualities, seed=seed)
+    verdict = _verdict(rows, request, qualities, seed=seed)
+    return BenchResult(
+        artifact=request.artifact.name,
+        deploy=request.recipe.deploy,
+        ensemble_size=request.recipe.teachers.size,
+        command=options.command,
+        quick=options.quick,
+        seed=seed,
+        num_test_images=len(predictions.test_labels),
+        num_validation_images=len(predictions.validation_labels),
+        class_names=request.manifest.classes,
+        plan=options.plan.timing,
+        environment=environment,
+        rows=rows,
+        parameters=request.parameters,
+        dee=_dee(request, qualities, predictions),
+        students=frozenset(spec.key for spec in specs if _is_student(spec, request)),
+        verdict=verdict,
+        reliability={spec.key: diagram for spec, diagram in qualities.reliability.items()},
+        robustness=measured.robustness,
+        sweep_batches=tuple(_sweep_batches(request, options)),
+        throughput=tuple(measured.throughput),
+        server=tuple(measured.server),
+        disagreements=_disagreements(predictions, qualities, specs, verdict, seed=seed),
+        curves=training_curves(options.run, request.recipe, request.data),
+    )
+
+
+def _sweep_batches(request: BenchRequest, options: BenchOptions) -> list[int]:
+    return batch_sizes(request.max_batch, factor=options.plan.sweep_factor)
+
+
+def _timing_images(request: BenchRequest) -> Floats:
+    """Returns up to 16 batches of different real images, of the largest batch that is timed."""
+    return np.concatenate(list(itertools.islice(float_batches(request.data.test, batch_size=request.max_batch), 16)))
+
+
+def _load_all(pool: WorkerPool, specs: tuple[RowSpec, ...]) -> dict[RowSpec, LoadReport | NotRun]:
+    loads = {}
+    with step(f"loading {len(specs)} rows"):
+        for spec in specs:
+            loads[spec] = pool.load(spec)
+    for spec, load in loads.items():
+        if isinstance(load, NotRun):
+            console.print(f"loading {spec.key}: {load.reason}", highlight=False)
+    return loads
+
+
+def _robustness(
+    pool: WorkerPool, qualities: Qualities, request: BenchRequest, options: BenchOptions
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns the records of one row a subject, by key; none where the options leave them out."""
+    if not options.robustness:
+        return {}
+    temperatures = {
+        spec: None if isinstance(quality, NotRun) else quality.calibration_temperature
+        for spec, quality in qualities.quality.items()
+    }
+    specs = robustness_specs([spec for spec in request.specs if spec in qualities.correct])
+    with step(f"quality of {len(specs)} rows on corrupted images"):
+        return robustness(
+            pool, specs, request.data.test, temperatures=temperatures, quick=options.quick, seed=options.seed
+        )
+
+
+def _serve(pool: WorkerPool, request: BenchRequest, options: BenchOptions, timings: Timings | None) -> list[ServerLoad]:
+    """Returns the server scenario of the student and of the ensemble's best form, for each backend that has both."""
+    plan, specs = options.plan, request.specs
+    if timings is None:
+        timings = pool.time(specs, batch=1, plan=plan.sweep, seed=options.seed)
+    pairs = []
+    for backend in request.backends:
+        student = next((spec for spec in specs if spec.backend == backend and _is_student(spec, request)), None)
+        if student is None:
             continue
-        ensemble = next((outputs["test"][s] for s in specs if s.backend == spec.backend and is_ensemble(s)), None)
-        quality[spec] = quality_of(
-            test,
-            labels["test"],
-            validation_outputs=validation,
-            validation_labels=labels["validation"],
-            ensemble_outputs=None if isinstance(ensemble, NotRun) else ensemble,
-        )
-        correct[spec] = test.argmax(1) == labels["test"]
-    return _Qualities(quality, correct)
+        ensemble = best_ensemble(specs, timings, backend=backend, precision=precision_class(student))
+        if ensemble is not None:
+            pairs.append((student, ensemble))
+    with step(f"{2 * len(pairs)} rows as servers at {len(plan.server.loads)} loads"):
+        return serve_loads(pool, timings, pairs, plan=plan.server, bound_ms=options.latency_bound_ms, seed=options.seed)
 
 
-def _comparisons(
-    spec: RowSpec, timings: dict[RowSpec, Timing | NotRun], qualities: _Qualities, *, seed: int
-) -> list[Against]:
-    """Returns the row against the ensemble's best form: same backend and precision, then torch in fp32."""
-    found = []
-    for backend, precision in dict.fromkeys(((spec.backend, is_int8(spec)), ("torch", False))):
-        forms = {
-            s: t for s, t in timings.items() if s.backend == backend and is_ensemble(s) and is_int8(s) == precision
-        }
-        best = fastest(forms)
-        if best is None or best == spec:
-            continue
-        accuracy = None
-        if best in qualities.correct and spec in qualities.correct:
-            accuracy = compare_accuracy(qualities.correct[best], qualities.correct[spec], seed=seed)
-        found.append(Against(best.key, speedup(forms[best], timings[spec], seed=seed), accuracy))
-    return found
+def _rows(
+    specs: tuple[RowSpec, ...],
+    loads: Mapping[RowSpec, LoadReport | NotRun],
+    timings: Mapping[int, Timings],
+    qualities: Qualities,
+    *,
+    seed: int,
+) -> tuple[Row, ...]:
+    rows = []
+    for batch, of_batch in timings.items():
+        against = compare_all(specs, of_batch, qualities.correct, seed=seed)
+        rows += [
+            row_of(
+                spec,
+                batch=batch,
+                load=loads[spec],
+                timing=of_batch[spec],
+                quality=qualities.quality[spec],
+                against=against[spec],
+            )
+            for spec in specs
+        ]
+    return with_corrected_p(rows)
 
 
-def _batches(manifest: Manifest, batches: Sequence[int] | None) -> list[int]:
-    """Returns the batch sizes to measure: those asked for, or 1 and the largest that the artifact was checked for."""
-    if manifest.preprocessing.dtype != "float32":
-        raise RequestError("artifact: takes uint8 pixels; bench needs one with float input (edc export --input float)")
-    limits = [file.max_batch for file in manifest.files if file.max_batch is not None]
-    largest = min(limits, default=64)
-    if batches is None:
-        return sorted({1, largest})
-    too_large = [batch for batch in batches if batch > largest]
-    if too_large:
-        raise RequestError(
-            f"--batch: {too_large[0]} is over {largest}, the largest batch this artifact was checked for; "
-            f"export again with --max-batch {too_large[0]}"
-        )
-    return list(batches)
+def _verdict(rows: tuple[Row, ...], request: BenchRequest, qualities: Qualities, *, seed: int) -> BenchVerdict | None:
+    files = {
+        spec.key: spec.locator.files[0].name
+        for spec in request.specs
+        if isinstance(spec.locator, OnnxSubject) and len(spec.locator.files) == 1
+    }
+    return verdict_on(
+        rows,
+        students={spec.key: precision_class(spec) for spec in request.specs if _is_student(spec, request)},
+        files=files,
+        losses={spec.key: losses for spec, losses in qualities.losses.items()},
+        seed=seed,
+    )
 
 
-def _require_same_run(run: Path, manifest: Manifest) -> None:
-    """Raises if `run` is another run than the artifact's; an absent one only costs the torch rows."""
-    folder = RunFolder(run)
-    if folder.recipe_path.is_file() and folder.recipe().digest() != manifest.recipe_sha256:
-        raise RequestError(
-            f"{run}: is not the run this artifact was made from (another recipe). Name the right one with --run, "
-            "or leave torch out: --backends onnxruntime"
-        )
+def _is_student(spec: RowSpec, request: BenchRequest) -> bool:
+    return base_subject(spec) == request.recipe.deploy and spec.artifact is None
 
 
-def _load_data(recipe: Recipe, data_root: Path | None) -> DataSet:
-    update = {"root": data_root} if data_root is not None else {}
-    return load_data(recipe.data.model_copy(update=update))
+def _disagreements(
+    predictions: Predictions,
+    qualities: Qualities,
+    specs: tuple[RowSpec, ...],
+    verdict: BenchVerdict | None,
+    *,
+    seed: int,
+) -> Disagreements | None:
+    """Returns the images on which the two rows of the verdict differ."""
+    if verdict is None:
+        return None
+    by_key = {spec.key: spec for spec in specs}
+    pair = by_key[verdict.row], by_key[verdict.baseline]
+    return disagreements(predictions, qualities, student=pair[0], ensemble=pair[1], seed=seed)
 
 
-def _float_batches(images: Images, batch_size: int = 256) -> Iterator[Floats]:
-    """Yields images as the networks take them."""
-    for pixels, _ in evaluation_batches(images, batch_size=batch_size):
-        yield (pixels.float() / 255).numpy()
+def _dee(request: BenchRequest, qualities: Qualities, predictions: Predictions) -> dict[str, float | None]:
+    """Returns the deep-ensemble equivalent of each row, from its own calibrated NLL.
 
-
-def _timing_images(images: Images, max_batch: int) -> Floats:
-    """Returns up to 16 batches of different real images."""
-    batches = _float_batches(images, batch_size=max_batch)
-    return np.concatenate(list(itertools.islice(batches, 16)))
-
-
-def _parameters(manifest: Manifest, recipe: Recipe, run: Path) -> dict[str, int]:
-    """Returns parameters by subject: what the summary of the run says, or the manifest without it."""
-    of_file = {file.role: int(file.metrics["parameters"]) for file in manifest.files if "parameters" in file.metrics}
-    found = {"teacher 0": of_file.get("teacher"), recipe.deploy: of_file.get("student")}
-    found |= dict.fromkeys(("ensemble, in turn", "ensemble, merged"), of_file.get("ensemble"))
-    with suppress(RunError):
-        found |= {row["subject"]: row["parameters"] for row in RunFolder(run).summary()["rows"]}
-    found |= {f"{subject}{INT8}": parameters for subject, parameters in found.items()}
-    return {subject: parameters for subject, parameters in found.items() if parameters is not None}
-
-
-def _dee(manifest: Manifest, qualities: dict[RowSpec, RowQuality | NotRun]) -> dict[str, float | None]:
-    """Returns the deep-ensemble equivalent of each row, from its own calibrated NLL."""
-    ensemble = next((file.metrics for file in manifest.files if file.role == "ensemble"), {})
+    The ensembles it is read off were measured on all test images, so fewer (a quick bench) give none.
+    """
+    ensemble = next((file.metrics for file in request.manifest.files if file.role == "ensemble"), {})
     nlls = [ensemble[key] for m in range(1, len(ensemble) + 1) if (key := f"calibrated_nll_of_{m}") in ensemble]
     found: dict[str, float | None] = {}
-    for spec, quality in qualities.items():
-        if not nlls or isinstance(quality, NotRun) or quality.calibrated is None:
+    if not nlls or len(predictions.test_labels) < len(request.data.test):
+        return found
+    for spec, quality in qualities.quality.items():
+        if isinstance(quality, NotRun) or quality.calibrated is None:
             continue
         value = metrics.dee(quality.calibrated.nll, nlls)
         found[spec.key] = value if np.isfinite(value) else None
     return found
-
-
-def _said(report: Any, doing: str) -> Any:
-    if isinstance(report, NotRun):
-        console.print(f"{doing}: {report.reason}", highlight=False)
-    return report

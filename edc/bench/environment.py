@@ -8,13 +8,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from edc.bench.gpu import Gpu, gpus_now
 from edc.machine import cpu_name, num_cpus
 
 __all__ = ["Environment", "environment_now"]
 
-PACKAGES = ("edc", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy", "scipy")
+PACKAGES = (
+    "edc",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "numpy",
+    "scipy",
+)
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 BUSY_LOAD = 0.5
+"""Of one processor: what a machine that does nothing else shows now and then."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +49,29 @@ class Environment:
     """Load averages over 1, 5 and 15 minutes."""
     load_at_end: tuple[float, float, float] | None = None
     ended: str | None = None
+    gpu: str | None = None
+    """The names of all GPUs."""
+    gpus_at_start: tuple[Gpu, ...] = ()
+    """As the driver reports them, clocks and temperature included; empty without a GPU."""
+    gpus_at_end: tuple[Gpu, ...] = ()
     flags: tuple[str, ...] = field(default=())
 
     def at_end(self) -> "Environment":
-        """Returns the record with the time and the load of now."""
-        return replace(self, ended=_now(), load_at_end=_load())
+        """Returns the record with the time, the load and the GPUs' clocks of now."""
+        return replace(self, ended=_now(), load_at_end=_load(), gpus_at_end=gpus_now() if self.gpus_at_start else ())
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 def environment_now(*, threads: int) -> Environment:
-    """Returns the record as it is before the bench begins; a machine that is busy already is flagged."""
-    load = _load()
+    """Returns the record as it is before the bench begins; a machine that is busy already is flagged.
+
+    Busy: others want more than the processors that our threads leave them, or more than our threads are.
+    """
+    load, gpus = _load(), gpus_now()
     flags = []
-    if load is not None and load[0] > BUSY_LOAD:
+    if load is not None and load[0] > min(threads, BUSY_LOAD + max(0, num_cpus() - threads)):
         flags.append(f"busy machine: the load average was {load[0]:.1f} before the bench began")
     if threads > num_cpus():
         flags.append(f"{threads} threads on {num_cpus()} processors: threads wait for each other")
@@ -66,6 +87,8 @@ def environment_now(*, threads: int) -> Environment:
         turbo=_turbo(),
         started=_now(),
         load_at_start=load,
+        gpu=", ".join(gpu.name for gpu in gpus) or None,
+        gpus_at_start=gpus,
         flags=tuple(flags),
     )
 

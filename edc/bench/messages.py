@@ -3,9 +3,20 @@
 from dataclasses import dataclass
 
 from edc.bench.backends.contract import Floats, Subject, WhatRan
-from edc.bench.timing import TimingPlan, WarmUp
+from edc.bench.timing import Samples, TimingPlan, WarmUp
 
-__all__ = ["Infer", "Load", "LoadReport", "Refused", "Request", "TimeRound", "WarmUpReport", "WarmUpRow"]
+__all__ = [
+    "Infer",
+    "Load",
+    "LoadReport",
+    "Refused",
+    "Request",
+    "RoundReport",
+    "ServeRequests",
+    "TimeRound",
+    "WarmUpReport",
+    "WarmUpRow",
+]
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class WarmUpRow:
 
 @dataclass(frozen=True)
 class TimeRound:
-    """Time `num_runs` inferences of `key`; answered by an array of nanoseconds."""
+    """Time `num_runs` inferences of `key`; answered by a `RoundReport`."""
 
     key: str
     batch: int
@@ -44,7 +55,15 @@ class Infer:
     images: Floats
 
 
-Request = Load | WarmUpRow | TimeRound | Infer
+@dataclass(frozen=True, eq=False)
+class ServeRequests:
+    """Answer requests of one image each as they arrive; answered by their latencies in nanoseconds (N,)."""
+
+    key: str
+    arrivals_ns: Samples
+
+
+Request = Load | WarmUpRow | TimeRound | Infer | ServeRequests
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,14 @@ class LoadReport:
     load_ms: float
     first_inference_ms: float
     flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class RoundReport:
+    """Nanoseconds of each inference by the host's clock (num_runs,), and of its parts where a GPU tells them."""
+
+    samples: Samples
+    parts: dict[str, Samples]
 
 
 @dataclass(frozen=True)

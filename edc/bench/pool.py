@@ -4,15 +4,25 @@ What cannot run is a result too: `NotRun` with the reason stands where a report 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from edc.bench.backends import BackendName
-from edc.bench.backends.contract import Floats, Subject
-from edc.bench.messages import Infer, Load, LoadReport, Request, TimeRound, WarmUpReport, WarmUpRow
+from edc.bench.backends.contract import Floats, PrecisionClass, Subject
+from edc.bench.messages import (
+    Infer,
+    Load,
+    LoadReport,
+    Request,
+    RoundReport,
+    ServeRequests,
+    TimeRound,
+    WarmUpReport,
+    WarmUpRow,
+)
 from edc.bench.process import WorkerProcess
 from edc.bench.timing import RowSamples, Samples, TimingPlan, WarmUp, flags_of, interleave
 from edc.errors import FailedError
@@ -27,10 +37,15 @@ class RowSpec:
     subject: str
     backend: BackendName
     locator: Subject
+    artifact: str | None = None
+    """Which artifact it is from, if not the one that is benched."""
+    precision: PrecisionClass = "fp32"
+    """What it is compared within: see `precision_class`."""
 
     @property
     def key(self) -> str:
-        return f"{self.subject} on {self.backend}"
+        prefix = f"{self.artifact}: " if self.artifact else ""
+        return f"{prefix}{self.subject} on {self.backend}"
 
 
 @dataclass(frozen=True)
@@ -42,12 +57,16 @@ class NotRun:
 
 @dataclass(frozen=True, eq=False)
 class Timing:
-    """A row's samples at one batch size. `peak_memory_bytes` is what loading and running it adds to a worker."""
+    """A row's samples at one batch size. `peak_memory_bytes` is what loading and running it adds to a worker.
+
+    `parts` are what a GPU tells of each inference besides: copy_in, compute, copy_out, enqueue. On a CPU: nothing.
+    """
 
     batch: int
     samples: RowSamples
     warm_up: WarmUp
     peak_memory_bytes: int | None
+    parts: dict[str, RowSamples] = field(default_factory=dict)
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -132,23 +151,30 @@ class WorkerPool:
             else:
                 warm[spec] = report
 
+        parts: dict[RowSpec, list[dict[str, Samples]]] = {spec: [] for spec in warm}
+
         def round_of(spec: RowSpec) -> Callable[[int, int], Samples | None]:
             def run(first: int, num_runs: int) -> Samples | None:
                 request = TimeRound(spec.key, batch, first, num_runs, plan.settle_ms)
-                answer: Samples | NotRun = self._ask(spec, request, doing=f"timing {spec.subject}")
+                answer: RoundReport | NotRun = self._ask(spec, request, doing=f"timing {spec.subject}")
                 if isinstance(answer, NotRun):
                     failed[spec] = answer
                     return None
-                return answer
+                parts[spec].append(answer.parts)
+                return answer.samples
 
             return run
 
         run_ns = {spec: report.warm_up.run_ns for spec, report in warm.items()}
         samples = interleave({spec: round_of(spec) for spec in warm}, run_ns=run_ns, plan=plan, seed=seed)
-        return {
-            spec: failed.get(spec) or Timing(batch, samples[spec], warm[spec].warm_up, warm[spec].peak_memory_bytes)
-            for spec in specs
-        }
+        return {spec: failed.get(spec) or _timing(batch, samples[spec], warm[spec], parts[spec]) for spec in specs}
+
+    def serve(self, spec: RowSpec, arrivals_ns: Samples) -> Samples | NotRun:
+        """Returns the latency in nanoseconds of each request of one image that arrives as `arrivals_ns` say, (N,)."""
+        answer: Samples | NotRun = self._ask(
+            spec, ServeRequests(spec.key, arrivals_ns), doing=f"serving {spec.subject}"
+        )
+        return answer
 
     def _ask(self, spec: RowSpec, request: Request, *, doing: str) -> Any:
         if spec in self._lost:
@@ -191,3 +217,11 @@ class WorkerPool:
             worker.ask(Load(spec.key, spec.locator), doing=f"loading {spec.subject} again")
         except FailedError as error:
             self._lost[spec] = str(error)
+
+
+def _timing(batch: int, samples: RowSamples, warm: WarmUpReport, parts: list[dict[str, Samples]]) -> Timing:
+    """Returns the timing of a row; `parts` are in the order of its rounds."""
+    names = dict.fromkeys(name for of_round in parts for name in of_round)
+    of_rounds = dict(zip(samples.rounds, parts, strict=True))
+    by_name = {name: RowSamples({number: each[name] for number, each in of_rounds.items()}) for name in names}
+    return Timing(batch, samples, warm.warm_up, warm.peak_memory_bytes, by_name)

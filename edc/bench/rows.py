@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,13 @@ from edc.bench.pool import NotRun, RowSpec, Timing
 from edc.bench.statistics import AccuracyComparison, Estimate, images_per_second, median_ratio, quantile
 from edc.metrics import Quality
 
-__all__ = ["Against", "Row", "RowQuality", "fastest", "quality_of", "row_of", "speedup"]
+__all__ = ["Against", "Basis", "Row", "RowQuality", "fastest", "plain", "quality_of", "row_of", "speedup"]
+
+
+Basis = Literal["ensemble", "ensemble in torch", "fp32"]
+"""Why a row is held to another: the ensemble on its own backend and precision, the one in torch, its own fp32 file."""
+
+PERCENTS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Against:
     """A row compared with another one, named as `RowSpec.key`: how many times as fast, and how much more accurate."""
 
     baseline: str
+    basis: Basis
     speedup: Estimate | None = None
     accuracy: AccuracyComparison | None = None
 
@@ -61,6 +68,21 @@ class Row:
     against: tuple[Against, ...] = ()
     flags: tuple[str, ...] = ()
     reason_not_run: str | None = None
+    artifact: str | None = None
+    """The other artifact that the row is from, if it is not this one's."""
+    round_medians_ms: dict[str, float] = field(default_factory=dict)
+    """By the number of the round, so that rows can be paired."""
+    latency_quantiles_ms: tuple[float, ...] | None = None
+    """Of all samples, at 0 %, 1 %, ... 100 %."""
+
+    @property
+    def key(self) -> str:
+        """What `RowSpec.key` is."""
+        return (
+            f"{self.artifact}: {self.subject} on {self.backend}"
+            if self.artifact
+            else f"{self.subject} on {self.backend}"
+        )
 
     @property
     def precision(self) -> str | None:
@@ -70,7 +92,7 @@ class Row:
         """Returns the row as JSON values; tuples become lists, records objects."""
         document = dataclasses.asdict(self)
         document["precision"] = self.precision
-        return _plain(document)  # type: ignore[no-any-return]
+        return plain(document)  # type: ignore[no-any-return]
 
 
 def row_of(
@@ -107,6 +129,8 @@ def row_of(
             num_samples=len(timing.samples.all),
             peak_memory_bytes=timing.peak_memory_bytes,
             flags=(*row.flags, *timing.flags),
+            round_medians_ms={str(number): ns / 1e6 for number, ns in timing.samples.medians.items()},
+            latency_quantiles_ms=_quantiles_ms(timing),
         )
     return dataclasses.replace(row, quality=quality) if isinstance(quality, RowQuality) else row
 
@@ -159,7 +183,13 @@ def _in_ms(ns: Estimate | None) -> Estimate | None:
     return Estimate(ns.value / 1e6, low, high)
 
 
-def _plain(value: Any) -> Any:
+def _quantiles_ms(timing: Timing) -> tuple[float, ...] | None:
+    samples = timing.samples.all
+    return tuple((np.quantile(samples, PERCENTS) / 1e6).tolist()) if len(samples) else None
+
+
+def plain(value: Any) -> Any:
+    """Returns nested tuples as lists: what JSON would make of them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import binom, bootstrap
 
 from edc.bench.timing import RowSamples, Samples
 from edc.deploy.parity import PairedAccuracy, paired_accuracy_drop
@@ -105,8 +105,14 @@ def median_ratio(
     value = float(np.median(ratios))
     if len(ratios) < 5:
         return Estimate(value, None, None)
-    draws = np.random.default_rng(seed).integers(len(ratios), size=(num_resamples, len(ratios)))
-    low, high = np.quantile(np.median(ratios[draws], axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = bootstrap(
+        (ratios,),
+        np.median,
+        confidence_level=confidence,
+        n_resamples=num_resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return Estimate(value, float(low), float(high))
 
 
@@ -130,6 +136,8 @@ class AccuracyComparison:
     difference: Estimate
     margin: float
     verdict: Verdict
+    p_corrected: float | None = None
+    """`paired.p_value` after Holm's correction over all accuracy tests of the bench."""
 
 
 def compare_accuracy(
@@ -156,7 +164,7 @@ def compare_accuracy(
     same = max(0.0, 1 - lost - gained)
     drawn = np.random.default_rng(seed).multinomial(num_images, [lost, gained, same], size=num_resamples)
     low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / num_images, [(1 - confidence) / 2, (1 + confidence) / 2])
-    difference = Estimate(-paired.drop, float(low), float(high))
+    difference = Estimate((paired.num_gained - paired.num_lost) / num_images, float(low), float(high))
     return AccuracyComparison(paired, difference, margin, verdict_of(difference, margin=margin))
 
 
@@ -170,11 +178,10 @@ def verdict_of(difference: Estimate, *, margin: float) -> Verdict:
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Returns the p-values corrected for there being many, in the order given.
 
-    Source: Holm 1979: the k-th smallest of m is multiplied by m - k + 1 and never less than the one before.
+    Source: Holm 1979, as statsmodels has it.
     """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return tuple(corrected)
+    from statsmodels.stats.multitest import multipletests  # a second to import
+
+    if not p_values:
+        return ()
+    return tuple(float(p) for p in multipletests(list(p_values), method="holm")[1])

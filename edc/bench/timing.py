@@ -43,6 +43,7 @@ MAX_RUNS = 10_000  # in one window or round, whatever the clock says
 MAX_SETTLE_RUNS = 1_000
 DRIFT_LIMIT = 0.05  # change of the median from the first to the last third of the rounds
 NOISE_LIMIT = 0.10  # coefficient of variation
+JUMP_NS, JUMP_FACTOR = 1e9, 100  # a sample over both, the factor in medians, is no inference
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,9 @@ def flags_of(samples: RowSamples, warm: WarmUp) -> tuple[str, ...]:
         return tuple(flags)
     if (values < 0).any():
         flags.append(f"the clock went back during {int((values < 0).sum())} of {len(values)} samples")
+    num_jumps = int((values > max(JUMP_NS, JUMP_FACTOR * float(np.median(values)))).sum())
+    if num_jumps:
+        flags.append(f"the clock jumped forward, or the machine slept, during {num_jumps} of {len(values)} samples")
     change = drift(samples)
     if abs(change) > DRIFT_LIMIT:
         flags.append(f"drift: the median changed by {change:+.0%} from the first to the last third of the rounds")

@@ -7,19 +7,35 @@ it when they are imported.
 import gc
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from time import perf_counter_ns
 
+import numpy as np
+
+from edc.bench.arrivals import serve_requests
 from edc.bench.backends import BackendName, open_backend
 from edc.bench.backends.contract import Backend, Floats, Loaded, Subject
 from edc.bench.memory import peak_growth
-from edc.bench.messages import Infer, Load, LoadReport, Refused, Request, TimeRound, WarmUpReport, WarmUpRow
+from edc.bench.messages import (
+    Infer,
+    Load,
+    LoadReport,
+    Refused,
+    Request,
+    RoundReport,
+    ServeRequests,
+    TimeRound,
+    WarmUpReport,
+    WarmUpRow,
+)
 from edc.bench.timing import Samples, inputs_in_rotation, timed_round, warm_up
-from edc.errors import EdcError
+from edc.errors import EdcError, FailedError
 
 __all__ = ["serve"]
 
-Answer = LoadReport | WarmUpReport | Samples | Floats | Refused
+Answer = LoadReport | WarmUpReport | RoundReport | Samples | Floats | Refused
 
 
 def serve(connection: Connection, backend_name: BackendName, *, threads: int) -> None:
@@ -63,15 +79,17 @@ class Worker:
                     return self.warm_up(request)
                 case TimeRound():
                     return self.time_round(request)
+                case ServeRequests():
+                    return self.serve(request)
                 case Infer():
-                    return self.loaded[request.key].infer(request.images)
+                    return self.infer(request)
         except EdcError as error:
             return Refused(str(error))
 
     def load(self, request: Load) -> LoadReport:
         self.backend.prepare(request.subject)
         image = self.inputs_of(1)[0]
-        if not self.loaded:
+        if not self.loaded and not self.backend.is_warm:
             # Thrown away: what a library sets up once, at its first inference, is not the first row's own.
             self.backend.load(request.subject).infer(image)
         start = perf_counter_ns()
@@ -98,24 +116,51 @@ class Worker:
         The copy that is timed would not tell: it keeps what it needed for the largest batch that it has ever run.
         """
         inputs = self.inputs_of(request.batch)
+        loaded = self.loaded[request.key]
+        if loaded.on_gpu:  # what it takes there is not what the host's memory grows by
+            return WarmUpReport(warm_up(loaded.infer, inputs, plan=request.plan), peak_memory_bytes=None)
         with peak_growth() as memory:
             fresh = self.backend.load(self.subjects[request.key])
             for batch in inputs[:2]:
                 fresh.infer(batch)
         del fresh
-        result = warm_up(self.loaded[request.key].infer, inputs, plan=request.plan)
+        result = warm_up(loaded.infer, inputs, plan=request.plan)
         return WarmUpReport(result, memory.peak_bytes)
 
-    def time_round(self, request: TimeRound) -> Samples:
-        return timed_round(
-            self.loaded[request.key].infer,
-            self.inputs_of(request.batch),
-            first=request.first,
-            num_runs=request.num_runs,
-            settle_ms=request.settle_ms,
-        )
+    def time_round(self, request: TimeRound) -> RoundReport:
+        loaded = self.loaded[request.key]
+        with nothing_compiled(loaded):
+            samples = timed_round(
+                loaded.infer,
+                self.inputs_of(request.batch),
+                first=request.first,
+                num_runs=request.num_runs,
+                settle_ms=request.settle_ms,
+            )
+        return RoundReport(samples, loaded.parts_of_last(len(samples)))
+
+    def serve(self, request: ServeRequests) -> Samples:
+        loaded = self.loaded[request.key]
+        with nothing_compiled(loaded):
+            return serve_requests(loaded.infer, self.inputs_of(1), arrivals_ns=request.arrivals_ns)
+
+    def infer(self, request: Infer) -> Floats:
+        """Returns the outputs of all images, asked for in as many batches as the row needs: this is not timed."""
+        loaded = self.loaded[request.key]
+        size = loaded.max_batch or len(request.images)
+        starts = range(0, len(request.images), size)
+        return np.concatenate([loaded.infer(request.images[start : start + size]) for start in starts])
 
     def inputs_of(self, batch: int) -> list[Floats]:
         if batch not in self.inputs:
             self.inputs[batch] = inputs_in_rotation(self.images, batch=batch)
         return self.inputs[batch]
+
+
+@contextmanager
+def nothing_compiled(loaded: Loaded) -> Iterator[None]:
+    """Raises `FailedError` at the end of the block if something was compiled in it: its times are not inference."""
+    before = loaded.num_compilations()
+    yield
+    if number := loaded.num_compilations() - before:
+        raise FailedError(f"{loaded.what_ran.provider}: compiled {number} more graphs while it was timed")

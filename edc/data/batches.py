@@ -44,7 +44,14 @@ def train_batches(
     """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
 
     Shapes: images (batch_size / num_processes, C, H, W) uint8, labels (batch_size / num_processes,) int64.
+
+    Raises:
+        DataError: an image that cannot be read, or fewer images than a batch has, or than there are processes.
     """
+    if batch_size < num_processes:
+        raise DataError(
+            f"training.batch_size: found {batch_size} for {num_processes} processes, expected an image for each"
+        )
     order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
     num_batches = steps_per_epoch(images, batch_size)
     mine = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
@@ -72,7 +79,11 @@ def train_batches(
 def evaluation_batches(
     images: Images, *, batch_size: int, num_workers: int = 0, rank: int = 0, num_processes: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields every image once over all processes, in order within a process (rows rank, rank + P, ...)."""
+    """Yields every image once over all processes, in order within a process (rows rank, rank + P, ...).
+
+    Raises:
+        DataError: an image that cannot be read.
+    """
     order = torch.arange(len(images))[rank::num_processes]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if isinstance(images, MemoryImages):
@@ -126,7 +137,7 @@ class _Requests(Dataset[Any]):
     def __getitem__(self, request: Any) -> Any:
         index, augment_seed = request
         try:
-            return self.images.load(index, augment_seed=augment_seed)
+            return self.images.load_or_replace(index, augment_seed=augment_seed)
         except DataError as error:
             return error
 
@@ -135,8 +146,8 @@ def _collate(items: Sequence[Any]) -> Any:
     error = next((item for item in items if isinstance(item, DataError)), None)
     if error is not None:
         return error
-    pixels, labels = zip(*items, strict=True)
-    return torch.stack(pixels), torch.stack(labels)
+    pixels, labels, unreadable = zip(*items, strict=True)
+    return torch.stack(pixels), torch.stack(labels), {name: why for one in unreadable for name, why in one.items()}
 
 
 def _ignore_signals(_worker: int) -> None:
@@ -159,4 +170,8 @@ def _loaded(images: FileImages, batches: list[Any], num_workers: int) -> Iterato
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
-        yield batch
+        pixels, labels, unreadable = batch
+        for name, reason in unreadable.items():
+            images.bad.add(name, reason, num_images=len(images))
+        yield pixels, labels
+    images.bad.report()

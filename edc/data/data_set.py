@@ -1,14 +1,17 @@
 """The data set of a run: three splits, class names, and what determines them."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from edc.data.images import FileImages, Images, MemoryImages
+from edc.data.bad_images import BadImages
+from edc.data.images import Images, MemoryImages
 from edc.errors import DataError
+from edc.recipe import DataSection
+from edc.seeding import generator_for
 
-__all__ = ["DataSet", "channel_statistics", "limit", "split_at", "stratified_limit", "stratified_split"]
+__all__ = ["DataSet", "channel_statistics", "divide", "limit", "split_at", "stratified_limit", "stratified_split"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,15 +53,13 @@ def take(images: Images, indices: torch.Tensor) -> Images:
     if isinstance(images, MemoryImages):
         return MemoryImages(images.images[indices], images.labels[indices])
     rows = indices.tolist()
-    return FileImages(
+    return replace(
+        images,
         names=tuple(images.names[row] for row in rows),
         labels=images.labels[indices],
         read=_Subset(images.read, rows),
-        size=images.size,
-        crop_fraction=images.crop_fraction,
-        root=images.root,
         file_bytes=images.file_bytes[indices],
-        num_channels=images.num_channels,
+        bad=BadImages(images.bad.max_fraction),
     )
 
 
@@ -78,9 +79,15 @@ def limit(images: Images, num_images: int | None) -> Images:
 
 
 def stratified_limit(images: Images, num_images: int | None, seed: int) -> Images:
-    """Returns `num_images` images with the classes in equal proportion, or all: for data sorted by class."""
+    """Returns `num_images` images with the classes in equal proportion, or all: for data sorted by class.
+
+    Fewer images than classes cannot be in proportion: they are drawn at random.
+    """
     if num_images is None or num_images >= len(images):
         return images
+    if num_images < len(images.labels.unique()):
+        order = torch.randperm(len(images), generator=generator_for(seed, "limit"))
+        return take(images, order[:num_images].sort().values)
     return stratified_split(images, num_images, seed)[1]
 
 
@@ -103,3 +110,34 @@ def stratified_split(images: Images, num_held_out: int, seed: int) -> tuple[Imag
             f"apart with every class in both parts ({error})"
         ) from None
     return take(images, torch.from_numpy(rest)), take(images, torch.from_numpy(held_out))
+
+
+def divide(
+    data: DataSection, train: Images, validation: Images | None, test: Images | None
+) -> tuple[Images, Images, Images]:
+    """Returns (train, validation, test) from the splits that there are.
+
+    Of a single held-out split, papers test on it and validation comes out of the training images; unlabelled training
+    images cannot give one, so then the held-out split gives both (`data.validation` images, by default half).
+
+    Raises:
+        DataError: unlabelled training images, and no images with labels beside them.
+    """
+    if data.unlabelled and validation is None and test is None:
+        raise DataError(
+            "data.unlabelled: found no val and no test split with labels beside the training images; the best epoch is "
+            "chosen and the result is measured on labelled images"
+        )
+    if validation is None or test is None:
+        only = validation if test is None else test
+        if data.unlabelled and only is not None:
+            test, validation = stratified_split(only, data.validation or len(only) // 2, data.split_seed)
+        else:
+            if only is None:
+                train, test = stratified_split(train, data.test or len(train) // 10, data.split_seed)
+            else:
+                test = only
+            train, validation = stratified_split(train, data.validation or len(train) // 10, data.split_seed)
+    assert validation is not None  # one of the cases above
+    assert test is not None
+    return stratified_limit(train, data.train_limit, data.split_seed), validation, test

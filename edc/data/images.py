@@ -2,8 +2,10 @@
 
 import hashlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
+from edc.data.bad_images import BadImages
 from edc.errors import DataError
+from edc.recipe import DataSection
 from edc.seeding import derive_seed
 
-__all__ = ["FileImages", "FolderReader", "Images", "MemoryImages", "decode_image", "sample_seed"]
+__all__ = ["FileImages", "FolderReader", "Images", "MemoryImages", "crop_fraction_of", "decode_image", "sample_seed"]
+
+NUM_STAND_INS = 8
+"""Images that are tried in place of an unreadable one."""
+REDUCING_GAP = 2.0
+"""A view is first shrunk in cheap whole steps down to this many times its size, then resized: several times faster on
+photographs, visually the same. libjpeg does the cheap steps while it decodes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +65,8 @@ class FileImages:
     file_bytes: Tensor
     """Encoded sizes (N,) int64, which tell other images under the same names apart."""
     num_channels: int = 3
+    bad: BadImages = field(default_factory=BadImages)
+    """Unreadable images that were met; without any allowed, the first one is an error."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,12 +76,36 @@ class FileImages:
 
     def load(self, index: int, *, augment_seed: int | None) -> tuple[Tensor, Tensor]:
         """Returns image `index`; `augment_seed` fixes the random crop and flip, None means the evaluation crop."""
-        image = decode_image(self.read(index), f"{self.root}/{self.names[index]}", self.num_channels)
+        content, name = self.read(index), f"{self.root}/{self.names[index]}"
         if augment_seed is None:
-            pixels = resize_and_crop(image, self.size, self.crop_fraction)
+            pixels = resize_and_crop(decode_image(content, name, self.num_channels), self.size, self.crop_fraction)
         else:
-            pixels = random_resized_crop(image, self.size, augment_seed)
+            pixels = training_view(content, name, self.num_channels, self.size, augment_seed)
         return torch.from_numpy(pixels).permute(2, 0, 1), self.labels[index]
+
+    def load_or_replace(self, index: int, *, augment_seed: int | None) -> tuple[Tensor, Tensor, dict[str, str]]:
+        """Returns image `index`, or where `bad` allows for unreadable ones, the next readable one of its class.
+
+        The third value names the images that could not be read, and why. Labels are always those of `index`.
+        """
+        unreadable: dict[str, str] = {}
+        for candidate in self._candidates(index):
+            try:
+                return *self.load(candidate, augment_seed=augment_seed), unreadable
+            except DataError as error:
+                if not self.bad.max_fraction:
+                    raise
+                unreadable[self.names[candidate]] = str(error)
+        raise DataError(
+            f"{unreadable[self.names[index]]}\n  and so are the {len(unreadable) - 1} images tried in its place"
+        )
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        same_class = (self.labels == self.labels[index]).nonzero().flatten()
+        position = int(torch.searchsorted(same_class, index))
+        for step in range(1, min(NUM_STAND_INS, len(same_class) - 1) + 1):
+            yield int(same_class[(position + step) % len(same_class)])
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.size, self.crop_fraction, self.names)).encode())
@@ -83,9 +119,18 @@ Images = MemoryImages | FileImages
 
 def decode_image(content: bytes, name: str, num_channels: int) -> Image.Image:
     """Returns the image in `content` as RGB (3 channels) or grey (1); raises `DataError` with its `name`."""
+    with _opened(content, name) as image:
+        return image.convert(_MODES[num_channels])
+
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+@contextmanager
+def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB" if num_channels == 3 else "L")
+            yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: not a readable image ({error}). Replace or remove it.") from None
 
@@ -103,15 +148,31 @@ def resize_and_crop(image: Image.Image, size: int, crop_fraction: float) -> np.n
     return _pixels(image.crop((left, top, left + size, top + size)))
 
 
-def random_resized_crop(image: Image.Image, size: int, seed: int) -> np.ndarray:
-    """Returns the training view, (size, size, C) uint8: a random area (8 to 100 %), resized, flipped half the time."""
+def training_view(content: bytes, name: str, num_channels: int, size: int, seed: int) -> np.ndarray:
+    """Returns the training view, (size, size, C) uint8: a random area (8 to 100 %), resized, flipped half the time.
+
+    A JPEG of which several pixels make one of the view is decoded at a half, a quarter or an eighth of its size.
+    """
+    with _opened(content, name) as image:
+        full = image.size
+        left, top, width, height, flip = _draw_view(full, seed)
+        shrink = min(width, height) / (REDUCING_GAP * size)
+        if shrink >= 2 and image.format == "JPEG":
+            image.draft(None, (math.ceil(full[0] / shrink), math.ceil(full[1] / shrink)))
+        image = image.convert(_MODES[num_channels])  # noqa: PLW2901
+    across, down = image.width / full[0], image.height / full[1]
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    view = image.resize((size, size), Image.Resampling.BILINEAR, box, REDUCING_GAP)
+    return _pixels(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
+
+
+def _draw_view(full: tuple[int, int], seed: int) -> tuple[int, int, int, int, bool]:
+    """Returns (left, top, width, height) of a random area of an image of `full` (width, height), and a coin."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
-        flip = bool(torch.rand(()) < 0.5)
-    # reducing_gap lets PIL shrink in two passes: several times faster on photographs, visually the same.
-    view = image.resize((size, size), Image.Resampling.BILINEAR, (left, top, left + width, top + height), 2.0)
-    return _pixels(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
+        sized = torch.empty(1, full[1], full[0], device="meta")
+        top, left, height, width = RandomResizedCrop.get_params(sized, [0.08, 1.0], [3 / 4, 4 / 3])
+        return left, top, width, height, bool(torch.rand(()) < 0.5)
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -135,3 +196,8 @@ class FolderReader:
             return self.paths[index].read_bytes()
         except OSError as error:
             raise DataError(f"{self.paths[index]}: cannot be read ({error.strerror})") from None
+
+
+def crop_fraction_of(data: DataSection) -> float:
+    """Returns the evaluation crop: 224 of 256 for photographs, everything for small images."""
+    return data.crop_fraction or (0.875 if (data.image_size or 0) >= 128 else 1.0)

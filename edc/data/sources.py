@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from edc.data import data_set
-from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
-from edc.data.images import FileImages, FolderReader, Images, MemoryImages
+from edc.data.data_set import DataSet
+from edc.data.images import Images, MemoryImages
 from edc.errors import DataError
 from edc.recipe import DataSection
 from edc.seeding import generator_for
@@ -20,7 +20,6 @@ CIFAR10_STATISTICS = (0.4915, 0.4821, 0.4464), (0.2472, 0.2437, 0.2617)
 CIFAR100_STATISTICS = (0.5072, 0.4866, 0.4410), (0.2673, 0.2564, 0.2760)
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
 
 def load_data(data: DataSection) -> DataSet:
@@ -35,7 +34,13 @@ def load_data(data: DataSection) -> DataSet:
         case "fashion_mnist" | "cifar10" | "cifar100":
             loaded = _torchvision(data)
         case "image_folder":
-            loaded = _image_folder(data)
+            from edc.data.folder import load_image_folder
+
+            loaded = load_image_folder(data)
+        case "webdataset":
+            from edc.data.webdataset import load_webdataset
+
+            loaded = load_webdataset(data)
         case "parquet":
             from edc.data.parquet import load_parquet
 
@@ -118,68 +123,6 @@ def _fashion_mnist_files(data: DataSection, folder: Path) -> DataSet:
 
     train, validation = data_set.split_at(split("train"), data.validation or 5000)
     return in_memory(data, train, validation, split("t10k"), tuple(FashionMNIST.classes))
-
-
-def _image_folder(data: DataSection) -> DataSet:
-    """`root/train/<class>/*`, with `val` and `test` beside it or held out of `train` by a seeded split."""
-    root = data.root or Path("data")
-    train_folder = root / "train" if (root / "train").is_dir() else root
-    class_names = _class_folders(train_folder)
-    train: Images = _folder_images(data, train_folder, class_names)
-    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    validation_folder = root / "val" if (root / "val").is_dir() and (root / "test").is_dir() else None
-    if test_folder:
-        test: Images = _folder_images(data, test_folder, class_names)
-    else:
-        train, test = data_set.stratified_split(train, data.test or len(train) // 10, data.split_seed)
-    if validation_folder:
-        validation: Images = _folder_images(data, validation_folder, class_names)
-    else:
-        train, validation = data_set.stratified_split(train, data.validation or len(train) // 10, data.split_seed)
-    assert data.image_size is not None  # the recipe's rule
-    shape = (3, data.image_size, data.image_size)
-    train = data_set.stratified_limit(train, data.train_limit, data.split_seed)
-    return DataSet(train, validation, test, class_names, shape, IMAGENET_MEAN, IMAGENET_STD)
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
-        raise DataError(f"data.root: no folder {folder.absolute()}; point data.root or --data-root at the images")
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-    if len(names) < 2:
-        raise DataError(
-            f"data.root: {folder.absolute()} has {len(names)} class folders, expected one folder per class (at least 2)"
-        )
-    return names
-
-
-def _folder_images(data: DataSection, folder: Path, class_names: tuple[str, ...]) -> FileImages:
-    unknown = sorted(set(_class_folders(folder)) - set(class_names))
-    if unknown:
-        raise DataError(f"{folder}: classes {', '.join(unknown[:5])} are not among the training classes")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not found:
-            raise DataError(f"{folder / name}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this class folder")
-        paths += found
-        labels += [label] * len(found)
-    assert data.image_size is not None  # the recipe's rule
-    return FileImages(
-        names=tuple(path.relative_to(folder).as_posix() for path in paths),
-        root=str(folder),
-        file_bytes=torch.tensor([path.stat().st_size for path in paths]),
-        labels=torch.tensor(labels),
-        read=FolderReader(tuple(paths)),
-        size=data.image_size,
-        crop_fraction=crop_fraction_of(data),
-    )
-
-
-def crop_fraction_of(data: DataSection) -> float:
-    """Returns the evaluation crop: 224 of 256 for photographs, everything for small images."""
-    return data.crop_fraction or (0.875 if (data.image_size or 0) >= 128 else 1.0)
 
 
 def _synthetic(data: DataSection) -> DataSet:

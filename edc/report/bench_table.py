@@ -1,4 +1,4 @@
-"""The table that a bench ends in: one where there is room for it, else one of quality and one of speed."""
+"""What a bench ends in on the terminal: the verdict, a table (or two where there is little room), and the flags."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,21 +7,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from edc.bench.bench import BenchResult
+from edc.bench.result import BenchResult
 from edc.bench.rows import Row
-from edc.bench.specs import INT8
 from edc.bench.statistics import Estimate
 from edc.report.tables import count
 
 __all__ = ["print_bench"]
 
-ROOM_FOR_ONE_TABLE = 140
+ROOM_FOR_ONE_TABLE = 165
+SIGNS = {"not worse": "ok", "worse": "worse", "undecided": "?"}
 Column = tuple[str, Callable[[list[Row]], str]]
 """A heading, and the cell for the rows (one a batch size) of one subject on one backend."""
 
 
 def print_bench(result: BenchResult, *, console: Console) -> None:
-    """Prints a row a subject and backend, then what a reader must know: baselines, flags, rows that did not run."""
+    """Prints the verdict, a row a subject and backend, then baselines, flags, and rows that did not run."""
     environment = result.environment
     batches = list(dict.fromkeys(row.batch for row in result.rows))
     title = f"{result.artifact}: {environment.threads} threads on {environment.cpu}"
@@ -31,16 +31,30 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
     console.print(
         f"quality on {result.num_test_images:,} test images; cNLL: after one temperature fitted on validation\n"
         "ms: median for a whole batch; x: times as fast as the ensemble's best form, same backend and precision, "
-        "median and 95 % interval over rounds",
+        "median and 95 % interval over rounds\n"
+        "vs ens.: points of accuracy against that ensemble; ok: not worse, by more than the margin (0.5 points); "
+        "?: not decided",
         highlight=False,
     )
+    _print_servers(result, console)
     for row in result.rows:
         if row.reason_not_run:
-            console.print(f"{row.subject} on {row.backend} did not run: {row.reason_not_run}", highlight=False)
+            console.print(f"{row.key} did not run: {row.reason_not_run}", highlight=False)
     for kind, num_rows in Counter(flag.split(":")[0] for row in result.rows for flag in row.flags).items():
         console.print(f"{num_rows} of {len(result.rows)} rows flagged, {kind}; bench.json says which", highlight=False)
     for flag in environment.flags:
         console.print(flag, highlight=False)
+    if result.quick:
+        console.print("quick: short timings, a coarse sweep; leave --quick out for figures to quote", highlight=False)
+    for sentence in result.verdict.sentences if result.verdict else ():
+        console.print(sentence, style="bold", highlight=False)
+
+
+def _print_servers(result: BenchResult, console: Console) -> None:
+    for server in result.server:
+        rate = server.highest_rate_per_second
+        answer = "none of the loads tried" if rate is None else f"{rate:,.0f} requests/s"
+        console.print(f"{server.key} as a server: {answer} with p99 under {server.bound_ms:.3g} ms", highlight=False)
 
 
 def _print_table(title: str, columns: list[Column], result: BenchResult, console: Console) -> None:
@@ -49,14 +63,18 @@ def _print_table(title: str, columns: list[Column], result: BenchResult, console
     table.add_column("backend", no_wrap=True)
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
+    by_key: dict[str, list[Row]] = {}
+    for row in result.rows:
+        by_key.setdefault(row.key, []).append(row)
     backend = result.rows[0].backend if result.rows else ""
-    for subject, on in dict.fromkeys((row.subject, row.backend) for row in result.rows):
-        rows = [row for row in result.rows if (row.subject, row.backend) == (subject, on)]
-        if on != backend:
-            backend = on
+    for rows in by_key.values():
+        row = rows[0]
+        if row.backend != backend:
+            backend = row.backend
             table.add_section()
-        style = "bold" if subject.removesuffix(INT8) == result.deploy else None
-        table.add_row(subject, on, *(cell(rows) for _, cell in columns), style=style)
+        name = f"{row.artifact}: {row.subject}" if row.artifact else row.subject
+        style = "bold" if row.key in result.students else None
+        table.add_row(name, row.backend, *(cell(rows) for _, cell in columns), style=style)
     console.print(table)
 
 
@@ -70,7 +88,7 @@ def _quality_columns(result: BenchResult) -> list[Column]:
         return "" if quality is None or quality.calibrated is None else f"{quality.calibrated.nll:.3f}"
 
     def parameters(rows: list[Row]) -> str:
-        number = result.parameters.get(rows[0].subject)
+        number = result.parameters.get(rows[0].key)
         return "" if number is None else count(number)
 
     def megabytes(rows: list[Row]) -> str:
@@ -78,6 +96,7 @@ def _quality_columns(result: BenchResult) -> list[Column]:
 
     return [
         ("acc %", lambda rows: raw(rows, "acc", 2, 100)),
+        ("vs ens.", lambda rows: _against_ensemble(rows[0])),
         ("NLL", lambda rows: raw(rows, "nll", 3)),
         ("ECE", lambda rows: raw(rows, "ece", 3)),
         ("cNLL", calibrated_nll),
@@ -101,17 +120,25 @@ def _speed_columns(batches: list[int]) -> list[Column]:
         def ratio(rows: list[Row], at: Callable[[list[Row]], Row | None] = row_at) -> str:
             row = at(rows)
             against = () if row is None else row.against
-            return next((_ratio(a.speedup) for a in against if a.baseline.endswith(f"on {rows[0].backend}")), "")
+            return next((_ratio(a.speedup) for a in against if a.basis == "ensemble"), "")
 
         columns += [(f"ms @{batch}", median), (f"x @{batch}", ratio)]
     return columns
 
 
+def _against_ensemble(row: Row) -> str:
+    """Returns the difference in points and what it says: "+0.20 ok"."""
+    for against in row.against:
+        if against.basis == "ensemble" and against.accuracy is not None:
+            value = 100 * against.accuracy.difference.value
+            return f"{value:+.2f} {SIGNS[against.accuracy.verdict]}"
+    return ""
+
+
 def _dee(row: Row, result: BenchResult) -> str:
-    key = f"{row.subject} on {row.backend}"
-    if key not in result.dee:
+    if row.key not in result.dee:
         return ""
-    value = result.dee[key]
+    value = result.dee[row.key]
     if value is None:
         return f">{result.ensemble_size}"
     return "<1" if value == 0 else f"{value:.2f}"

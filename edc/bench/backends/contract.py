@@ -1,15 +1,30 @@
-"""What every backend does and is given: the contract behind which torch, ONNX Runtime and OpenVINO look alike."""
+"""What every backend does and is given: the contract behind which all of them look alike."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Backend", "Floats", "Loaded", "OnnxSubject", "Subject", "TorchSubject", "WhatRan", "log_mean_probs"]
+__all__ = [
+    "Backend",
+    "EngineFile",
+    "EngineSubject",
+    "Floats",
+    "Loaded",
+    "Nanoseconds",
+    "OnnxSubject",
+    "PrecisionClass",
+    "Subject",
+    "TorchSubject",
+    "WhatRan",
+    "log_mean_probs",
+]
 
 Floats = NDArray[np.float32]
+Nanoseconds = NDArray[np.int64]
+PrecisionClass = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,27 @@ class OnnxSubject:
     files: tuple[Path, ...]
 
 
-Subject = TorchSubject | OnnxSubject
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine and the digest that the manifest gives it: one that was changed is not loaded."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EngineSubject:
+    """One engine, or the members of an ensemble to be run in turn; none where the artifact has none of `what`."""
+
+    what: str
+    files: tuple[EngineFile, ...]
+    precision: PrecisionClass = "fp32"
+    """That of the graph they were built from, which they keep."""
+    cuda_graph: bool = False
+    """Whether what the GPU is asked is recorded once and replayed, so that the host has less to do."""
+
+
+Subject = TorchSubject | OnnxSubject | EngineSubject
 
 
 @dataclass(frozen=True)
@@ -45,15 +80,14 @@ class WhatRan:
 
 
 class Loaded(Protocol):
-    """A subject ready to run."""
+    """A subject ready to run. What has a default holds for most: classes inherit it."""
 
-    @property
-    def what_ran(self) -> WhatRan: ...
-
-    @property
-    def file_bytes(self) -> int:
-        """Bytes of the files; for torch, of the parameters and buffers in memory."""
-        ...
+    what_ran: WhatRan
+    file_bytes: int
+    """Of the files; for torch, of the parameters and buffers in memory."""
+    max_batch: int | None = None
+    """The largest batch that `infer` takes; None: as large as memory allows."""
+    on_gpu: bool = False
 
     def infer(self, batch: Floats, /) -> Floats:
         """Returns logits or log-probabilities (N, K) of images (N, C, H, W) in [0, 1].
@@ -62,9 +96,23 @@ class Loaded(Protocol):
         """
         ...
 
+    def num_compilations(self) -> int:
+        """Returns how often something was compiled so far, which during a timing must not happen."""
+        return 0
+
+    def parts_of_last(self, num_runs: int) -> dict[str, Nanoseconds]:
+        """Returns what the last `num_runs` inferences were made of, (num_runs,) each; nothing on a CPU.
+
+        copy_in, compute and copy_out as the GPU's own clock has them, and enqueue: how long the host took to ask.
+        """
+        return {}
+
 
 class Backend(Protocol):
     """A library, imported and set to a number of threads. Making one raises `NotInstalledError` if it is absent."""
+
+    is_warm: bool = False
+    """Whether `prepare` did what the library sets up once; else the first subject is loaded, run and thrown away."""
 
     def prepare(self, subject: Subject) -> None:
         """Does what loading needs and is not loading (reads the data set for its shapes); not timed, may be nothing."""

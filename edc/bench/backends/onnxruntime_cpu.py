@@ -7,15 +7,15 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from edc.bench.backends.contract import Floats, OnnxSubject, Subject, WhatRan, log_mean_probs
+from edc.bench.backends.contract import Backend, Floats, Loaded, OnnxSubject, Subject, WhatRan, log_mean_probs
 from edc.deploy.ort import CPU, import_onnxruntime, ort_errors, ort_session
 from edc.deploy.precision import precision_of_graph
 from edc.errors import ArtifactError, FailedError
 
-__all__ = ["OnnxRuntimeCpu", "OnnxRuntimeLoaded", "onnx_files"]
+__all__ = ["OnnxRuntimeCpu", "OnnxRuntimeLoaded", "graph_precision", "one_line", "onnx_files"]
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(Backend):
     """ONNX Runtime with the CPU provider alone, so that nothing can fall back."""
 
     def __init__(self, *, threads: int) -> None:
@@ -41,7 +41,7 @@ class OnnxRuntimeCpu:
         return OnnxRuntimeLoaded(sessions, what_ran, file_bytes=sum(path.stat().st_size for path in files))
 
 
-class OnnxRuntimeLoaded:
+class OnnxRuntimeLoaded(Loaded):
     """Sessions on the same images; several are averaged as probabilities."""
 
     def __init__(self, sessions: list[Any], what_ran: WhatRan, *, file_bytes: int) -> None:
@@ -59,7 +59,7 @@ class OnnxRuntimeLoaded:
                 return self._run(None, {self._name: batch})[0]
             return log_mean_probs([run(None, {name: batch})[0] for run, name in self._runs])
         except self._errors as error:
-            raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {_reason(error)}") from error
+            raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {one_line(error)}") from error
 
 
 def onnx_files(subject: Subject) -> tuple[Path, ...]:
@@ -85,6 +85,6 @@ def graph_precision(path: Path) -> str:
     return "bf16" if counts.num_bf16_nodes else "fp32"
 
 
-def _reason(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Returns ONNX Runtime's message without its error number prefix, in one line."""
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", str(error)).splitlines()[0]

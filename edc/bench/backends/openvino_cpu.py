@@ -1,16 +1,18 @@
-"""OpenVINO on the CPU, on the same ONNX files, pinned to float32."""
+"""OpenVINO on the CPU, on the same ONNX files, pinned to float32 or, as a backend of its own, to bfloat16."""
 
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from edc.bench.backends.contract import Floats, Subject, WhatRan, log_mean_probs
+from edc.bench.backends.contract import Backend, Floats, Loaded, Subject, WhatRan, log_mean_probs
 from edc.bench.backends.onnxruntime_cpu import onnx_files
 from edc.errors import FailedError
 
 __all__ = ["OpenVinoCpu", "OpenVinoLoaded", "import_openvino"]
 
 _HEAVY = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+Hint = Literal["f32", "bf16"]
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
 
@@ -23,15 +25,15 @@ def import_openvino() -> Any:
     return openvino
 
 
-class OpenVinoCpu:
+class OpenVinoCpu(Backend):
     """OpenVINO compiled for one request at a time.
 
     Left alone it runs float32 files in bfloat16 on CPUs that can (differences of 1e-2), so the precision is pinned, and
     what the compiled graph then says it runs is checked.
     """
 
-    def __init__(self, *, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, *, threads: int, precision: Hint = "f32") -> None:
+        self.threads, self.precision = threads, precision
         openvino = import_openvino()
         self.version = str(openvino.__version__).split("-", maxsplit=1)[0]
         self.core = openvino.Core()
@@ -41,13 +43,16 @@ class OpenVinoCpu:
 
     def load(self, subject: Subject) -> "OpenVinoLoaded":
         files = onnx_files(subject)
+        if self.precision == "bf16" and "BF16" not in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise FailedError("openvino-bf16: OpenVINO finds no bfloat16 in this CPU and would run float32")
         compiled = [self._compile(path) for path in files]
-        return OpenVinoLoaded(compiled, version=self.version, file_bytes=sum(path.stat().st_size for path in files))
+        file_bytes = sum(path.stat().st_size for path in files)
+        return OpenVinoLoaded(compiled, hint=self.precision, version=self.version, file_bytes=file_bytes)
 
     def _compile(self, path: Path) -> Any:
         options = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": self.precision,
             "INFERENCE_NUM_THREADS": self.threads,
         }
         try:
@@ -56,20 +61,18 @@ class OpenVinoCpu:
             raise FailedError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
 
 
-class OpenVinoLoaded:
+class OpenVinoLoaded(Loaded):
     """One request per file; several files are averaged as probabilities."""
 
-    def __init__(self, compiled: list[Any], *, version: str, file_bytes: int) -> None:
+    def __init__(self, compiled: list[Any], *, hint: Hint, version: str, file_bytes: int) -> None:
         self.file_bytes = file_bytes
-        precisions = set().union(*(_precisions_of(model) for model in compiled))
-        if wrong := precisions - {"fp32", "int8"}:
-            raise FailedError(f"openvino: pinned to f32, but its compiled graph runs {', '.join(sorted(wrong))}")
+        counts = sum((_precisions_of(model) for model in compiled), Counter[str]())
         self.what_ran = WhatRan(
             provider="OpenVINO " + ", ".join(compiled[0].get_property("EXECUTION_DEVICES")),
-            precision="int8" if "int8" in precisions else "fp32",
+            precision=_pinned(hint, counts),
             version=version,
             threads=compiled[0].get_property("INFERENCE_NUM_THREADS"),
-            notes=("INFERENCE_PRECISION_HINT=f32", "PERFORMANCE_HINT=LATENCY"),
+            notes=(f"INFERENCE_PRECISION_HINT={hint}", "PERFORMANCE_HINT=LATENCY", *_mixture(hint, counts)),
         )
         shape = compiled[0].inputs[0].partial_shape[1:]
         self._image_shape = tuple(shape.to_shape()) if shape.is_static else None
@@ -89,12 +92,33 @@ class OpenVinoLoaded:
         return outputs[0] if len(outputs) == 1 else log_mean_probs(outputs)
 
 
-def _precisions_of(compiled: Any) -> set[str]:
-    """Returns the precisions that the compiled graph's convolutions and matrix products run in."""
+def _precisions_of(compiled: Any) -> Counter[str]:
+    """Returns how many of the compiled graph's convolutions and matrix products run in which precision."""
     infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
     types = [(info["layerType"].value, info["runtimePrecision"].value) for info in infos]
-    heavy = {precision for layer, precision in types if layer in _HEAVY}
-    return {_PRECISIONS.get(name, name) for name in heavy or {precision for _, precision in types}}
+    heavy = [precision for layer, precision in types if layer in _HEAVY]
+    return Counter(_PRECISIONS.get(name, name) for name in heavy or {precision for _, precision in types})
+
+
+def _pinned(hint: Hint, counts: Counter[str]) -> str:
+    """Returns the precision that was pinned, or raises if the compiled graph runs in another one.
+
+    In bfloat16 OpenVINO leaves some layers in float32; more than half of them would be no bfloat16 row.
+    """
+    if hint == "f32":
+        if wrong := set(counts) - {"fp32", "int8"}:
+            raise FailedError(f"openvino: pinned to f32, but its compiled graph runs {', '.join(sorted(wrong))}")
+        return "int8" if counts["int8"] else "fp32"
+    if 2 * counts["bf16"] < counts.total() or set(counts) - {"bf16", "fp32"}:
+        found = ", ".join(f"{number} in {name}" for name, number in sorted(counts.items()))
+        raise FailedError(f"openvino-bf16: pinned to bf16, but of its convolutions and matrix products are {found}")
+    return "bf16"
+
+
+def _mixture(hint: Hint, counts: Counter[str]) -> tuple[str, ...]:
+    if hint == "f32" or not counts["fp32"]:
+        return ()
+    return (f"{counts['fp32']} of {counts.total()} convolutions and matrix products left in fp32",)
 
 
 def _reason(error: RuntimeError) -> str:

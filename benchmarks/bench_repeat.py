@@ -1,0 +1,132 @@
+"""Do two benches of one artifact disagree by less than their intervals say, 19 times in 20?
+
+    python benchmarks/bench_repeat.py export/digits --folder repeats [--benches 20] [--batch 1,64]
+
+Runs quick benches one after another, keeps every bench.json in the folder, and goes on where it stopped. Then takes
+all pairs of benches and counts, for each row, how often two medians differ by more than the 95 % interval of their
+ratio, made from the p50 intervals alone and with the term that `--compare` adds for what changes between benches; how
+often two speed-ups over the ensemble differ by more than theirs; and how often `--compare` would have reported
+something. "between" is the standard deviation between benches that the intervals do not explain: BETWEEN_BENCHES in
+edc/bench/compare.py is to be no less than that. Pairs share benches, so the rates' intervals are too narrow.
+
+Run it on a quiet machine. Prints markdown for results/bench_checks.md; the figures are in <folder>/repeat.json.
+"""
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+from quick_benches import benches, machine, parse, share, table, write
+from scipy.stats import norm
+
+from edc.bench.compare import BETWEEN_BENCHES, P50_CONFIDENCE, compare, ratio_interval
+from edc.bench.saved_bench import SavedEstimate
+
+Z = float(norm.ppf(0.975))
+SPEEDUP_BOUNDS = 0.975
+"""Confidence of each bound of a speed-up's 95 % interval."""
+
+
+def main() -> None:
+    options = parse(
+        __doc__,
+        ("--benches", {"type": int, "default": 20}),
+        ("--fail-on", {"type": float, "default": 0.05, "help": "a share"}),
+    )
+    options.folder.mkdir(parents=True, exist_ok=True)
+    found = benches([f"bench{number:02}" for number in range(options.benches)], options)
+    figures = [figure for kind in ("p50", "speed-up") for figure in rows_of(found, kind)]
+    reported = sum(
+        compare(new, old, fail_on=options.fail_on).exit_code for new, old in itertools.permutations(found, 2)
+    )
+    num_pairs = len(found) * (len(found) - 1)
+    result = {
+        "machine": machine(found[0]),
+        "benches": len(found),
+        "between_benches": BETWEEN_BENCHES,
+        "fail_on": options.fail_on,
+        "rows": figures,
+        "compare_reported": {"count": reported, "pairs": num_pairs},
+        "flags": [document["environment"].get("flags") for document in found],
+    }
+    write(options.folder / "repeat.json", result)
+    show(result)
+
+
+def rows_of(found: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
+    """Yields a record for each row: how often pairs of benches disagree, and by how much benches differ at all."""
+    bounds = P50_CONFIDENCE if kind == "p50" else SPEEDUP_BOUNDS
+    for name, estimates in estimates_of(found, kind).items():
+        pairs = list(itertools.combinations(estimates, 2))
+        if not pairs:
+            continue
+        logs = [math.log(estimate.value) for estimate in estimates]
+        within = [(math.log(e.high / e.low) / 2 / norm.ppf(bounds)) ** 2 for e in estimates if e.low and e.high]
+        yield {
+            "kind": kind,
+            "row": name,
+            "median": statistics.median(estimate.value for estimate in estimates),
+            "sd": statistics.stdev(logs),
+            "within": math.sqrt(statistics.mean(within)) if within else None,
+            "between": math.sqrt(max(0.0, statistics.variance(logs) - statistics.mean(within))) if within else None,
+            "pairs": len(pairs),
+            "disagree": sum(disagrees(a, b, bounds, spread=0.0) for a, b in pairs),
+            "disagree_with_term": sum(disagrees(a, b, bounds, spread=math.sqrt(2) * BETWEEN_BENCHES) for a, b in pairs),
+        }
+
+
+def estimates_of(found: list[dict[str, Any]], kind: str) -> dict[str, list[SavedEstimate]]:
+    """Returns each row's estimates over all benches that have one."""
+    estimates: dict[str, list[SavedEstimate]] = {}
+    for document in found:
+        for row in document["rows"]:
+            name = f"{row['subject']} on {row['backend']} at batch {row['batch']}"
+            if kind == "p50":
+                values = [(name, row["p50_ms"])]
+            else:  # named by its baseline: which form of the ensemble is best can change from bench to bench
+                values = [(f"{name} against {a['baseline']}", a["speedup"]) for a in row["against"]]
+            for label, value in values:
+                if value is not None:
+                    estimates.setdefault(label, []).append(SavedEstimate.model_validate(value))
+    return estimates
+
+
+def disagrees(a: SavedEstimate, b: SavedEstimate, bounds: float, *, spread: float) -> bool:
+    """Returns whether the 95 % interval of the ratio excludes 1; a missing bound excludes nothing."""
+    ratio = ratio_interval(a, b, z=Z, spread=spread, of_bounds=bounds)
+    return (ratio.low is not None and ratio.low > 1) or (ratio.high is not None and ratio.high < 1)
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"{result['benches']} benches, {result['machine']}\n")
+    for kind, unit in (("p50", "ms"), ("speed-up", "x")):
+        rows = [row for row in result["rows"] if row["kind"] == kind]
+        cells = [
+            [
+                row["row"],
+                f"{row['median']:.4g}",
+                *("-" if row[name] is None else f"{row[name]:.2%}" for name in ("sd", "within", "between")),
+                *(f"{row[name] / row['pairs']:.1%}" for name in ("disagree", "disagree_with_term")),
+            ]
+            for row in rows
+        ]
+        headings = [kind, unit, "sd over benches", "sd by interval", "between", "pairs apart", "with the term"]
+        print(table(headings, cells))
+        total = sum(row["pairs"] for row in rows)
+        for name, label in (("disagree", "intervals alone"), ("disagree_with_term", "with the term")):
+            print(f"\n{kind}, {label}: {share(sum(row[name] for row in rows), total)} pairs apart; bound 5 %")
+        print()
+    reported = result["compare_reported"]
+    print(
+        f"--compare with --fail-on {result['fail_on']:.0%} and a term of {result['between_benches']:.1%} reported "
+        f"{share(reported['count'], reported['pairs'])} pairs of unchanged benches"
+    )
+    flagged = sum(bool(flags) for flags in result["flags"])
+    if flagged:
+        print(f"\n{flagged} of {result['benches']} benches began on a busy machine: these figures do not count")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Whether two benches may be compared at all, and what to bear in mind if they may."""
+
+from typing import Any
+
+from edc.bench.saved_bench import SavedBench
+from edc.errors import RequestError
+
+__all__ = ["require_comparable", "warnings_of"]
+
+MUST_AGREE = ("cpu", "gpu", "threads")
+SHOULD_AGREE = ("num_cpus", "governor", "turbo", "system", "python")
+
+
+def require_comparable(new_environment: dict[str, Any], old: dict[str, Any]) -> None:
+    """Raises `RequestError` if the saved bench `old` is of another processor, GPU or number of threads.
+
+    To be called before measuring, so that nobody waits for a comparison that cannot be.
+    """
+    saved = old.get("environment", {})
+    for name in MUST_AGREE:
+        now, then = new_environment.get(name), saved.get(name)
+        if now != then:
+            advice = f"give --threads {then}" if name == "threads" else "save a bench of this machine"
+            raise RequestError(
+                f"--compare: the saved bench ran with {name} {then}, this one with {now}: times of different machines "
+                f"say nothing about the change; {advice}"
+            )
+
+
+def warnings_of(new: SavedBench, old: SavedBench) -> tuple[str, ...]:
+    """Returns what differs between two benches that may be compared, in sentences.
+
+    Raises:
+        RequestError: another machine, other threads, other classes.
+    """
+    require_comparable(new.environment, {"environment": old.environment})
+    if new.class_names != old.class_names:
+        raise RequestError("--compare: the saved bench is of a network with other classes; compare benches of one task")
+    warnings = []
+    if new.artifact != old.artifact:
+        warnings.append(f"another artifact: {old.artifact} before, {new.artifact} now")
+    if new.deploy != old.deploy:
+        warnings.append(f"another student: {old.deploy} before, {new.deploy} now")
+    if new.num_test_images != old.num_test_images:
+        counts = f"{old.num_test_images:,} test images before, {new.num_test_images:,} now"
+        warnings.append(f"quality is not compared: {counts}")
+    if new.plan != old.plan:
+        warnings.append("another timing plan (--quick or not): one of the benches is less certain than the other")
+    for name in SHOULD_AGREE:
+        then, now = old.environment.get(name), new.environment.get(name)
+        if then != now:
+            warnings.append(f"another {name}: {_said(then)} before, {_said(now)} now")
+    then_packages, now_packages = (bench.environment.get("packages") or {} for bench in (old, new))
+    for package in sorted({*then_packages, *now_packages}):
+        then, now = then_packages.get(package), now_packages.get(package)
+        if then != now:
+            warnings.append(f"another {package}: {_said(then)} before, {_said(now)} now")
+    for name, bench in (("the saved bench", old), ("this bench", new)):
+        warnings += [f"{name}: {flag}" for flag in bench.environment.get("flags") or ()]
+    return tuple(warnings)
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,158 @@
+"""What is to be measured, checked: whatever can be refused is refused here, before minutes are spent."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edc.bench.backends import BackendName, available_backends, needs_run, require_installed
+from edc.bench.options import BenchOptions
+from edc.bench.pool import RowSpec
+from edc.bench.specs import also_specs, base_subject, row_specs
+from edc.checkpoint import load_state
+from edc.data import DataSet, load_data
+from edc.deploy.manifest import Manifest, load_manifest, verify_files
+from edc.errors import ArtifactError, DataError, RequestError, RunError
+from edc.recipe import Recipe
+from edc.run import RunFolder
+from edc.teacher import teacher_key
+
+__all__ = ["BenchRequest", "prepare"]
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """An artifact that is whole, the images to measure it on, and every row to be measured."""
+
+    artifact: Path
+    manifest: Manifest
+    recipe: Recipe
+    data: DataSet
+    backends: tuple[BackendName, ...]
+    batches: tuple[int, ...]
+    max_batch: int
+    """The largest batch the artifact's files were checked for."""
+    specs: tuple[RowSpec, ...]
+    parameters: dict[str, int]
+    """By key."""
+
+
+def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
+    """Returns what `options` ask for.
+
+    Raises:
+        ArtifactError: the artifact is missing, damaged or changed.
+        RequestError: a batch over what the artifact was checked for, another artifact's run.
+        NotInstalledError: a backend that was asked for by name.
+        DataError: the test images are not there.
+        CheckpointError: the run is there, and its weights are damaged.
+    """
+    manifest = load_manifest(artifact)
+    verify_files(artifact, manifest)
+    max_batch = _max_batch(manifest)
+    batches = _batches(options.batches, max_batch)
+    for name in options.backends or ():
+        require_installed(name)
+    backends = tuple(options.backends or available_backends(quick=options.quick))
+    recipe = _recipe(artifact)
+    takes_run = any(needs_run(name) for name in backends)
+    if takes_run:
+        _require_same_run(options.run, manifest)
+    data = _load_data(artifact, recipe, options.data_root)
+    if takes_run:
+        _require_readable(options.run, recipe, data)
+    specs = row_specs(artifact, manifest, recipe, options.run, backends, options.data_root)
+    parameters = _parameters(manifest, recipe, options.run, specs)
+    for other in options.also:
+        added, of_other = _also(other, manifest, options, backends)
+        specs += added
+        parameters |= of_other
+    return BenchRequest(artifact, manifest, recipe, data, backends, tuple(batches), max_batch, tuple(specs), parameters)
+
+
+def _also(
+    other: Path, main: Manifest, options: BenchOptions, backends: tuple[BackendName, ...]
+) -> tuple[list[RowSpec], dict[str, int]]:
+    """Returns the rows of another artifact, and their parameters; its run is looked for beside the artifact's own."""
+    manifest = load_manifest(other)
+    verify_files(other, manifest)
+    recipe, run = _recipe(other), options.run.parent / manifest.run
+    specs = also_specs(other, manifest, recipe, run, backends, options.data_root, main=main)
+    return specs, _parameters(manifest, recipe, run, specs)
+
+
+def _parameters(manifest: Manifest, recipe: Recipe, run: Path, specs: Sequence[RowSpec]) -> dict[str, int]:
+    """Returns parameters by key: what the summary of the run says, or the manifest without it."""
+    of_file = {file.role: int(file.metrics["parameters"]) for file in manifest.files if "parameters" in file.metrics}
+    found = {"teacher 0": of_file.get("teacher"), recipe.deploy: of_file.get("student")}
+    ensembles = ("ensemble, in turn", "ensemble, merged")
+    found |= dict.fromkeys(ensembles, of_file.get("ensemble"))
+    with suppress(RunError):
+        of_run = {row["subject"]: row["parameters"] for row in RunFolder(run).summary()["rows"]}
+        found |= of_run | dict.fromkeys(ensembles, of_run.get("ensemble", of_file.get("ensemble")))
+    by_key = {spec.key: found.get(base_subject(spec)) for spec in specs}
+    return {key: parameters for key, parameters in by_key.items() if parameters is not None}
+
+
+def _max_batch(manifest: Manifest) -> int:
+    if manifest.preprocessing.dtype != "float32":
+        raise RequestError("artifact: takes uint8 pixels; bench needs one with float input (edc export --input float)")
+    return min((file.max_batch for file in manifest.files if file.max_batch is not None), default=64)
+
+
+def _batches(asked: Sequence[int] | None, largest: int) -> list[int]:
+    """Returns the batch sizes to measure: those asked for, or 1 and the largest that the artifact was checked for."""
+    if asked is None:
+        return sorted({1, largest})
+    too_large = [batch for batch in asked if batch > largest]
+    if too_large:
+        raise RequestError(
+            f"--batch: {too_large[0]} is over {largest}, the largest batch this artifact was checked for; "
+            f"export again with --max-batch {too_large[0]}"
+        )
+    return list(dict.fromkeys(asked))
+
+
+def _recipe(artifact: Path) -> Recipe:
+    folder = RunFolder(artifact)
+    if not folder.recipe_path.is_file():
+        raise ArtifactError(
+            f"{folder.recipe_path}: not found; it says which images to measure on. Fetch or export the artifact again"
+        )
+    return folder.recipe()
+
+
+def _require_same_run(run: Path, manifest: Manifest) -> None:
+    """Raises if `run` is another run than the artifact's; an absent one only costs the torch rows."""
+    folder = RunFolder(run)
+    if folder.recipe_path.is_file() and folder.recipe().digest() != manifest.recipe_sha256:
+        raise RequestError(
+            f"{run}: is not the run this artifact was made from (another recipe). Name the right one with --run, "
+            "or leave torch out: --backends onnxruntime"
+        )
+
+
+def _require_readable(run: Path, recipe: Recipe, data: DataSet) -> None:
+    """Raises if weights of a run that is there are damaged; what is absent only costs its rows."""
+    folder = RunFolder(run)
+    if not folder.recipe_path.is_file():
+        return
+    paths = [folder.student_path(name) / "weights.safetensors" for name in recipe.students]
+    if not recipe.teachers.checkpoints:
+        keys = (teacher_key(recipe, data, m)[0] for m in range(recipe.teachers.size))
+        paths += [folder.teachers_path / key / "weights.safetensors" for key in keys]
+    for path in paths:
+        if path.is_file():
+            load_state(path)
+
+
+def _load_data(artifact: Path, recipe: Recipe, data_root: Path | None) -> DataSet:
+    update = {"root": data_root} if data_root is not None else {}
+    data = load_data(recipe.data.model_copy(update=update))
+    for name, images in (("test", data.test), ("validation", data.validation)):
+        if not len(images):
+            raise DataError(
+                f"{artifact}: its data set ({recipe.data.kind}) has no {name} images, which bench measures on; "
+                "point --data-root at a copy that has them"
+            )
+    return data

@@ -1,0 +1,93 @@
+"""All that a bench found, and the document it becomes: bench.json, which the report is made from alone."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from edc.bench.curves import CurvePoint
+from edc.bench.disagreements import Disagreements
+from edc.bench.environment import Environment
+from edc.bench.quality import Reliability
+from edc.bench.rows import Row, plain
+from edc.bench.server import ServerLoad
+from edc.bench.sweep import Throughput
+from edc.bench.timing import TimingPlan
+from edc.bench.verdict import BenchVerdict
+
+__all__ = ["SCHEMA_VERSION", "BenchResult"]
+
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """All rows of a bench, and what they were measured on. What goes by key goes by `Row.key`."""
+
+    artifact: str
+    deploy: str
+    ensemble_size: int
+    command: str
+    quick: bool
+    seed: int
+    num_test_images: int
+    num_validation_images: int
+    class_names: tuple[str, ...]
+    plan: TimingPlan
+    environment: Environment
+    rows: tuple[Row, ...]
+    parameters: dict[str, int]
+    dee: dict[str, float | None]
+    """0 is worse than one teacher, infinity (here None) better than all."""
+    students: frozenset[str] = frozenset()
+    """The rows that are the student to be deployed."""
+    verdict: BenchVerdict | None = None
+    reliability: dict[str, Reliability] = field(default_factory=dict)
+    robustness: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    sweep_batches: tuple[int, ...] = ()
+    throughput: tuple[Throughput, ...] = ()
+    server: tuple[ServerLoad, ...] = ()
+    disagreements: Disagreements | None = None
+    curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the document, of JSON values only."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "artifact": self.artifact,
+            "deploy": self.deploy,
+            "ensemble_size": self.ensemble_size,
+            "command": self.command,
+            "quick": self.quick,
+            "seed": self.seed,
+            "num_test_images": self.num_test_images,
+            "num_validation_images": self.num_validation_images,
+            "class_names": list(self.class_names),
+            "plan": dataclasses.asdict(self.plan),
+            "environment": self.environment.to_json(),
+            "verdict": None if self.verdict is None else _document(self.verdict),
+            "rows": [
+                {**row.to_json(), "parameters": self.parameters.get(row.key), "dee": self.dee.get(row.key)}
+                for row in self.rows
+            ],
+            "details": {
+                key: {"reliability": _document(diagram), "robustness": self.robustness.get(key, [])}
+                for key, diagram in self.reliability.items()
+            },
+            "sweep_batches": list(self.sweep_batches),
+            "throughput": [{**_document(each), "best_batch": each.best_batch} for each in self.throughput],
+            "server": [_document(each) for each in self.server],
+            "disagreements": None if self.disagreements is None else _disagreements(self.disagreements),
+            "curves": {name: [_document(point) for point in curve] for name, curve in self.curves.items()},
+        }
+
+
+def _disagreements(found: Disagreements) -> dict[str, Any]:
+    document: dict[str, Any] = _document(found)
+    for image in document["images"]:
+        for who in ("student", "ensemble"):
+            image[who]["class"] = image[who].pop("class_index")  # not a name in Python
+    return document
+
+
+def _document(record: Any) -> Any:
+    return plain(dataclasses.asdict(record))

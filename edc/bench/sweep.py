@@ -1,0 +1,63 @@
+"""Offline throughput: larger and larger batches, until a larger one gains nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edc.bench.pool import NotRun, RowSpec, WorkerPool
+from edc.bench.statistics import has_saturated, images_per_second
+from edc.bench.timing import TimingPlan
+
+__all__ = ["Throughput", "ThroughputPoint", "batch_sizes", "sweep"]
+
+
+@dataclass(frozen=True)
+class ThroughputPoint:
+    """Images per second at one batch size, outliers included."""
+
+    batch: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A row's sweep. `saturated`: the last batch gained under 5 %, so larger ones were not tried."""
+
+    key: str
+    points: tuple[ThroughputPoint, ...]
+    saturated: bool
+
+    @property
+    def best_batch(self) -> int:
+        return max(self.points, key=lambda point: point.images_per_second).batch
+
+
+def batch_sizes(largest: int, *, factor: int = 2) -> list[int]:
+    """Returns 1, `factor`, `factor`^2, ... and `largest` itself."""
+    sizes = [1]
+    while sizes[-1] * factor < largest:
+        sizes.append(sizes[-1] * factor)
+    return sizes if largest == 1 else [*sizes, largest]
+
+
+def sweep(
+    pool: WorkerPool, specs: Sequence[RowSpec], *, batches: Sequence[int], plan: TimingPlan, seed: int
+) -> list[Throughput]:
+    """Returns the throughput of every row that ran; rows of one batch size take turns, as in every timing here.
+
+    A row leaves when it has saturated, or when a batch size does not run (out of memory, say); what it had, it keeps.
+    """
+    points: dict[RowSpec, list[ThroughputPoint]] = {spec: [] for spec in specs}
+    saturated: set[RowSpec] = set()
+    left = list(specs)
+    for batch in batches:
+        timings = pool.time(left, batch=batch, plan=plan, seed=seed) if left else {}
+        for spec, timing in timings.items():
+            rate = None if isinstance(timing, NotRun) else images_per_second(timing.samples.all, batch=batch)
+            if rate is None:
+                left.remove(spec)
+                continue
+            points[spec].append(ThroughputPoint(batch, rate))
+            if has_saturated([point.images_per_second for point in points[spec]]):
+                saturated.add(spec)
+                left.remove(spec)
+    return [Throughput(spec.key, tuple(points[spec]), spec in saturated) for spec in specs if points[spec]]

@@ -1,0 +1,186 @@
+"""WebDataset shards, local or at any fsspec address: tar files of `key.jpg` and `key.cls` side by side."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edc.data import data_set
+from edc.data.bad_images import BadImages
+from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
+from edc.data.images import FileImages, crop_fraction_of
+from edc.data.tar_index import NO_LABEL, ShardIndex, index_of_shard
+from edc.errors import DataError, NotInstalledError
+from edc.recipe import DataSection
+from edc.report.progress import console
+
+__all__ = ["ShardReader", "load_webdataset"]
+
+SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?:[-_.0-9]|$)")
+SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+NUM_THREADS = 16
+"""Shards whose headers are looked at side by side; remote ones wait for the network."""
+
+
+def load_webdataset(data: DataSection) -> DataSet:
+    """Returns the data in `root/*.tar` (or one folder below), the split being the word train, val or test in a name.
+
+    A sample is `key.<image>` with the number of its class in `key.cls`. `classes.txt`, one name a line, names them.
+
+    Raises:
+        DataError: no shards, no labels, or more damaged samples than `data.max_bad_fraction` allows.
+    """
+    filesystem, root, address = _filesystem(data)
+    shards = _shards(filesystem, root)
+    if not shards["train"]:
+        raise DataError(
+            f"data.root: no train-*.tar in {address}; point data.root or --data-root at the shards (uncompressed: "
+            "images in a .tar.gz cannot be read one by one)"
+        )
+    splits = {
+        split: _read_split(data, filesystem, paths, address, labelled=split != "train" or not data.unlabelled)
+        for split, paths in shards.items()
+        if paths
+    }
+    class_names = _class_names(data, filesystem, root, [images for images in splits.values() if images is not None])
+    train, validation, test = data_set.divide(data, splits["train"], splits.get("validation"), splits.get("test"))
+    assert data.image_size is not None  # the recipe's rule
+    shape = (3, data.image_size, data.image_size)
+    return DataSet(train, validation, test, class_names, shape, IMAGENET_MEAN, IMAGENET_STD)
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads image `index` of a list of shards; picklable, and opens nothing before it is asked in its own process."""
+
+    address: str
+    """What fsspec opens: `protocol://`, or empty for local paths."""
+    paths: tuple[str, ...]
+    shards: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def __call__(self, index: int) -> bytes:
+        path, offset, size = self.paths[self.shards[index]], int(self.offsets[index]), int(self.sizes[index])
+        try:
+            if self.address:
+                import fsspec
+
+                filesystem, _ = fsspec.core.url_to_fs(self.address)
+                content: bytes = filesystem.cat_file(path, start=offset, end=offset + size)
+            else:
+                with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path for every image costs as much as the read
+                    file.seek(offset)
+                    content = file.read(size)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error})") from None
+        if len(content) != size:
+            raise DataError(f"{path}: ends before byte {offset + size}; was it changed while the run was going on?")
+        return content
+
+
+def address_of(data: DataSection) -> str:
+    """Returns `data.root` as fsspec wants it: a path has swallowed one slash of s3://bucket."""
+    return re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", data.root.as_posix() if data.root else "data")
+
+
+def _filesystem(data: DataSection) -> tuple[Any, str, str]:
+    """Returns the filesystem, the root's path on it, and the address people know it by."""
+    import fsspec
+
+    address = address_of(data)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:  # s3fs, gcsfs and the like come by themselves
+        raise NotInstalledError(f"data.root: {address}: {error}") from None
+    return filesystem, path, address
+
+
+def _shards(filesystem: Any, root: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    root = root.rstrip("/")
+    for path in sorted({*filesystem.glob(f"{root}/*.tar"), *filesystem.glob(f"{root}/*/*.tar")}):
+        relative = path.removeprefix(root).strip("/")
+        match = SPLIT.search(relative.rpartition("/")[2]) or SPLIT.search(relative.partition("/")[0])
+        if match:
+            found[SPLITS[match[1]]].append(path)
+    return found
+
+
+def _read_split(data: DataSection, filesystem: Any, paths: list[str], address: str, *, labelled: bool) -> FileImages:
+    with ThreadPoolExecutor(min(NUM_THREADS, len(paths))) as pool:
+        indices = list(pool.map(lambda path: index_of_shard(filesystem, path), paths))
+    num_lost = _require_little_damage(data, paths, indices)
+    names = [path.rpartition("/")[2] for path in paths]
+    labels = np.concatenate([index.labels for index in indices])
+    if labelled:
+        _require_labels(labels, names, indices)
+    else:
+        labels[:] = NO_LABEL
+    sizes = np.concatenate([index.sizes for index in indices])
+    if not len(sizes):
+        raise DataError(f"{paths[0]}: no images (key.jpg, key.png, ...) in this shard or the {len(paths) - 1} after it")
+    remote = "://" in address and not address.startswith(("file://", "local://"))
+    assert data.image_size is not None  # the recipe's rule
+    return FileImages(
+        names=tuple(f"{name}/{key}" for name, index in zip(names, indices, strict=True) for key in index.names),
+        labels=torch.from_numpy(labels),
+        read=ShardReader(
+            address=address if remote else "",
+            paths=tuple(paths),
+            shards=np.repeat(np.arange(len(paths)), [len(index.names) for index in indices]),
+            offsets=np.concatenate([index.offsets for index in indices]),
+            sizes=sizes,
+        ),
+        size=data.image_size,
+        crop_fraction=crop_fraction_of(data),
+        root=address,
+        file_bytes=torch.from_numpy(sizes),
+        bad=BadImages(data.max_bad_fraction, num_lost=num_lost),
+    )
+
+
+def _require_little_damage(data: DataSection, paths: list[str], indices: list[ShardIndex]) -> int:
+    """Returns how many samples damaged shards have lost (as many as make up a whole one), having named the shards."""
+    damaged = [(path, index) for path, index in zip(paths, indices, strict=True) if index.damage]
+    if not damaged:
+        return 0
+    usual = max((len(index.names) for index in indices if not index.damage), default=0)
+    num_lost = sum(max(usual - len(index.names), 1) for _, index in damaged)
+    num_read = sum(len(index.names) for index in indices)
+    listed = "; ".join(f"{path} {index.damage}, {len(index.names)} samples before it" for path, index in damaged[:5])
+    found = f"{listed}{'; ...' if len(damaged) > 5 else ''}: about {num_lost} of {num_read + num_lost} samples lost"
+    if num_lost > data.max_bad_fraction * (num_read + num_lost):
+        raise DataError(
+            f"{found}, and data.max_bad_fraction is {data.max_bad_fraction:g}. "
+            "Fetch the shards again, or allow for more."
+        )
+    console.print(f"data: {found}; going on without them", highlight=False)
+    return num_lost
+
+
+def _require_labels(labels: NDArray[np.int64], names: list[str], indices: list[ShardIndex]) -> None:
+    for name, index in zip(names, indices, strict=True):
+        missing = np.flatnonzero(index.labels == NO_LABEL)
+        if len(missing):
+            key = index.names[missing[0]].partition(".")[0]
+            raise DataError(
+                f"{name}: {len(missing)} samples without a label, the first without {key}.cls. Training images may go "
+                "without (data.unlabelled: true); validation and test images need theirs."
+            )
+
+
+def _class_names(data: DataSection, filesystem: Any, root: str, splits: list[FileImages]) -> tuple[str, ...]:
+    largest = max(int(images.labels.max()) for images in splits)
+    listing = f"{root.rstrip('/')}/classes.txt"
+    if filesystem.exists(listing):
+        names = tuple(line.strip() for line in filesystem.cat_file(listing).decode().splitlines() if line.strip())
+    else:
+        names = tuple(str(k) for k in range(data.num_classes or largest + 1))
+    if largest >= len(names):
+        raise DataError(f"data.num_classes: {len(names)} classes, but a .cls in the shards says {largest}")
+    return names

@@ -1,0 +1,188 @@
+"""The Pareto picture: quality against the latency of a batch, one marker a row, and the rows that no other beats."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from edc.report.page.document import Bench, Series, key_of
+from edc.report.page.numbers import fixed, interval, milliseconds, signed
+from edc.report.page.svg import Drawing, Scale, axes, log_scale, scale
+
+__all__ = ["MEASURES", "Measure", "front", "pareto"]
+
+Row = dict[str, Any]
+LETTER_WIDTH, LINE_HEIGHT, NEAR = 6.6, 12.0, 40.0
+"""Of the labels, in units of the drawing, on the generous side; one label does for markers so near to each other."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of quality: `sign` is +1 where more is better."""
+
+    name: str
+    axis: str
+    sign: int
+    value: Callable[[Row], float | None]
+
+
+def _quality(row: Row, kind: str, name: str) -> float | None:
+    values = (row.get("quality") or {}).get(kind)
+    return None if values is None else float(values[name])
+
+
+def _accuracy(row: Row) -> float | None:
+    share = _quality(row, "raw", "acc")
+    return None if share is None else 100 * share
+
+
+MEASURES = (
+    Measure("accuracy", "accuracy, %", 1, _accuracy),
+    Measure(
+        "NLL", "NLL, nats; less is better, so the axis is upside down", -1, lambda row: _quality(row, "raw", "nll")
+    ),
+    Measure(
+        "cNLL",
+        "calibrated NLL, nats; less is better, so the axis is upside down",
+        -1,
+        lambda row: _quality(row, "calibrated", "nll"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _Point:
+    row: Row
+    key: str
+    series: Series
+    ms: float
+    quality: float
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Returns the numbers of the points (latency, quality) that no other beats, fastest first; more quality is better.
+
+    Of points that are equal in both, the first.
+    """
+    best, found = -math.inf, []
+    for number in sorted(range(len(points)), key=lambda number: (points[number][0], -points[number][1], number)):
+        if points[number][1] > best:
+            best = points[number][1]
+            found.append(number)
+    return found
+
+
+def pareto(bench: Bench, *, batch: int, measure: Measure, width: float, height: float) -> Drawing | None:
+    """Returns the picture for one batch and measure, or None if no row has both figures."""
+    points = [
+        _Point(row, key_of(row), bench.series(bench.subject_of(key_of(row))), row["p50_ms"]["value"], quality)
+        for row in bench.rows
+        if row["batch"] == batch and row.get("p50_ms") and (quality := measure.value(row)) is not None
+    ]
+    if not points:
+        return None
+    drawing = Drawing(
+        width, height, f"{measure.name} against median latency at batch {batch}; the table has the figures"
+    )
+    bounds = [bound for point in points for bound in point.row["p50_ms"].values() if bound]
+    x = log_scale([*bounds, *(point.ms for point in points)], 52, width - 14, margin=0.09)
+    least = 0.5 if measure.sign > 0 else 0.01
+    y = scale([point.quality for point in points], height - 42, 40, margin=0.12, least=least)
+    if measure.sign < 0:
+        y = Scale(y.high, y.low, y.start, y.end)
+    upright = Scale(min(y.low, y.high), max(y.low, y.high), 0, 1)
+    unit = "ms an image" if batch == 1 else f"ms a batch of {batch}"
+    axes(drawing, x, y, x_label=f"median latency, {unit} (logarithmic)", y_label=measure.axis, y_ticks=upright.ticks(5))
+    if measure.sign > 0:
+        _sampling_error(drawing, bench, points, y)
+    best = front([(point.ms, measure.sign * point.quality) for point in points])
+    _draw_front(drawing, [(x(points[n].ms), y(points[n].quality)) for n in best], right=x.end)
+    for point in reversed(points):
+        low, high = (point.row["p50_ms"].get(bound) or point.ms for bound in ("low", "high"))
+        at = y(point.quality)
+        drawing.line((x(low), at), (x(high), at), f"e c{point.series.colour}")
+    for point in sorted(points, key=lambda point: not bench.is_student(point.row)):  # the large ones below
+        drawing.marker(
+            (x(point.ms), y(point.quality)),
+            point.series.shape,
+            point.series.css,
+            tip=_tip(bench, point),
+            size="large" if bench.is_student(point.row) else "medium",
+            target=f"row-{bench.number(point.row)}",
+        )
+    order = [*best, *(n for n in range(len(points)) if n not in best)]
+    _label(drawing, [(points[n], x(points[n].ms), y(points[n].quality), n in best) for n in order])
+    return drawing
+
+
+def _draw_front(drawing: Drawing, corners: Sequence[tuple[float, float]], *, right: float) -> None:
+    """Draws the front as steps: from each point on, this quality can be had; the next costs the next one's latency."""
+    steps = [corners[0]]
+    for before, after in pairwise(corners):
+        steps += [(after[0], before[1]), after]
+    drawing.polyline([*steps, (right, corners[-1][1])], "front", tip="Pareto front: no row is both faster and better")
+
+
+def _sampling_error(drawing: Drawing, bench: Bench, points: Sequence[_Point], y: Scale) -> None:
+    """Draws how far one accuracy lies from the truth, so that nobody reads a rank out of sampling noise."""
+    num_images = bench.document.get("num_test_images")
+    if not num_images:
+        return
+    share = max(point.quality for point in points) / 100
+    half = 100 * 1.96 * math.sqrt(max(share * (1 - share), 1e-9) / num_images)
+    pixels = abs(y(half) - y(0))
+    words = f"95 % interval of one accuracy on {num_images:,} images: ±{half:.2f}"
+    if 2 * pixels > y.start - y.end - 30:
+        drawing.text((58, y.start - 8), words)
+        return
+    left, bottom = drawing.width - 24, y.start - 8
+    drawing.line((left, bottom), (left, bottom - 2 * pixels), "whisker")
+    for at in (bottom, bottom - 2 * pixels):
+        drawing.line((left - 4, at), (left + 4, at), "whisker")
+    drawing.text((left - 8, bottom), words, anchor="end")
+
+
+def _label(drawing: Drawing, points: Sequence[tuple[_Point, float, float, bool]]) -> None:
+    """Writes the backend beside each marker, in the first free place around it; where there is none, hovering tells."""
+    taken = [(x - 7, y - 7, x + 7, y + 7) for _, x, y, _ in points]
+    labelled: list[tuple[str, float, float]] = []
+    for point, x, y, is_best in points:
+        words = str(point.row["backend"])
+        if any(words == other and math.hypot(x - at, y - height) < NEAR for other, at, height in labelled):
+            continue
+        width = LETTER_WIDTH * len(words)
+        # Where the text is anchored, and which share of it is left of there.
+        places = ((x + 10, y + 4, 0.0), (x - 10, y + 4, 1.0), (x, y - 11, 0.5), (x, y + 19, 0.5))
+        for at, baseline, share in places:
+            box = (at - share * width, baseline - LINE_HEIGHT + 3, at + (1 - share) * width, baseline + 3)
+            if box[0] < 52 or box[2] > drawing.width - 2 or any(_overlap(box, other) for other in taken):
+                continue
+            anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
+            drawing.text((at, baseline), words, "t best" if is_best else "t", anchor=anchor)
+            taken.append(box)
+            labelled.append((words, x, y))
+            break
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _tip(bench: Bench, point: _Point) -> str:
+    """Returns the row in a few lines."""
+    row, raw = point.row, point.row["quality"]["raw"]
+    calibrated = row["quality"].get("calibrated")
+    lines = [
+        f"{point.key}, batch {row['batch']}" + (f", {row['precision']}" if row.get("precision") else ""),
+        f"p50 {milliseconds(row['p50_ms'])} ms, {fixed(row.get('images_per_second'), 0)} images/s",
+        f"accuracy {fixed(raw['acc'], 2, scale=100)} %, NLL {fixed(raw['nll'], 3)}, ECE {fixed(raw['ece'], 3)}"
+        + (f", cNLL {fixed(calibrated['nll'], 3)}" if calibrated else ""),
+    ]
+    for against in row.get("against") or []:
+        accuracy = against.get("accuracy")
+        by = f"; accuracy {signed(accuracy['difference']['value'], 2, scale=100)} points" if accuracy else ""
+        if against.get("speedup"):
+            lines.append(f"{interval(against['speedup'], 2)} times as fast as {against['baseline']}{by}")
+    lines += [f"flag: {flag}" for flag in row.get("flags") or []]
+    return "\n".join(lines)

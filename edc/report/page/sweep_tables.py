@@ -1,0 +1,89 @@
+"""The tables of what is measured beside the rows: throughput, load, robustness."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from edc.report.page.document import Bench
+from edc.report.page.numbers import MISSING, fixed, milliseconds, tick
+from edc.report.page.table import Cell, Line, Table
+
+__all__ = ["robustness_table", "server_table", "throughput_table"]
+
+
+def _keyed(bench: Bench, entry: Mapping[str, Any], *cells: Cell) -> Line:
+    row = bench.by_key.get(entry["key"])
+    return Line(
+        (entry["key"], *cells), bench.series(bench.subject_of(entry["key"])), row is not None and bench.is_student(row)
+    )
+
+
+def throughput_table(bench: Bench) -> Table:
+    """Returns images per second by batch size."""
+    entries = bench.document.get("throughput") or []
+    batches = sorted({point["batch"] for entry in entries for point in entry.get("points") or []})
+    lines = []
+    for entry in entries:
+        at = {point["batch"]: point["images_per_second"] for point in entry.get("points") or []}
+        best = entry.get("best_batch")
+        end = "yes" if entry.get("saturated") else "no"
+        cells = [fixed(at.get(batch), 0) for batch in batches]
+        lines.append(_keyed(bench, entry, *cells, MISSING if best is None else f"{best:,}", end))
+    columns = ("network", *(f"@{batch:,}" for batch in batches), "best batch", "saturated")
+    note = "Images per second by batch size; saturated: the next batch size gained less than 5 %."
+    return Table("throughput", "Throughput", columns, (("", tuple(lines)),), note=note)
+
+
+def server_table(bench: Bench) -> Table:
+    """Returns latency by offered rate."""
+    groups = []
+    for entry in bench.document.get("server") or []:
+        rate = entry.get("highest_rate_per_second")
+        bound = "" if entry.get("bound_ms") is None else f" within {tick(entry['bound_ms'])} ms"
+        upto = "at no rate tried" if rate is None else f"up to {fixed(rate, 0)} requests per second"
+        lines = tuple(
+            Line(
+                (
+                    fixed(point["offered_per_second"], 0),
+                    fixed(point.get("achieved_per_second"), 0),
+                    f"{point['num_requests']:,}",
+                    *(milliseconds(point.get(name)) for name in ("p50_ms", "p90_ms")),
+                    milliseconds(_with_bounds(point, "p99")),
+                )
+            )
+            for point in entry.get("points") or []
+        )
+        groups.append((f"{entry['key']}: p99{bound} {upto}", lines))
+    columns = ("offered/s", "achieved/s", "requests", "p50 ms", "p90 ms", "p99 ms")
+    note = "Requests of one image arrive at random times at the offered rate; latency includes waiting."
+    return Table("server", "Under load", columns, tuple(groups), 0, note)
+
+
+def _with_bounds(point: Mapping[str, Any], name: str) -> dict[str, float | None] | None:
+    value = point.get(f"{name}_ms")
+    if value is None:
+        return None
+    return {"value": value, "low": point.get(f"{name}_low_ms"), "high": point.get(f"{name}_high_ms")}
+
+
+def robustness_table(bench: Bench) -> Table:
+    """Returns quality by corruption and severity."""
+    groups = []
+    for key, details in bench.details.items():
+        lines = [
+            Line(
+                (
+                    record["corruption"].replace("_", " "),
+                    str(record["severity"]),
+                    fixed(record["acc"], 2, scale=100),
+                    *(
+                        fixed(record.get(name), 3)
+                        for name in ("nll", "ece", "brier", "calibrated_nll", "calibrated_ece")
+                    ),
+                )
+            )
+            for record in details.get("robustness") or []
+        ]
+        groups.append((key, tuple(lines)))
+    columns = ("corruption", "severity", "acc %", "NLL", "ECE", "Brier", "cNLL", "cECE")
+    note = "cNLL and cECE: with the temperature fitted on clean validation images."
+    return Table("corruptions", "Robustness", columns, tuple(g for g in groups if g[1]), note=note, is_open=False)

@@ -1,0 +1,325 @@
+"""A bench against a saved one: what counts as worse, what is refused, and what people are told."""
+
+import copy
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy.stats import norm
+
+from edc.bench.compare import BETWEEN_BENCHES, Comparison, compare, parse_fail_on
+from edc.bench.compatible import require_comparable
+from edc.bench.saved_bench import load_saved
+from edc.bench.statistics import quantile
+from edc.bench.timing import RowSamples
+from edc.errors import RequestError
+from edc.report.compare_table import print_comparison
+
+SUBJECTS = ("teacher 0", "ensemble, merged", "student")
+
+
+def p50(value: float, *, share: float = 0.004) -> dict[str, float]:
+    return {"value": value, "low": value * (1 - share), "high": value * (1 + share)}
+
+
+def row(subject: str, ms: float, *, batch: int = 1, backend: str = "onnxruntime") -> dict[str, Any]:
+    scores = {"acc": 0.95, "nll": 0.2, "ece": 0.03, "brier": 0.1}
+    return {
+        "subject": subject,
+        "backend": backend,
+        "artifact": None,
+        "batch": batch,
+        "p50_ms": p50(ms),
+        "round_medians_ms": {str(number): ms for number in range(12)},
+        "quality": {"raw": scores, "calibrated": {**scores, "nll": 0.18}, "calibration_temperature": 1.1},
+        "flags": [],
+        "reason_not_run": None,
+    }
+
+
+def bench(**times: float) -> dict[str, Any]:
+    """A document of three rows at batch 1; `times` multiply them."""
+    return {
+        "schema_version": 2,
+        "artifact": "digits",
+        "deploy": "student",
+        "ensemble_size": 4,
+        "quick": True,
+        "class_names": ["a", "b"],
+        "num_test_images": 500,
+        "plan": {"seconds_per_row": 0.6},
+        "environment": {"cpu": "one", "threads": 2, "num_cpus": 2, "packages": {"torch": "2.14"}, "flags": []},
+        "rows": [row(subject, 0.1 * times.get(subject.split(",")[0].split()[0], 1.0)) for subject in SUBJECTS],
+    }
+
+
+def verdicts(comparison: Comparison, figure: str = "p50_ms") -> list[str]:
+    return [change.verdict for change in comparison.changes if change.figure == figure]
+
+
+def test_nothing_changed():
+    comparison = compare(bench(), bench())
+    assert verdicts(comparison) == verdicts(comparison, "acc") == verdicts(comparison, "nll") == ["same"] * 3
+    assert (comparison.exit_code, comparison.worse, comparison.warnings) == (0, (), ())
+    assert comparison.common_factor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(1.1, "worse"), (1.04, "same"), (0.97, "same"), (1 / 1.1, "better"), (3.0, "worse")]
+)
+def test_a_row_is_judged_by_fail_on_and_its_interval(factor: float, expected: str):
+    comparison = compare(bench(student=factor), bench())
+    assert verdicts(comparison) == ["same", "same", expected]
+    assert comparison.exit_code == (1 if expected == "worse" else 0)
+    assert [change.name for change in comparison.worse] == (
+        ["student on onnxruntime at batch 1"] if expected == "worse" else []
+    )
+
+
+def test_fail_on_moves_the_border():
+    assert verdicts(compare(bench(student=1.1), bench(), fail_on=0.15)) == ["same"] * 3
+    assert verdicts(compare(bench(student=1.03), bench(), fail_on=0.0)) == ["same", "same", "undecided"]
+    assert verdicts(compare(bench(student=1.03), bench(), fail_on=0.0, between_benches=0.001))[-1] == "worse"
+
+
+def test_the_interval_adds_both_medians_and_the_term_between_benches():
+    change = compare(bench(student=1.1), bench()).changes[2].change
+    assert change is not None
+    z, of_p50 = norm.ppf(1 - 0.05 / 2 / 3), norm.ppf(0.99)  # three rows: Bonferroni
+    down, up = (abs(math.log(1 + sign * 0.004)) / of_p50 for sign in (-1, 1))
+    half = z * math.sqrt(down**2 + up**2 + 2 * BETWEEN_BENCHES**2)
+    assert change.value == pytest.approx(1.1)
+    assert change.low == pytest.approx(1.1 * math.exp(-half), rel=1e-9)
+    assert change.high == pytest.approx(1.1 * math.exp(half), rel=1e-9)
+
+
+def test_uncertain_medians_leave_a_change_undecided():
+    new = bench(student=1.1)
+    new["rows"][2]["p50_ms"] = p50(0.11, share=0.15)
+    assert verdicts(compare(new, bench())) == ["same", "same", "undecided"]
+    new["rows"][2]["p50_ms"] = {"value": 0.2, "low": None, "high": 0.21}
+    assert verdicts(compare(new, bench())) == ["same", "same", "undecided"]
+    new["rows"][2]["p50_ms"] = p50(0.2)
+    old = bench()
+    old["rows"][2]["p50_ms"]["high"] = None
+    assert verdicts(compare(new, old)) == ["same", "same", "undecided"]
+    new["rows"][2]["p50_ms"] = None
+    comparison = compare(new, bench())
+    assert verdicts(comparison) == ["same", "same", "undecided"]
+    assert comparison.changes[2].reason == "too few samples for a median in this bench"
+
+
+def test_a_row_that_drifted_must_change_by_more():
+    new, old = bench(student=1.1), bench()
+    new["rows"][2]["round_medians_ms"] = {str(r): 0.105 * (1 + 0.01 * r) for r in range(12)}
+    drifted = compare(new, old)
+    assert verdicts(drifted) == ["same", "same", "undecided"]
+    assert drifted.changes[2].reason.startswith("drifted by")
+    new["rows"][2]["p50_ms"] = p50(0.15)
+    assert verdicts(compare(new, old)) == ["same", "same", "worse"]
+
+
+def test_a_change_of_all_rows_is_worse_unless_it_is_divided_out():
+    new = bench(teacher=1.2, ensemble=1.2, student=1.4)
+    absolute, relative = compare(new, bench()), compare(new, bench(), relative=True)
+    assert absolute.common_factor == pytest.approx(1.2)
+    assert verdicts(absolute) == ["worse"] * 3
+    assert verdicts(relative) == ["same", "same", "worse"]
+    two = bench() | {"rows": bench()["rows"][:2]}
+    with pytest.raises(RequestError, match="takes 3 rows, there are 2"):
+        compare(two, two, relative=True)
+
+
+def synthetic_p50(rng: np.random.Generator, factor: float, *, between: float) -> dict[str, float]:
+    """The median of 12 rounds of 60 samples, rounds 1 % apart, in a bench that is off by `between`."""
+    level = 1e5 * factor * math.exp(rng.normal(0, between))
+    rounds = {
+        r: (level * math.exp(rng.normal(0, 0.01)) * rng.lognormal(0, 0.03, 60)).astype(np.int64) for r in range(12)
+    }
+    estimate = quantile(RowSamples(rounds), 0.5)
+    assert estimate is not None
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return {"value": estimate.value / 1e6, "low": estimate.low / 1e6, "high": estimate.high / 1e6}
+
+
+def test_over_simulated_benches_ten_per_cent_is_found_and_none_is_not_reported():
+    rng = np.random.default_rng(0)
+
+    def simulated(factor: float) -> dict[str, Any]:
+        document = bench()
+        for number, each in enumerate(document["rows"]):
+            each["p50_ms"] = synthetic_p50(rng, factor if number == 2 else 1.0, between=BETWEEN_BENCHES)
+        return document
+
+    found = reported = 0
+    for _ in range(100):
+        old = simulated(1.0)
+        found += [change.key for change in compare(simulated(1.1), old).worse] == ["student on onnxruntime"]
+        reported += compare(simulated(1.0), old).exit_code
+    assert found >= 90
+    assert reported <= 5
+
+
+def test_a_row_that_does_not_run_any_more_is_worse_and_an_absent_one_is_not():
+    new, old = bench(), bench()
+    new["rows"][0] |= {"reason_not_run": "the worker died", "p50_ms": None, "quality": None}
+    del new["rows"][1]
+    new["rows"].append(row("student", 0.4, batch=8))
+    comparison = compare(new, old)
+    of_runs = {change.name: (change.verdict, change.reason) for change in comparison.changes if change.figure == "runs"}
+    assert of_runs == {
+        "teacher 0 on onnxruntime at batch 1": ("worse", "ran before, and now: the worker died"),
+        "ensemble, merged on onnxruntime at batch 1": ("missing", "not among this bench's rows"),
+        "student on onnxruntime at batch 8": ("new", "not among the saved bench's rows"),
+    }
+    assert comparison.exit_code == 1
+    assert compare(old, new).exit_code == 0
+
+
+@pytest.mark.parametrize(("new", "expected"), [(0.90, "worse"), (0.94, "undecided"), (0.946, "same"), (0.98, "better")])
+def test_accuracy_is_judged_by_an_interval_for_unpaired_images(new: float, expected: str):
+    document = bench()
+    document["rows"][2]["quality"]["raw"]["acc"] = new
+    comparison = compare(document, bench())
+    assert verdicts(comparison, "acc") == ["same", "same", expected]
+    change = next(c for c in comparison.changes if c.figure == "acc" and c.key.startswith("student")).change
+    assert change is not None
+    assert change.low is not None
+    assert change.high is not None
+    # Wald's interval, which is near Agresti and Caffo's for 500 images
+    half = 1.96 * math.sqrt((new * (1 - new) + 0.95 * 0.05) / 500)
+    assert change.low == pytest.approx(new - 0.95 - half, abs=0.003)
+    assert change.high == pytest.approx(new - 0.95 + half, abs=0.003)
+
+
+@pytest.mark.parametrize(("new", "expected"), [(0.18, "same"), (0.1895, "same"), (0.191, "worse"), (0.169, "better")])
+def test_the_calibrated_nll_is_judged_by_a_margin(new: float, expected: str):
+    document = bench()
+    document["rows"][2]["quality"]["calibrated"]["nll"] = new
+    assert verdicts(compare(document, bench()), "nll") == ["same", "same", expected]
+
+
+def test_quality_on_another_number_of_images_is_not_compared():
+    comparison = compare(bench() | {"num_test_images": 2000}, bench())
+    assert verdicts(comparison, "acc") == verdicts(comparison, "nll") == []
+    assert comparison.warnings == ("quality is not compared: 500 test images before, 2,000 now",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("cpu", "two", "ran with cpu one, this one with two.*save a bench of this machine"),
+        ("threads", 1, "ran with threads 2, this one with 1.*give --threads 2"),
+        ("gpu", "three", "ran with gpu None, this one with three"),
+    ],
+)
+def test_another_machine_is_refused(name: str, value: Any, message: str):
+    new = bench()
+    new["environment"][name] = value
+    with pytest.raises(RequestError, match=message) as caught:
+        compare(new, bench())
+    assert caught.value.exit_code == 2
+    with pytest.raises(RequestError, match=message):
+        require_comparable(new["environment"], bench())
+
+
+def test_another_task_or_no_common_row_is_refused():
+    with pytest.raises(RequestError, match="other classes"):
+        compare(bench() | {"class_names": ["a", "c"]}, bench())
+    with pytest.raises(RequestError, match="no row in common"):
+        compare(bench() | {"rows": [row("student", 1.0, backend="torch")]}, bench())
+
+
+def test_what_differs_otherwise_is_said():
+    new = bench() | {"artifact": "other", "deploy": "kd", "plan": {"seconds_per_row": 3.0}}
+    new["environment"] |= {"packages": {"torch": "2.15", "openvino": "1"}, "flags": ["busy machine: 3.0"]}
+    assert compare(new, bench()).warnings == (
+        "another artifact: digits before, other now",
+        "another student: student before, kd now",
+        "another timing plan (--quick or not): one of the benches is less certain than the other",
+        "another openvino: none before, 1 now",
+        "another torch: 2.14 before, 2.15 now",
+        "this bench: busy machine: 3.0",
+    )
+
+
+@pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), (" 2.5 % ", 0.025), ("0", 0.0), ("0%", 0)])
+def test_fail_on_is_a_percentage_or_a_share(text: str, share: float):
+    assert parse_fail_on(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["5", "100%", "-1%", "nan", "inf", "", "%", "five", "5%%"])
+def test_any_other_fail_on_is_refused(text: str):
+    with pytest.raises(RequestError, match=r"--fail-on: .* is not a share below 1; write 5% or 0.05"):
+        parse_fail_on(text)
+
+
+def changed(change) -> str:
+    document = copy.deepcopy(bench())
+    change(document)
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "schema_version is None, this edc compares version 2"),
+        (changed(lambda d: d.update(schema_version=1)), "schema_version is 1, this edc compares version 2"),
+        (changed(lambda d: d.pop("rows")), "rows: Field required"),
+        (changed(lambda d: d.update(rows=[])), "rows: Tuple should have at least 1 item"),
+        (changed(lambda d: d["rows"][1].pop("p50_ms")), "rows.1.p50_ms: Field required"),
+        (changed(lambda d: d["rows"][0]["p50_ms"].update(value="fast")), "rows.0.p50_ms.value: .*valid number"),
+        (changed(lambda d: d["rows"][0]["p50_ms"].update(value=-1.0)), "rows.0.p50_ms.value: .*greater than 0"),
+        (changed(lambda d: d["rows"][0]["p50_ms"].update(low=5.0)), "rows.0.p50_ms: .*not between"),
+        (changed(lambda d: d["rows"][0]["p50_ms"].update(high=math.nan)), "rows.0.p50_ms.high: .*finite"),
+        (changed(lambda d: d["rows"][0]["quality"]["raw"].update(acc=7)), "rows.0.quality.raw.acc"),
+        (changed(lambda d: d["environment"].pop("cpu")), "environment.cpu is missing"),
+        (changed(lambda d: d["rows"].append(d["rows"][0])), "teacher 0 on onnxruntime at batch 1 is there twice"),
+    ],
+)
+def test_a_damaged_saved_bench_is_one_message_that_names_the_file(tmp_path, text: str, message: str):
+    path = tmp_path / "saved.json"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=message) as caught:
+        load_saved(path)
+    assert caught.value.exit_code == 2
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_saved_bench_is_a_file_or_the_folder_it_is_in(tmp_path):
+    (tmp_path / "bench.json").write_text(json.dumps(bench()))
+    assert load_saved(tmp_path) == load_saved(tmp_path / "bench.json") == bench()
+    with pytest.raises(RequestError, match="not found"):
+        load_saved(tmp_path / "gone.json")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RequestError, match="not JSON"):
+        load_saved(tmp_path / "bytes.json")
+
+
+def test_people_are_told_which_rows_got_worse():
+    new = bench(student=1.1)
+    new["rows"][0]["artifact"] = "[red] v2"
+    stream = io.StringIO()
+    print_comparison(compare(new, bench()), console=Console(file=stream, width=140))
+    text = stream.getvalue()
+    assert "got worse: student on onnxruntime at batch 1: ms 0.1000 -> 0.1100, +10.0% (+4." in text
+    assert "[red] v2: teacher 0 on onnxruntime" in text
+    assert "all rows together" not in text  # two common rows say nothing about the machine
+    stream = io.StringIO()
+    print_comparison(compare(bench(), bench()), console=Console(file=stream, width=140))
+    assert stream.getvalue().rstrip().endswith("nothing got worse")
+
+
+def test_the_json_of_a_comparison_names_the_worse_rows_and_is_json():
+    document = json.loads(json.dumps(compare(bench(student=1.1), bench()).to_json(), allow_nan=False))
+    assert document["worse"] == ["student on onnxruntime at batch 1"]
+    assert document["exit_code"] == 1
+    assert document["changes"][2]["change"]["value"] == pytest.approx(1.1)

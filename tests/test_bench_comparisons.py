@@ -1,0 +1,131 @@
+"""What each row is held to, and one correction for all tests."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from edc.bench.backends.contract import OnnxSubject
+from edc.bench.comparisons import best_ensemble, compare_all, with_corrected_p
+from edc.bench.pool import NotRun, RowSpec, Timing
+from edc.bench.rows import Row
+from edc.bench.specs import precision_class
+from edc.bench.timing import RowSamples, WarmUp
+
+MS = {
+    ("ensemble, in turn", "torch"): 9,
+    ("kd", "torch"): 3,
+    ("ensemble, in turn", "onnxruntime"): 5,
+    ("ensemble, merged", "onnxruntime"): 4,
+    ("kd", "onnxruntime"): 1,
+    ("ensemble, merged (int8)", "onnxruntime"): 2,
+    ("kd (int8)", "onnxruntime"): 0.5,
+    ("kd", "openvino"): 1,
+    ("ensemble, merged", "openvino-bf16"): 3,
+    ("kd", "openvino-bf16"): 0.8,
+}
+
+
+def spec_of(subject, backend, artifact=None):
+    int8, bf16 = subject.endswith("(int8)"), backend.endswith("bf16")
+    return RowSpec(subject, backend, OnnxSubject(()), artifact, "int8" if int8 else "bf16" if bf16 else "fp32")
+
+
+def timing_of(ms):
+    rounds = {r: np.full(10, int(ms * 1e6)) for r in range(6)}
+    return Timing(1, RowSamples(rounds), WarmUp(3, is_stable=True, run_ns=1), None)
+
+
+SPECS = {key: spec_of(*key) for key in MS}
+TIMINGS = {SPECS[key]: timing_of(ms) for key, ms in MS.items()}
+
+
+def compared(timings=TIMINGS, correct=None):
+    found = compare_all(list(timings), timings, correct or {}, seed=0)
+    return {
+        spec.key: {against.basis: (against.baseline, against.speedup.value) for against in of_spec}
+        for spec, of_spec in found.items()
+    }
+
+
+def test_each_row_is_held_to_the_ensemble_here_and_in_torch_and_to_its_own_fp32_file():
+    found = compared()
+    in_torch = "ensemble, in turn on torch"
+    assert found["kd on onnxruntime"] == {
+        "ensemble": ("ensemble, merged on onnxruntime", 4),
+        "ensemble in torch": (in_torch, 9),
+    }
+    assert found["kd (int8) on onnxruntime"] == {
+        "ensemble": ("ensemble, merged (int8) on onnxruntime", 4),
+        "ensemble in torch": (in_torch, 18),
+        "fp32": ("kd on onnxruntime", 2),
+    }
+    assert found["kd on torch"] == {"ensemble": (in_torch, 3)}
+    assert found["ensemble, in turn on torch"] == {}
+    assert found["ensemble, in turn on onnxruntime"]["ensemble"] == ("ensemble, merged on onnxruntime", 0.8)
+    assert found["kd on openvino"] == {"ensemble in torch": (in_torch, 9)}
+    assert found["kd on openvino-bf16"]["ensemble"] == ("ensemble, merged on openvino-bf16", pytest.approx(3.75))
+    assert found["kd on openvino-bf16"]["fp32"] == ("kd on openvino", 1.25)
+
+
+def test_ensemble_of_another_artifact_is_no_baseline():
+    other = spec_of("ensemble, merged", "onnxruntime", "other")
+    student = spec_of("kd", "onnxruntime", "other")
+    timings = TIMINGS | {other: timing_of(0.1), student: timing_of(2)}
+    found = compared(timings)
+    assert found["other: kd on onnxruntime"]["ensemble"] == ("ensemble, merged on onnxruntime", 2)
+    assert found["other: ensemble, merged on onnxruntime"]["ensemble"] == ("ensemble, merged on onnxruntime", 40)
+    assert best_ensemble(list(timings), timings, backend="onnxruntime") == SPECS["ensemble, merged", "onnxruntime"]
+
+
+def test_form_of_the_ensemble_that_did_not_run_is_no_baseline():
+    timings = TIMINGS | {SPECS["ensemble, merged", "onnxruntime"]: NotRun("out of memory")}
+    assert compared({s: t for s, t in timings.items() if not isinstance(t, NotRun)})["kd on onnxruntime"][
+        "ensemble"
+    ] == ("ensemble, in turn on onnxruntime", 5)
+    assert best_ensemble(list(timings), timings, backend="onnxruntime").subject == "ensemble, in turn"
+
+
+def masks(num_lost, num_gained):
+    reference = np.repeat([True, False, True], [num_lost, num_gained, 400])
+    return reference, np.repeat([False, True, True], [num_lost, num_gained, 400])
+
+
+def test_forms_of_one_ensemble_are_not_tested_against_each_other():
+    right = np.ones(100, bool)
+    found = compare_all(list(SPECS.values()), TIMINGS, dict.fromkeys(SPECS.values(), right), seed=0)
+    for spec, of_spec in found.items():
+        for against in of_spec:
+            of_one_precision = against.basis == "ensemble" or precision_class(spec) == "fp32"
+            assert (against.accuracy is None) == (spec.subject.startswith("ensemble") and of_one_precision)
+
+
+def test_every_p_is_corrected_once_for_all_tests_of_the_bench_whatever_the_batches():
+    reference, student = masks(30, 10)
+    other = reference.copy()
+    other[40:52] = False
+    correct = {
+        SPECS["ensemble, merged", "onnxruntime"]: reference,
+        SPECS["ensemble, in turn", "torch"]: reference,
+        SPECS["kd", "onnxruntime"]: student,
+        SPECS["kd", "torch"]: other,
+    }
+    rows = []
+    for batch in (1, 64):
+        found = compare_all(list(SPECS.values()), TIMINGS, correct, seed=0)
+        rows += [Row(spec.subject, spec.backend, batch, against=of_spec) for spec, of_spec in found.items()]
+    tests = {
+        (row.key, against.baseline): against.accuracy
+        for row in with_corrected_p(rows)
+        for against in row.against
+        if against.accuracy is not None
+    }
+    raw = {key: accuracy.paired.p_value for key, accuracy in tests.items()}
+    assert len(raw) == 3
+    assert raw["kd on onnxruntime", "ensemble, merged on onnxruntime"] == pytest.approx(
+        stats.binomtest(10, 40, 0.5).pvalue
+    )
+    order = sorted(raw, key=raw.get)
+    largest = 0.0
+    for rank, key in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * raw[key]))
+        assert tests[key].p_corrected == pytest.approx(largest)

@@ -1,0 +1,187 @@
+"""Which rows a bench has: every subject, in the precisions that a backend really computes in."""
+
+from pathlib import Path
+
+import pytest
+
+from edc.bench.backends import BACKENDS
+from edc.bench.backends.contract import EngineSubject, OnnxSubject, TorchSubject
+from edc.bench.specs import also_specs, base_subject, is_ensemble, is_int8, precision_class, row_specs
+from edc.deploy.manifest import Manifest
+from edc.errors import RequestError
+from edc.recipe import Recipe
+from edc.run import RunFolder
+
+HERE, RUN = Path("export/main"), Path("runs/main")
+RECIPE = Recipe.model_validate(
+    {
+        "name": "main",
+        "data": {"kind": "synthetic", "image_size": 8, "num_images": 32, "test": 24},
+        "network": "wrn10x1",
+        "teachers": {"ensemble_size": 2},
+        "students": {"kd": {"method": "kd"}, "be": {"method": "latent_be"}},
+        "deploy": "be",
+    }
+)
+IMAGES = {"color": "RGB", "image_size": [8, 8], "resize": "exact"}
+
+
+def manifest(*files: tuple[str, str, str], seed: int = 0, recipe: Recipe = RECIPE, **changes: object) -> Manifest:
+    """Returns a manifest of (role, format, precision) files, whose digests follow from `seed`."""
+    content = {
+        "run": recipe.name,
+        "recipe_sha256": recipe.digest(),
+        "created": "2026-11-22T12:00:00+00:00",
+        "versions": {},
+        "classes": ["a", "b"],
+        "preprocessing": IMAGES,
+        "calibration_temperature": 1.0,
+        "temperature_folded": True,
+        "files": [
+            {
+                "path": f"{number}.{kind}",
+                "role": role,
+                "format": kind,
+                "precision": precision,
+                "sha256": f"{100 * seed + number:064x}",
+                "bytes": 1,
+            }
+            for number, (role, kind, precision) in enumerate(files)
+        ],
+    }
+    return Manifest.model_validate({**content, **changes})
+
+
+ROLES = ("teacher", "teacher", "ensemble", "student")
+ONNX = tuple((role, "onnx", precision) for precision in ("fp32", "fp16", "int8-cpu", "int8-trt") for role in ROLES)
+ENGINES = tuple(
+    (role, "tensorrt", precision) for precision in ("tf32", "fp16", "int8-trt") for role in ("student", "ensemble")
+)
+FORMS = ("teacher 0", "ensemble, in turn", "ensemble, merged", "be")
+
+
+def labels(files: Manifest, *backends: str) -> list[str]:
+    return [spec.subject for spec in row_specs(HERE, files, RECIPE, RUN, backends, None)]
+
+
+@pytest.mark.parametrize("backend", ["torch", "torch-compile", "torch-cuda"])
+def test_torch_runs_the_networks_of_the_run_and_members_before_their_fold(backend):
+    specs = row_specs(HERE, manifest(*ONNX), RECIPE, RUN, [backend], Path("data"))
+    found = {spec.subject: spec.locator for spec in specs}
+    wanted = {"teacher 0": "teacher 0", "ensemble, in turn": "ensemble", "kd": "kd"}
+    wanted |= {"be (members)": "be (members)", "be": "be"}
+    assert found == {label: TorchSubject(RUN, subject, Path("data")) for label, subject in wanted.items()}
+    assert {precision_class(spec) for spec in specs} == {"fp32"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "suffixes"),
+    [
+        ("onnxruntime", ("", " (int8)")),  # fp16 is emulated on x86
+        ("openvino", ("", " (int8)")),
+        ("openvino-bf16", ("",)),
+        ("onnxruntime-cuda", ("", " (fp16)")),  # which has no 8-bit convolution
+    ],
+)
+def test_onnx_backends_run_the_precisions_they_compute_in(backend, suffixes):
+    assert labels(manifest(*ONNX), backend) == [f"{form}{suffix}" for suffix in suffixes for form in FORMS]
+
+
+def test_each_row_has_the_files_of_its_precision():
+    specs = {spec.subject: spec for spec in row_specs(HERE, manifest(*ONNX), RECIPE, RUN, ["onnxruntime"], None)}
+    assert specs["teacher 0"].locator == OnnxSubject((HERE / "0.onnx",))
+    assert specs["ensemble, in turn"].locator == OnnxSubject((HERE / "0.onnx", HERE / "1.onnx"))
+    assert specs["ensemble, merged"].locator == OnnxSubject((HERE / "2.onnx",))
+    assert specs["be (int8)"].locator == OnnxSubject((HERE / "11.onnx",))  # int8-cpu, the third four
+    assert [is_int8(specs[name]) for name in ("be", "be (int8)")] == [False, True]
+
+
+def test_rows_are_compared_within_their_precision():
+    specs = row_specs(HERE, manifest(*ONNX), RECIPE, RUN, ["onnxruntime", "openvino-bf16", "onnxruntime-cuda"], None)
+    found = {(spec.backend, spec.subject): precision_class(spec) for spec in specs}
+    assert found["onnxruntime", "be"] == "fp32"
+    assert found["onnxruntime", "be (int8)"] == "int8"
+    assert found["onnxruntime-cuda", "ensemble, merged (fp16)"] == "fp16"
+    assert found["openvino-bf16", "be"] == "bf16"
+    assert {base_subject(spec) for spec in specs} == set(FORMS)
+    assert {base_subject(spec) for spec in specs if is_ensemble(spec)} == {"ensemble, in turn", "ensemble, merged"}
+
+
+def test_engines_run_with_and_without_a_cuda_graph():
+    files = manifest(*ENGINES)
+    specs = row_specs(HERE, files, RECIPE, RUN, ["tensorrt"], None)
+    wanted = [
+        f"{form}{precision}{graph}"
+        for precision in (" (tf32)", " (fp16)", " (int8)")
+        for form in ("ensemble, merged", "be")
+        for graph in ("", " (CUDA graph)")
+    ]
+    assert [spec.subject for spec in specs] == wanted
+    assert {base_subject(spec) for spec in specs} == {"ensemble, merged", "be"}
+    for spec in specs:
+        assert isinstance(spec.locator, EngineSubject)
+        assert spec.locator.cuda_graph == spec.subject.endswith("(CUDA graph)")
+        assert spec.locator.precision == precision_class(spec)
+        assert [file.sha256 for file in spec.locator.files] == [
+            file.sha256 for file in files.files if HERE / file.path == spec.locator.files[0].path
+        ]
+
+
+def test_engine_backend_without_an_engine_has_rows_that_can_say_so():
+    specs = row_specs(HERE, manifest(*ENGINES), RECIPE, RUN, ["tensorrt-rtx"], None)
+    assert [(spec.subject, spec.locator) for spec in specs] == [
+        (name, EngineSubject(name, ())) for name in ("ensemble, merged", "be")
+    ]
+
+
+def also(other: Manifest, main: Manifest, *backends: str, run: Path = RUN, **options: object) -> list[str]:
+    specs = also_specs(Path("export/other"), other, RECIPE, run, backends, None, main=main, **options)
+    assert all(spec.artifact == options.get("label", "other") for spec in specs)
+    return [spec.key for spec in specs]
+
+
+def test_another_artifact_adds_its_student_and_only_another_ensemble():
+    main, other = manifest(*ONNX), manifest(*ONNX, seed=1)
+    same = [other.files[i].model_copy(update={"sha256": main.files[i].sha256}) for i in range(3)]
+    twin = other.model_copy(update={"files": (*same, *other.files[3:])})
+    assert also(twin, main, "onnxruntime") == ["other: be on onnxruntime", "other: be (int8) on onnxruntime"]
+    assert also(other, main, "openvino-bf16") == [
+        f"other: {name} on openvino-bf16" for name in ("ensemble, in turn", "ensemble, merged", "be")
+    ]
+    assert also(twin, main, "openvino-bf16", label="x") == ["x: be on openvino-bf16"]
+
+
+def test_another_artifacts_torch_rows_need_its_run(tmp_path):
+    main, other = manifest(*ONNX), manifest(*ONNX, seed=1)
+    assert also(other, main, "torch", run=tmp_path / "gone") == []
+    RunFolder(tmp_path / "run").claim(RECIPE)
+    assert also(other, main, "torch", run=tmp_path / "run") == [
+        f"other: {name} on torch" for name in ("ensemble, in turn", "be (members)", "be")
+    ]
+    foreign = manifest(*ONNX, seed=1, recipe_sha256="0" * 64)
+    with pytest.raises(RequestError, match="run: is not the run that main's artifact was made from"):
+        also(foreign, main, "torch", run=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"preprocessing": {**IMAGES, "image_size": [32, 16]}},
+            "takes RGB images of 32x16 .* takes RGB images of 8x8 ",
+        ),
+        ({"preprocessing": {**IMAGES, "dtype": "uint8"}}, "takes .* as uint8 NCHW .* as float32 NCHW"),
+        ({"classes": ["a", "b", "c"]}, "has 3 classes, the artifact that is benched has 2;"),
+        ({"classes": ["a", "x"]}, "has 2 classes, the artifact that is benched has 2: 'x' where that has 'b'"),
+    ],
+)
+def test_another_artifact_for_other_images_or_classes_is_refused(changes, message):
+    with pytest.raises(RequestError, match=f"--also other: {message}"):
+        also(manifest(*ONNX, seed=1, **changes), manifest(*ONNX), "onnxruntime")
+
+
+def test_keys_are_all_different():
+    main = manifest(*ONNX, *ENGINES)
+    specs = row_specs(HERE, main, RECIPE, RUN, BACKENDS, None)
+    specs += also_specs(HERE, manifest(*ONNX, *ENGINES, seed=1), RECIPE, RUN, BACKENDS, None, main=main)
+    assert len({spec.key for spec in specs}) == len(specs) > 60

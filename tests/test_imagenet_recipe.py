@@ -1,0 +1,141 @@
+"""The ImageNet recipes on a synthetic ImageNet: 1,000 classes of real JPEG files at 224 px, twenty steps, whole way."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from command_line import Called, edc
+from data_files import WITH_WORKERS
+from PIL import Image
+
+from edc.networks import build_network
+from edc.recipe import NetworkSection
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), WITH_WORKERS]
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+NUM_CLASSES, BATCH_SIZE, NUM_STEPS = 1000, 8, 20
+SMALL = "timm/mobilenetv3_small_050"
+"""A network that 2 cores evaluate at 224 px in no time: teachers that nobody trained, and the students of variants."""
+
+
+def photograph(number: int) -> bytes:
+    """Returns a JPEG of 300 x 240 pixels."""
+    colours = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(colours).resize((300, 240), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/<class>/ with an image of each class; val and test with an image of some, which makes the test quick."""
+    root = tmp_path_factory.mktemp("imagenet")
+    for first_seed, (split, step) in enumerate((("train", 1), ("val", 20), ("test", 20))):
+        for k in range(0, NUM_CLASSES, step):
+            folder = root / split / f"n{k:08}"
+            folder.mkdir(parents=True)
+            (folder / f"{split}{k:05}.JPEG").write_bytes(photograph(3 * k + first_seed))
+    return root
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Two untrained networks of 1,000 classes: a state dict at 112 px and an exported program at 96 px."""
+    folder = tmp_path_factory.mktemp("teachers")
+    section = NetworkSection(name=SMALL)
+    half = (0.5, 0.5, 0.5)
+    entries: list[dict[str, Any]] = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = build_network(section, num_classes=NUM_CLASSES, image_shape=(3, 96, 96), mean=half, std=half)
+        network = network.network.eval()
+        if seed == 0:
+            torch.save(network.state_dict(), folder / "a.pth")
+            entries.append({"file": str(folder / "a.pth"), "network": SMALL, "input_size": 112})
+        else:
+            dynamic = ({0: torch.export.Dim.DYNAMIC},)
+            program = torch.export.export(network, (torch.rand(2, 3, 96, 96),), dynamic_shapes=dynamic)
+            torch.export.save(program, folder / "b.pt2")
+            entries.append({"file": str(folder / "b.pt2"), "input_size": 96, "mean": half, "std": half})
+    return entries
+
+
+def distil(recipe: str, root: Path, teachers: list[dict[str, Any]], cwd: Path, *settings: str) -> Called:
+    settings = (
+        f"teachers={json.dumps({'checkpoints': teachers})}",
+        "training.epochs=1",
+        "training.warmup_epochs=0",
+        f"training.batch_size={BATCH_SIZE}",
+        "training.precision=fp32",
+        "data.num_workers=1",
+        *settings,
+    )
+    options = [part for setting in settings for part in ("--set", setting)]
+    called = edc("distill", RECIPES / recipe, "--data-root", root, "--device", "cpu", "--json", *options, cwd=cwd)
+    assert called.exit_code == 0, called.stderr
+    return called
+
+
+def steps_of(run: Path, student: str) -> int:
+    return int(json.loads((run / "students" / student / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+
+
+def test_imagenet_r18_runs_twenty_steps_exports_and_benches(imagenet, teachers, tmp_path):
+    limited = f"data.train_limit={BATCH_SIZE * NUM_STEPS}"
+    students = "students={latent_be_tdiv_sdiv: {method: latent_be, perturbation: tdiv_sdiv}}"
+    summary = distil("imagenet_r18.yaml", imagenet, teachers, tmp_path, limited, students).document
+    run = tmp_path / "runs/imagenet_r18"
+    assert steps_of(run, "latent_be_tdiv_sdiv") == NUM_STEPS
+    rows = {row["subject"]: row for row in summary["rows"]}
+    assert rows["teacher 0"]["nll"] == pytest.approx(np.log(NUM_CLASSES), rel=0.2)  # nobody trained it
+    exported = edc("export", run, "--max-batch", "4", "--json", cwd=tmp_path)
+    assert exported.exit_code == 0, exported.stderr
+    artifact = tmp_path / "export/imagenet_r18"
+    model = onnx.load(artifact / "student.onnx", load_external_data=False)
+    shapes = [[d.dim_value for d in tensor.type.tensor_type.shape.dim[1:]] for tensor in model.graph.input]
+    assert shapes == [[3, 224, 224]]
+    benched = edc("bench", artifact, "--quick", "--json", cwd=tmp_path)
+    assert benched.exit_code == 0, benched.stderr
+
+
+def test_imagenet_r18_runs_from_shards(imagenet, teachers, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for split, num_shards in (("train", 4), ("val", 2), ("test", 1)):
+        files = sorted((imagenet / split).rglob("*.JPEG"))
+        for number in range(num_shards):
+            with tarfile.open(shards / f"imagenet1k-{split}-{number:04}.tar", "w") as shard:
+                for path in files[number::num_shards]:
+                    label = str(int(path.parent.name[1:])).encode()
+                    for name, content in ((f"{path.stem}.jpg", path.read_bytes()), (f"{path.stem}.cls", label)):
+                        member = tarfile.TarInfo(name)
+                        member.size = len(content)
+                        shard.addfile(member, io.BytesIO(content))
+    settings = ("data.train_limit=24", f"network={SMALL}", "students={kd: {method: kd}}")
+    summary = distil("imagenet_r18_shards.yaml", shards, teachers, tmp_path, *settings).document
+    assert steps_of(tmp_path / "runs/imagenet_r18_shards", "kd") == 3
+    assert "kd" in {row["subject"] for row in summary["rows"]}
+
+
+def test_imagenet_r18_runs_from_an_unlabelled_folder(imagenet, teachers, tmp_path):
+    root = tmp_path / "photos"
+    (root / "train").mkdir(parents=True)
+    files = sorted((imagenet / "train").rglob("*.JPEG"))
+    for number, path in enumerate(files):  # the classes are those of val and test together
+        if number % 20 == 0:
+            os.link(path, root / "train" / path.name)
+        folder = root / ("val" if number % 2 else "test") / path.parent.name
+        folder.mkdir(parents=True)
+        os.link(path, folder / path.name)
+    summary = distil("imagenet_r18_unlabelled.yaml", root, teachers, tmp_path, f"network={SMALL}").document
+    assert steps_of(tmp_path / "runs/imagenet_r18_unlabelled", "latent_be_tdiv_sdiv") == 6
+    assert "latent_be_tdiv_sdiv" in {row["subject"] for row in summary["rows"]}

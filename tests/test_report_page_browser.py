@@ -1,0 +1,146 @@
+"""`report.html` in headless Chromium: screens, paper, dark mode, switches, tooltips."""
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from bench_document import bench_document, key_of, small_document
+from page_reader import bounds
+from test_export_web import Browser
+
+from edc.report.page import write_page
+from edc.report.page.numbers import milliseconds
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return bench_document()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("Chromium is not installed (none of chromium, chromium-browser, google-chrome on PATH)")
+    browser = Browser(chromium, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def url(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(document, path)
+    return path.as_uri()
+
+
+def show(browser: Browser, url: str, *, width: int, scheme: str = "light", media: str = "screen") -> None:
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.call("Emulation.setEmulatedMedia", media=media, features=features)
+    browser.open(url)
+
+
+def colour(browser: Browser, selector: str, name: str = "backgroundColor") -> str:
+    return browser.evaluate(f"getComputedStyle(document.querySelector({json.dumps(selector)})).{name}")
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_page_asks_no_network_complains_of_nothing_and_is_no_wider_than_the_screen(browser, url, width):
+    show(browser, url, width=width)
+    assert browser.problems() == []
+    assert {address for address in browser.urls() if not address.startswith("data:")} == {url}
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    wide = "[...document.querySelectorAll('main > section')].filter((e) => e.scrollWidth > innerWidth).map((e) => e.id)"
+    assert browser.evaluate(wide) == []
+    shown = "[...document.querySelectorAll('figure')].filter((e) => e.getBoundingClientRect().height > 100).length"
+    assert browser.evaluate(shown) >= 8
+    smallest = "Math.min(...[...document.querySelectorAll('figure svg text')].filter((e) => e.checkVisibility())"
+    assert browser.evaluate(f"{smallest}.map((e) => e.getBoundingClientRect().height))") >= 9
+
+
+def test_page_without_most_of_a_bench_complains_of_nothing_either(browser, tmp_path):
+    write_page({"schema_version": 2, "artifact": "a < b", "rows": []}, tmp_path / "report.html")
+    show(browser, (tmp_path / "report.html").as_uri(), width=360)
+    assert browser.problems() == []
+    assert browser.text("h1") == "a < b"
+
+
+def test_dark_mode_is_dark_and_paper_is_white(browser, url):
+    show(browser, url, width=1280)
+    light = colour(browser, "body")
+    show(browser, url, width=1280, scheme="dark")
+    dark = colour(browser, "body")
+    assert light == "rgb(255, 255, 255)"
+    assert sum(bounds(dark)) < 100
+    assert sum(bounds(colour(browser, "body", "color"))) > 600
+    assert colour(browser, ".m.c0", "fill") != "rgb(0, 114, 178)"
+    show(browser, url, width=700, scheme="dark", media="print")
+    assert colour(browser, "body") == "rgb(255, 255, 255)"
+
+
+def visible_panels(browser: Browser, section: str) -> list[str]:
+    panels = f"[...document.querySelectorAll('#{section} .panel')].filter((e) => e.checkVisibility())"
+    return browser.evaluate(f"{panels}.map((e) => e.querySelector('figcaption').textContent)")
+
+
+def test_switches_show_the_panel_that_was_chosen(browser, url):
+    show(browser, url, width=1280)
+    assert visible_panels(browser, "pareto") == ["accuracy against latency, batch 1"]
+    browser.evaluate("document.querySelector('#pareto-0-2').click(), document.querySelector('#pareto-1-1').click()")
+    assert visible_panels(browser, "pareto") == ["NLL against latency, batch 64"]
+    assert visible_panels(browser, "latency") == ["onnxruntime, batch 1"]
+    browser.evaluate("document.querySelector('#latency-0-2').click()")
+    assert visible_panels(browser, "latency") == ["openvino, batch 1"]
+    assert visible_panels(browser, "robustness") == ["accuracy, %, on onnxruntime"]
+
+
+def test_hovering_over_a_marker_shows_its_row(browser, url, document):
+    show(browser, url, width=1280)
+    number, row = next((n, r) for n, r in enumerate(document["rows"]) if key_of(r) == "kd on torch" and r["batch"] == 1)
+    target = f"document.querySelector('#pareto .panel-0-0 .wide a[href=\"#row-{number}\"] use')"
+    browser.evaluate(f"{target}.scrollIntoView({{block: 'center'}})")
+    frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    browser.evaluate(frames)  # until the page has heard of the scrolling, which hides tooltips
+    box = browser.evaluate(
+        f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({target}.getBoundingClientRect())"
+    )
+    assert browser.evaluate("document.getElementById('tip').hidden")
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
+    browser.wait_for("!document.getElementById('tip').hidden")
+    tip = browser.text("#tip")
+    assert tip.startswith("kd on torch, batch 1, fp32\n")
+    assert f"p50 {milliseconds(row['p50_ms'])} ms" in tip
+    assert "accuracy 97.00 %" in tip
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
+    browser.wait_for("document.getElementById('tip').hidden")
+    assert browser.problems() == []
+
+
+def test_page_without_script_keeps_switches_and_tooltips(browser, url):
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.call("Emulation.setEmulatedMedia", media="screen", features=[])
+        browser.call("Page.navigate", url=url)
+        root = browser.call("DOM.getDocument", depth=0)["root"]["nodeId"]
+        found = browser.call("DOM.querySelectorAll", nodeId=root, selector="#pareto .wide use > title")
+        assert len(found["nodeIds"]) > 100
+        browser.call("DOM.querySelector", nodeId=root, selector="#copy[hidden]")
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_page_prints(browser, tmp_path):
+    write_page(small_document(), tmp_path / "report.html")
+    show(browser, (tmp_path / "report.html").as_uri(), width=700, media="print")
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.evaluate("document.querySelector('#pareto .panel-0-0 .wide svg').checkVisibility()")
+    assert not browser.evaluate("document.querySelector('nav').checkVisibility()")
+    browser.call("Emulation.setEmulatedMedia", media="", features=[])
+    pdf = base64.b64decode(browser.call("Page.printToPDF", preferCSSPageSize=True)["data"])
+    assert pdf.startswith(b"%PDF-")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8

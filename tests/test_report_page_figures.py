@@ -1,0 +1,69 @@
+"""The parts of `report.html`: the Pareto front, intervals, ticks, figures as text, who is drawn how."""
+
+import math
+
+import pytest
+from bench_document import STUDENT
+from page_reader import MINUS
+
+from edc.report.page.calibration import wilson
+from edc.report.page.document import Bench
+from edc.report.page.numbers import interval, milliseconds, tick
+from edc.report.page.pareto import front
+from edc.report.page.svg import Scale
+
+
+def test_front_is_what_no_other_point_beats():
+    points = [(3.0, 9.0), (1.0, 5.0), (2.0, 5.0), (2.0, 7.0), (4.0, 8.0), (1.0, 4.0), (3.0, 9.0)]
+    beaten = [
+        any(q[0] <= p[0] and q[1] >= p[1] and (q != p or m < n) for m, q in enumerate(points) if m != n)
+        for n, p in enumerate(points)
+    ]
+    assert sorted(front(points)) == [n for n, is_beaten in enumerate(beaten) if not is_beaten]
+    assert [points[n] for n in front(points)] == [(1.0, 5.0), (2.0, 7.0), (3.0, 9.0)]
+
+
+def test_wilson_interval_is_that_of_the_textbook():
+    # Solutions p of (share - p)^2 = z^2 p (1 - p) / n, found by another way: the roots of the quadratic.
+    share, n, z = 0.9, 20, 1.96
+    a, b, c = 1 + z * z / n, -(2 * share + z * z / n), share * share
+    root = math.sqrt(b * b - 4 * a * c)
+    assert wilson(share, n) == pytest.approx(((-b - root) / (2 * a), (-b + root) / (2 * a)))
+    assert wilson(1.0, 3)[1] == 1
+    assert wilson(0.0, 3)[0] == 0
+
+
+def test_networks_differ_in_colour_and_shape():
+    subjects = [STUDENT, "teacher 0", "ensemble, in turn", "ensemble, merged", *(f"student {n}" for n in range(12))]
+    rows = [{"subject": subject, "backend": "torch", "batch": 1} for subject in subjects]
+    bench = Bench({"deploy": STUDENT, "rows": rows})
+    series = [bench.series(subject) for subject in subjects]
+    assert len({(each.colour, each.shape) for each in series}) == len(subjects)
+    assert len({each.shape for each in series[:8]}) == 8  # and not by colour alone
+    int8 = bench.series(f"{STUDENT} (int8)")
+    assert (int8.colour, int8.shape, int8.is_hollow) == (series[0].colour, series[0].shape, True)
+
+
+def test_figures_are_written_one_way():
+    assert interval({"value": 4.031, "low": 3.949, "high": 4.14}, 2) == "4.03 (3.95-4.14)"
+    assert interval({"value": -0.002, "low": -0.008, "high": 0.004}, 1, scale=100, sign=True) == (
+        f"{MINUS}0.2 ({MINUS}0.8 to +0.4)"
+    )
+    assert interval({"value": 6.04, "low": 5.3, "high": None}, 2) == "6.04 (from 5.30)"
+    assert interval({"value": 1.0, "low": None, "high": None}, 1) == "1.0"
+    assert interval({"value": -1e-9, "low": -1e-9, "high": 1e-9}, 2, sign=True) == "0.00 (0.00 to 0.00)"
+    assert [milliseconds(value) for value in (0.0245, 12.345, 123.45, 1234.5)] == ["0.025", "12.35", "123.5", "1,234"]
+    assert [tick(value) for value in (0, 0.3, 0.30000000000000004, 1500, 20000, -0.05)] == [
+        "0", "0.3", "0.3", "1500", "20,000", f"{MINUS}0.05",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_log", [False, True])
+def test_ticks_are_few_round_and_inside(is_log):
+    for low, high in ((0.018, 1.6), (3.0, 3.4), (0.9, 120_000.0), (0.0931, 0.131), (96.8, 98.0)):
+        ticks = Scale(low, high, 0, 100, is_log=is_log).ticks(5)
+        assert 2 <= len(ticks) <= 7, (low, high, ticks)
+        assert low * 0.999 <= min(ticks)
+        assert max(ticks) <= high * 1.001
+        for value in ticks:
+            assert float(f"{value:.3g}") == pytest.approx(value)
