@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from edc.data import DataSet, steps_per_epoch, train_batches
+from edc.member_forms import MemberForm
 from edc.recipe import Recipe, StudentSection
 from edc.schedule import build_optimizer
 from edc.seeding import generator_for
@@ -52,7 +53,8 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
         num_steps = recipe.training_of(recipe.teachers).epochs * steps
         costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
     for name, student in recipe.students.items():
-        loss_of = student_loss(student, teachers)
+        form: MemberForm = "sequential" if student.member_form == "sequential" else "joint"
+        loss_of = student_loss(student, teachers, form=form)
         seconds = _seconds_per_step(build_student(recipe, name, data), loss_of, recipe, data, accelerator)
         costs.append(Cost(name, units_per_step(student, size), recipe.training_of(student).epochs * steps, seconds))
     return costs

@@ -50,7 +50,7 @@ class FileTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.exportable = exportable
-        """Whether torch's exporter can write it as ONNX: TorchScript and converted ONNX teach, but cannot be written."""
+        """Whether torch's exporter can write it as ONNX; TorchScript and converted ONNX can only teach."""
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.network, self.input_size, self.output = network, input_size, output

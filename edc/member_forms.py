@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -34,8 +34,8 @@ SHARE_OF_MEMORY = 0.5
 @contextmanager
 def batchnorm_momentum_shared(network: nn.Module, num_members: int) -> Iterator[None]:
     """Within the block, running statistics move by such a share that `num_members` updates are worth one."""
-    norms = [m for m in network.modules() if isinstance(getattr(m, "momentum", None), float) and _has_statistics(m)]
-    momenta = [norm.momentum for norm in norms]
+    norms: list[Any] = [module for module in network.modules() if _averages(module)]
+    momenta: list[float] = [norm.momentum for norm in norms]
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = 1 - (1 - momentum) ** (1 / num_members)
     try:
@@ -45,8 +45,9 @@ def batchnorm_momentum_shared(network: nn.Module, num_members: int) -> Iterator[
             norm.momentum = momentum
 
 
-def _has_statistics(module: nn.Module) -> bool:
-    return getattr(module, "running_mean", None) is not None
+def _averages(module: nn.Module) -> bool:
+    """Returns whether `module` keeps moving averages, whatever library its class is from."""
+    return getattr(module, "running_mean", None) is not None and isinstance(getattr(module, "momentum", None), float)
 
 
 def choose_form(

@@ -34,6 +34,7 @@ ON_ONNX = {
     "ensemble, merged": "ensemble",
     "latent_be": "latent_be",
 }
+BF16 = "openvino-bf16"
 INSTALLED = list(available_backends(quick=True))
 
 
@@ -87,7 +88,7 @@ def test_there_is_a_row_for_every_subject_backend_and_batch_and_all_ran(bench: B
     assert set(found) == wanted
     assert [row["reason_not_run"] for row in bench.rows] == [None] * len(found)
     for row in bench.rows:
-        assert row["what_ran"]["precision"] == "fp32"
+        assert row["what_ran"]["precision"] == ("bf16" if row["backend"] == BF16 else "fp32")
         assert row["what_ran"]["threads"] == 1
         assert row["num_samples"] >= PLAN.num_rounds
         assert 0 < row["p50_ms"]["value"] < 1000
@@ -99,17 +100,18 @@ def test_quality_of_every_row_is_that_of_the_summary(bench: Benched, workshop: W
     num_images = workshop.distilled.document["data"]["test"]
     assert bench.called.document["num_test_images"] == num_images
     for row in bench.rows:
+        tolerance = 100 if row["backend"] == BF16 else 1
         known = summary[(ON_TORCH if row["backend"] == "torch" else ON_ONNX)[row["subject"]]]
         # The exported student's logits are divided by its temperature already: raw there is calibrated here.
         is_tempered = row["subject"] == "latent_be" and row["backend"] != "torch"
         raw = known["calibrated" if is_tempered else "raw"]
-        assert abs(row["quality"]["raw"]["acc"] - raw["acc"]) <= 1 / num_images + 1e-12
-        assert row["quality"]["raw"]["nll"] == pytest.approx(raw["nll"], abs=1e-4)
-        assert row["quality"]["calibrated"]["nll"] == pytest.approx(known["calibrated"]["nll"], abs=1e-4)
+        assert abs(row["quality"]["raw"]["acc"] - raw["acc"]) <= (tolerance > 1) * 0.05 + 1 / num_images + 1e-12
+        assert row["quality"]["raw"]["nll"] == pytest.approx(raw["nll"], abs=1e-4 * tolerance)
+        assert row["quality"]["calibrated"]["nll"] == pytest.approx(known["calibrated"]["nll"], abs=1e-4 * tolerance)
         temperature = 1 if is_tempered else known["calibration_temperature"]
-        assert row["quality"]["calibration_temperature"] == pytest.approx(temperature, rel=1e-2)
+        assert row["quality"]["calibration_temperature"] == pytest.approx(temperature, rel=1e-2 * tolerance)
         assert row["parameters"] == known["parameters"]
-        if row["dee"] is not None and known["dee"] is not None:
+        if row["dee"] is not None and known["dee"] is not None and tolerance == 1:
             assert row["dee"] == pytest.approx(known["dee"], abs=1e-2)
 
 
@@ -131,7 +133,8 @@ def test_baseline_is_the_faster_form_of_the_ensemble(bench: Benched, batch):
     for row in rows:
         name = f"{row['subject']} on {row['backend']}"
         wanted = [fastest[backend] for backend in dict.fromkeys((row["backend"], "torch"))]
-        assert [against["baseline"] for against in row["against"]] == [each for each in wanted if each != name]
+        held_to_an_ensemble = [against["baseline"] for against in row["against"] if against["basis"] != "fp32"]
+        assert held_to_an_ensemble == [each for each in wanted if each != name]
         for against in row["against"]:
             ratio = against["speedup"]
             assert ratio["low"] <= ratio["value"] <= ratio["high"]
@@ -212,3 +215,74 @@ def test_run_that_is_not_the_artifacts_is_not_measured_in_its_place(workshop: Wo
         assert "recipe" in called.document["error"]["message"]
     else:
         assert all("recipe" in (row["reason_not_run"] or "") for row in called.document["rows"])
+
+
+def test_document_holds_what_the_report_is_made_from(bench: Benched):
+    document = bench.called.document
+    rows = {(f"{row['subject']} on {row['backend']}", row["batch"]): row for row in document["rows"]}
+    assert set(document["details"]) == {key for key, _ in rows}
+    assert {len(each["reliability"]["raw"]) for each in document["details"].values()} == {15}
+    assert any(each["robustness"] for each in document["details"].values())
+    assert set(document["curves"]) == {"teacher 0", "teacher 1", "kd", "latent_be"}
+    assert document["class_names"]
+    assert document["command"].startswith("edc bench ")
+    assert document["verdict"]["row"].startswith("latent_be on ")
+    assert len(document["verdict"]["sentences"]) == 2
+    assert document["sweep_batches"] == [1, 4, 8]
+    assert {each["key"] for each in document["throughput"]} == set(document["details"])
+    assert {each["key"].split(" on ")[1] for each in document["server"]} == set(INSTALLED)
+    assert 0 < document["disagreements"]["num_disagree"] <= document["disagreements"]["num_images"]
+    for row in document["rows"]:
+        quantiles = row["latency_quantiles_ms"]
+        assert len(quantiles) == 101
+        assert quantiles == sorted(quantiles)
+        assert quantiles[50] == pytest.approx(row["p50_ms"]["value"])
+        for against in row["against"]:
+            if against["accuracy"] is not None:
+                assert against["accuracy"]["p_corrected"] >= against["accuracy"]["paired"]["p_value"]
+    assert (bench.artifact / "report.html").stat().st_size > 10_000
+
+
+@pytest.fixture
+def spoiled(workshop: Workshop, tmp_path: Path) -> Path:
+    """A folder with the artifact and its run, to be spoiled, and an earlier bench.json."""
+    shutil.copytree(workshop.artifact, tmp_path / "tiny")
+    shutil.copytree(workshop.folder / "runs", tmp_path / "runs")
+    (tmp_path / "tiny/bench.json").write_text("{}")
+    return tmp_path
+
+
+def refused(folder: Path, *options: str) -> str:
+    """Returns the one message; the earlier bench.json is as it was."""
+    called = edc("bench", "tiny", "--quick", "--threads", "1", *options, cwd=folder)
+    assert called.exit_code == 2, called.stderr
+    assert (folder / "tiny/bench.json").read_text() == "{}"
+    assert not (folder / "tiny/report.html").exists()
+    messages = [line for line in called.stderr.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1
+    assert "Traceback" not in called.stderr
+    return messages[0]
+
+
+def test_artifact_that_does_not_say_its_images_is_refused(spoiled):
+    (spoiled / "tiny/recipe.yaml").unlink()
+    message = refused(spoiled)
+    assert "recipe.yaml" in message
+    assert "export" in message
+
+
+@pytest.mark.parametrize("place", ["runs/tiny/students/kd", "runs/teachers/*"])
+def test_run_whose_weights_are_damaged_is_refused(spoiled, place):
+    path = next(spoiled.glob(f"{place}/weights.safetensors"))
+    path.write_bytes(path.read_bytes()[:-100])
+    message = refused(spoiled)
+    assert str(path.relative_to(spoiled)) in message
+    assert "not readable as weights" in message
+
+
+def test_earlier_bench_that_is_damaged_is_refused_before_anything_is_measured(spoiled):
+    (spoiled / "old.json").write_text('{"schema_version": 2, ')
+    assert "old.json" in refused(spoiled, "--compare", "old.json")
+    assert "old.json" in refused(spoiled, "--compare", "old.json", "--fail-on", "5%")
+    assert "--compare" in refused(spoiled, "--fail-on", "5%")
+    assert "gone.json" in refused(spoiled, "--compare", "gone.json")

@@ -166,6 +166,15 @@ def test_truncated_shard_is_named_and_its_whole_samples_are_kept(shards, place, 
     assert "train-000001.tar breaks off" in capsys.readouterr().err
 
 
+def test_shard_with_junk_in_its_middle_is_read_up_to_there(shards):
+    shard = shards / "train-000001.tar"
+    content, at = bytearray(shard.read_bytes()), data_offsets(shard)["00012.cls"] - 512
+    content[at : at + 512] = b"x" * 512
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"train-000001.tar breaks off .*, 4 samples before it"):
+        load_data(section(shards))
+
+
 def test_samples_lost_with_shards_count_towards_the_rate_of_bad_images(shards):
     shard = shards / "train-000001.tar"
     shard.write_bytes(shard.read_bytes()[: len(shard.read_bytes()) // 2])

@@ -95,7 +95,7 @@ def test_imagenet_r18_runs_twenty_steps_exports_and_benches(imagenet, teachers, 
     run = tmp_path / "runs/imagenet_r18"
     assert steps_of(run, "latent_be_tdiv_sdiv") == NUM_STEPS
     rows = {row["subject"]: row for row in summary["rows"]}
-    assert rows["teacher 0"]["nll"] == pytest.approx(np.log(NUM_CLASSES), rel=0.2)  # nobody trained it
+    assert rows["teacher 0"]["raw"]["nll"] == pytest.approx(np.log(NUM_CLASSES), rel=0.2)  # nobody trained it
     exported = edc("export", run, "--max-batch", "4", "--json", cwd=tmp_path)
     assert exported.exit_code == 0, exported.stderr
     artifact = tmp_path / "export/imagenet_r18"

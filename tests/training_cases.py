@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edc.batch_ensemble import ensemble_size_of, fold, to_batch_ensemble
 from edc.data import DataSet, load_data
+from edc.member_forms import MemberForm
 from edc.networks import Classifier, build_network
 from edc.recipe import DataSection, NetworkSection, StudentSection, TrainingSection
 from edc.step import Batch, LossOf, LossPart
@@ -27,6 +28,7 @@ STEPS = 24  # 6 epochs of 64 / 16
 STUDENTS = {
     "latent_be": StudentSection(),
     "tdiv_sdiv": StudentSection(perturbation="tdiv_sdiv", alpha=0.9),
+    "sequential": StudentSection(perturbation="tdiv_sdiv", member_form="sequential"),
     "kd_gaussian": StudentSection(method="kd", perturbation="gaussian"),
     "kd_ods": StudentSection(method="kd", perturbation="ods"),
 }
@@ -35,6 +37,7 @@ CASES = {
     "teacher, float32": torch.float32,
     "latent_be, float32": torch.float32,
     "tdiv_sdiv, float64": torch.float64,
+    "sequential, float64": torch.float64,
     "kd_gaussian, float64": torch.float64,
     "kd_ods, float64": torch.float64,
 }
@@ -85,7 +88,8 @@ def run_case(
     if name == "teacher":
         loss_of = teacher_loss
     else:
-        loss_of = student_loss(STUDENTS[name], TeacherEnsemble([plain(1, dtype), plain(2, dtype)]))
+        form: MemberForm = "sequential" if STUDENTS[name].member_form == "sequential" else "joint"
+        loss_of = student_loss(STUDENTS[name], TeacherEnsemble([plain(1, dtype), plain(2, dtype)]), form=form)
         if STUDENTS[name].method == "latent_be":
             network = to_batch_ensemble(network, 2)
 

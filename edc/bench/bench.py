@@ -210,6 +210,7 @@ def _verdict(rows: tuple[Row, ...], request: BenchRequest, qualities: Qualities,
         rows,
         students={spec.key: precision_class(spec) for spec in request.specs if _is_student(spec, request)},
         files=files,
+        validation_acc={spec.key: acc for spec, acc in qualities.validation_acc.items()},
         losses={spec.key: losses for spec, losses in qualities.losses.items()},
         seed=seed,
     )

@@ -21,7 +21,7 @@ from scipy.stats import norm
 
 from edc.bench.compatible import warnings_of
 from edc.bench.saved_bench import SavedBench, SavedEstimate, SavedRow, saved_bench
-from edc.bench.statistics import Estimate
+from edc.bench.statistics import MARGIN, Estimate
 from edc.bench.timing import DRIFT_LIMIT
 from edc.errors import RequestError
 
@@ -36,7 +36,7 @@ On the cautious side: benchmarks/bench_repeat.py measures it, results/bench_chec
 CONFIDENCE = 0.95
 P50_CONFIDENCE = 0.99
 """That with which each bound of a saved median holds, see `statistics.quantile`."""
-ACC_MARGIN = 0.005
+ACC_MARGIN = MARGIN
 """As in `statistics.compare_accuracy`."""
 NLL_MARGIN = 0.01
 """In nats. A saved bench holds no spread of the NLL, so a difference is judged by this and `fail_on` alone."""

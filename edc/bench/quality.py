@@ -80,6 +80,8 @@ class Qualities:
     losses: dict[RowSpec, NDArray[np.float64]]
     answers: dict[RowSpec, NDArray[np.int64]]
     confidences: dict[RowSpec, NDArray[np.float64]]
+    validation_acc: dict[RowSpec, float]
+    """What may choose a file; test images may not."""
 
 
 def predict_all(
@@ -114,7 +116,7 @@ def float_batches(images: Images, batch_size: int = 256) -> Iterator[Floats]:
 
 def score_all(predictions: Predictions, specs: Sequence[RowSpec]) -> Qualities:
     """Returns the figures of every row; one that failed on either split has none."""
-    found = Qualities({}, {}, {}, {}, {}, {})
+    found = Qualities({}, {}, {}, {}, {}, {}, {})
     for spec in specs:
         test, validation = predictions.test[spec], predictions.validation[spec]
         if isinstance(test, NotRun) or isinstance(validation, NotRun):
@@ -136,6 +138,7 @@ def score_all(predictions: Predictions, specs: Sequence[RowSpec]) -> Qualities:
         found.answers[spec] = test.argmax(1)
         found.correct[spec] = found.answers[spec] == predictions.test_labels
         found.losses[spec] = -calibrated[np.arange(len(calibrated)), predictions.test_labels]
+        found.validation_acc[spec] = float(np.mean(validation.argmax(1) == predictions.validation_labels))
         found.confidences[spec] = np.exp(calibrated.max(1))
     return found
 

@@ -74,6 +74,8 @@ class Row:
     """By the number of the round, so that rows can be paired."""
     latency_quantiles_ms: tuple[float, ...] | None = None
     """Of all samples, at 0 %, 1 %, ... 100 %."""
+    parts_ms: dict[str, Estimate | None] = field(default_factory=dict)
+    """Medians of what a GPU tells of each inference besides: copy_in, compute, copy_out, enqueue. On a CPU: nothing."""
 
     @property
     def key(self) -> str:
@@ -105,7 +107,9 @@ def row_of(
     against: Sequence[Against] = (),
 ) -> Row:
     """Returns the row of `spec`; the first step that did not run gives the reason."""
-    row = Row(subject=spec.subject, backend=spec.backend, batch=batch, against=tuple(against))
+    row = Row(
+        subject=spec.subject, backend=spec.backend, batch=batch, against=tuple(against), artifact=spec.artifact
+    )
     reasons = [step.reason for step in (load, timing, quality) if isinstance(step, NotRun)]
     if reasons:
         row = dataclasses.replace(row, reason_not_run=reasons[0])
@@ -131,6 +135,7 @@ def row_of(
             flags=(*row.flags, *timing.flags),
             round_medians_ms={str(number): ns / 1e6 for number, ns in timing.samples.medians.items()},
             latency_quantiles_ms=_quantiles_ms(timing),
+            parts_ms={name: _in_ms(quantile(samples, 0.5)) for name, samples in timing.parts.items()},
         )
     return dataclasses.replace(row, quality=quality) if isinstance(quality, RowQuality) else row
 

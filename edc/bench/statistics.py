@@ -13,6 +13,7 @@ from edc.bench.timing import RowSamples, Samples
 from edc.deploy.parity import PairedAccuracy, paired_accuracy_drop
 
 __all__ = [
+    "MARGIN",
     "AccuracyComparison",
     "Estimate",
     "Verdict",
@@ -31,6 +32,8 @@ Verdict = Literal["not worse", "worse", "undecided"]
 Correct = NDArray[np.bool_]
 
 NUM_RESAMPLES = 10_000
+MARGIN = 0.005
+"""Accuracy that a deployed network may lose without being called worse, as a share."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def compare_accuracy(
     candidate_correct: Correct,
     *,
     seed: int,
-    margin: float = 0.005,
+    margin: float = MARGIN,
     confidence: float = 0.95,
     num_resamples: int = NUM_RESAMPLES,
 ) -> AccuracyComparison:

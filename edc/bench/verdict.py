@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
 from edc.bench.rows import Against, Row
-from edc.bench.statistics import AccuracyComparison, Estimate
+from edc.bench.statistics import MARGIN, AccuracyComparison, Estimate
 
 __all__ = ["BenchVerdict", "loss_difference", "row_to_ship", "verdict_on"]
 
@@ -36,30 +36,26 @@ class BenchVerdict:
     batch: int
 
 
-def row_to_ship(rows: Sequence[Row], *, students: Mapping[str, str]) -> Row | None:
-    """Returns the fastest row of the student's files that is not worse than the ensemble; else its fastest fp32 one.
+def row_to_ship(
+    rows: Sequence[Row], *, students: Mapping[str, str], validation_acc: Mapping[str, float], margin: float = MARGIN
+) -> Row | None:
+    """Returns the fastest row of the student's files that keeps its accuracy, at the smallest batch that was timed.
 
-    Speed decides, at the smallest batch, among those whose accuracy holds; nothing else does. Not worse: than every
-    form of the ensemble that it was held to, and below fp32 than its own fp32 file as well. PyTorch rows are no files;
-    they count only where nothing else was measured.
+    Keeping it: on *validation* images no more than `margin` below the student's best fp32 row. Test images choose
+    nothing; they tell what the chosen file is worth. PyTorch rows are no files: they count only where nothing else
+    was measured.
 
     Args:
         students: the rows to choose from, by key, with their precision.
+        validation_acc: their validation accuracy, by key.
     """
-    timed = [row for row in rows if row.key in students and row.p50_ms]
+    timed = [row for row in rows if row.key in students and row.p50_ms and row.key in validation_acc]
     smallest = min((row.batch for row in timed), default=0)
     timed = [row for row in timed if row.batch == smallest and _ensemble(row) is not None]
     files = [row for row in timed if not row.backend.startswith("torch")] or timed
-    holding = [row for row in files if is_not_worse(row)]
-    full = [row for row in files if students[row.key] == "fp32"]
-    return min(holding or full, key=_p50, default=None)
-
-
-def is_not_worse(row: Row) -> bool:
-    """Returns whether every comparison of the row's accuracy shows that it loses less than the margin."""
-    return bool(row.against) and all(
-        against.accuracy is not None and against.accuracy.verdict == "not worse" for against in row.against
-    )
+    full = max((acc for key, acc in validation_acc.items() if students.get(key) == "fp32"), default=0.0)
+    holding = [row for row in files if validation_acc[row.key] >= full - margin]
+    return min(holding, key=_p50, default=None)
 
 
 def verdict_on(
@@ -67,6 +63,7 @@ def verdict_on(
     *,
     students: Mapping[str, str],
     files: Mapping[str, str],
+    validation_acc: Mapping[str, float],
     losses: Mapping[str, NDArray[np.float64]],
     seed: int,
 ) -> BenchVerdict | None:
@@ -75,9 +72,10 @@ def verdict_on(
     Args:
         students: by key, the precision of the rows to choose from.
         files: by key, the name of a row's file, if it is one.
+        validation_acc: by key, the accuracy on validation images.
         losses: by key, the calibrated -log p(label) of each test image (N,).
     """
-    row = row_to_ship(rows, students=students)
+    row = row_to_ship(rows, students=students, validation_acc=validation_acc)
     against = None if row is None else _ensemble(row)
     if row is None or against is None or against.speedup is None or against.accuracy is None:
         return None
@@ -90,11 +88,7 @@ def verdict_on(
     )
     calibration = _calibration(row, against, losses, seed=seed)
     what = files.get(row.key, row.subject)
-    reason = (
-        "the fastest file of the student here whose accuracy is shown not to be worse."
-        if is_not_worse(row)
-        else "the fastest fp32 file of the student here, as none is shown not to be worse."
-    )
+    reason = f"the fastest here that keeps its fp32 validation accuracy to {100 * MARGIN:g} points."
     return BenchVerdict(
         (first, f"{calibration}Ship {what} with {backend}: {reason}"), against.baseline, row.key, row.batch
     )

@@ -17,6 +17,7 @@ from edc.errors import DataError
 from edc.machine import num_cpus
 from edc.recipe import DataSection
 from edc.seeding import generator_for
+from edc.signals import STOP_SIGNALS
 
 __all__ = ["crop_and_flip", "evaluation_batches", "steps_per_epoch", "train_batches"]
 
@@ -151,9 +152,9 @@ def _collate(items: Sequence[Any]) -> Any:
 
 
 def _ignore_signals(_worker: int) -> None:
-    """Leaves Ctrl-C and SIGTERM, which reach the whole process group, to the main process, which saves first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Leaves signals that reach the whole process group to the main process, which saves first."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _loaded(images: FileImages, batches: list[Any], num_workers: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -85,7 +85,7 @@ def stratified_limit(images: Images, num_images: int | None, seed: int) -> Image
     """
     if num_images is None or num_images >= len(images):
         return images
-    if num_images < len(images.labels.unique()):
+    if num_images < len(set(images.labels.tolist())):
         order = torch.randperm(len(images), generator=generator_for(seed, "limit"))
         return take(images, order[:num_images].sort().values)
     return stratified_split(images, num_images, seed)[1]

@@ -93,7 +93,7 @@ def _members(file: IO[bytes], num_bytes: int) -> tuple[list[tuple[str, int, int]
                     members.append((member.name, member.offset_data, member.size))
             end = archive.offset
             file.seek(end)
-            # tarfile takes a broken header for the end; a whole archive ends in a block of zeros.
+            # Where tarfile takes a broken header for the end: a whole archive ends in a block of zeros.
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 damage = f"breaks off at byte {end}"
     except (tarfile.TarError, EOFError) as error:
