@@ -64,13 +64,22 @@ def bench(
     fail_on: Annotated[
         str | None, typer.Option(metavar="5%", help="With --compare: exit 1 if a row got worse by more; default 5%.")
     ] = None,
+    relative: Annotated[
+        bool,
+        typer.Option(
+            "--relative",
+            help="With --compare: divide out what all rows share (a slower day of this machine, or of edc itself).",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure what was gained and lost: the student against its whole ensemble, on the same backend, taking turns."""
     from edc.bench.backends import BACKENDS
     from edc.deploy.folder import newest_artifact
+    from edc.machine import num_cpus
 
-    old, limit = _old_bench(compare, fail_on)
+    num_threads = threads or num_cpus()
+    old, limit = _old_bench(compare, fail_on, relative=relative, threads=num_threads)
     folder = artifact or newest_artifact(EXPORT)
     if not artifact:
         say(f"artifact: {folder} (the newest)")
@@ -79,7 +88,6 @@ def bench(
     from edc.bench.bench import bench as measure
     from edc.bench.options import BenchOptions
     from edc.deploy.manifest import load_manifest
-    from edc.machine import num_cpus
     from edc.report.bench_table import print_bench
 
     options = BenchOptions(
@@ -87,16 +95,17 @@ def bench(
         data_root=data_root,
         backends=chosen,
         batches=sizes,
-        threads=threads or num_cpus(),
+        threads=num_threads,
         also=tuple(also),
         quick=quick,
         robustness=robustness,
         latency_bound_ms=latency_bound,
+        compare_with=old,
         command=shlex.join(["edc", *sys.argv[1:]]),
     )
     result = measure(folder, options)
     document = result.to_json()
-    comparison = _comparison(document, old, limit)
+    comparison = _comparison(document, old, limit, relative=relative)
     if as_json:
         print_json(document if comparison is None else {**document, "comparison": comparison.to_json()})
     print_bench(result, console=table_console(as_json))
@@ -108,21 +117,28 @@ def bench(
         sys.exit(comparison.exit_code)
 
 
-def _old_bench(path: Path | None, fail_on: str | None) -> tuple[dict[str, Any] | None, float]:
-    """Returns the earlier bench and the limit, both refused before anything is measured."""
+def _old_bench(
+    path: Path | None, fail_on: str | None, *, relative: bool, threads: int
+) -> tuple[dict[str, Any] | None, float]:
+    """Returns the earlier bench and the limit; what cannot be compared is refused before anything is measured."""
+    if path is None:
+        for option, is_given in (("--fail-on", fail_on is not None), ("--relative", relative)):
+            if is_given:
+                raise RequestError(f"{option}: needs --compare OLD.json, which says what to compare with")
+        return None, 0.0
     from edc.bench.compare import parse_fail_on
+    from edc.bench.compatible import require_comparable
+    from edc.bench.environment import environment_now
     from edc.bench.saved_bench import load_saved
 
-    if path is None:
-        if fail_on is not None:
-            raise RequestError("--fail-on: needs --compare OLD.json, which says what to compare with")
-        return None, 0.0
-    return load_saved(path), parse_fail_on(fail_on or "5%")
+    limit, old = parse_fail_on(fail_on or "5%"), load_saved(path)
+    require_comparable(environment_now(threads=threads).to_json(), old)
+    return old, limit
 
 
-def _comparison(document: dict[str, Any], old: dict[str, Any] | None, limit: float) -> Any:
+def _comparison(document: dict[str, Any], old: dict[str, Any] | None, limit: float, *, relative: bool) -> Any:
     if old is None:
         return None
     from edc.bench.compare import compare
 
-    return compare(document, old, fail_on=limit)
+    return compare(document, old, fail_on=limit, relative=relative)

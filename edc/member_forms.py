@@ -59,18 +59,18 @@ def choose_form(
     folder: Path,
     accelerator: Accelerator,
 ) -> tuple[MemberForm, str]:
-    """Returns the form to train a student in, and why.
+    """Returns the form to train a student in, and why if there was anything to choose.
 
     What `auto` has chosen is kept in `folder`, because a resumed run must go on in the form it was begun in.
     """
     if section.member_form != "auto":
-        return section.member_form, "the recipe says so"
-    if ensemble_size_of(network) == 1:
-        return "joint", "there is one member"
+        return section.member_form, ""
+    if ensemble_size_of(network) == 1 or (folder / "weights.safetensors").is_file():
+        return "joint", ""
     kept = folder / "member_form.json"
     if kept.is_file():
         form: MemberForm = json.loads(kept.read_text())["form"]
-        return form, f"{kept} says so"
+        return form, f"as {kept} says"
     rows = min(training.batch_size // accelerator.num_processes, training.micro_batch_size or training.batch_size)
     needed = activation_bytes(network, image_shape, training) * rows * ensemble_size_of(network)
     on_gpu = accelerator.device.type == "cuda"
@@ -80,7 +80,7 @@ def choose_form(
     form = "joint" if all_fit else "sequential"
     if accelerator.is_main_process:
         write_json(kept, {"form": form, "activation_bytes": needed, "free_bytes": free})
-    return form, f"{needed / 1e9:.1f} GB of activations for all members, {free / 1e9:.1f} GB free"
+    return form, f"whose activations take {needed / 1e9:.1f} GB together; {free / 1e9:.1f} GB are free"
 
 
 def activation_bytes(network: nn.Module, image_shape: tuple[int, int, int], training: TrainingSection) -> int:

@@ -134,11 +134,11 @@ def train_student(
         form, reason = choose_form(
             section, network, data.image_shape, training=training, folder=folder, accelerator=accelerator
         )
+        if accelerator.is_main_process and reason:
+            console.print(f"{name}: members {form}, {reason}", highlight=False)
         if training.compile:
             for m, teacher in enumerate(teachers.members):
                 compile_network(teacher, example_for(teacher, data.image_shape), label=f"teacher {m}")
-        if section.method == "latent_be" and accelerator.is_main_process:
-            console.print(f"{name}: members {form}, because {reason}", highlight=False)
         return fit(
             network,
             data,

@@ -1,5 +1,6 @@
 """From samples and predictions to the row that tables and bench.json show."""
 
+import dataclasses
 import json
 import mmap
 
@@ -11,7 +12,7 @@ from edc.bench.backends import open_backend
 from edc.bench.backends.contract import OnnxSubject, WhatRan
 from edc.bench.environment import environment_now
 from edc.bench.memory import peak_growth
-from edc.bench.messages import LoadReport, WarmUpRow
+from edc.bench.messages import Load, LoadReport, WarmUpRow
 from edc.bench.pool import NotRun, RowSpec, Timing
 from edc.bench.rows import Against, Row, fastest, quality_of, row_of, speedup
 from edc.bench.statistics import Estimate, compare_accuracy
@@ -41,6 +42,42 @@ def test_a_row_holds_what_was_measured():
     assert row.latency_quantiles_ms == (2.0,) * 101
     assert row.round_medians_ms == {str(r): 2.0 for r in range(10)}
     assert (row.precision, row.num_samples, row.flags, row.reason_not_run) == ("fp32", 100, (), None)
+
+
+def test_a_row_holds_the_median_of_each_part_that_a_gpu_tells():
+    parts = {
+        "copy_in": RowSamples({0: np.arange(1, 100) * 1000, 1: np.arange(101, 202) * 1000}),
+        "compute": RowSamples({0: np.full(50, 2_000_000), 1: np.full(50, 2_000_000)}),
+        "enqueue": RowSamples({0: np.full(3, 5000)}),
+    }
+    timing = dataclasses.replace(timing_of(2.0), parts=parts)
+    found = row_of(spec_of("student"), batch=1, load=LOAD, timing=timing).parts_ms
+    assert found.keys() == parts.keys()
+    median = np.median(np.delete(np.arange(1, 202), 99)) / 1000
+    assert found["copy_in"].value == pytest.approx(median)
+    assert found["copy_in"].low < median < (found["copy_in"].high or np.inf)
+    assert found["compute"] == Estimate(2.0, 2.0, 2.0)
+    assert found["enqueue"] is None  # three samples are no median with an interval
+    assert row_of(spec_of("student"), batch=1, load=LOAD, timing=timing_of(2.0)).to_json()["parts_ms"] == {}
+
+
+def test_a_row_of_another_artifact_says_whose_it_is():
+    spec = dataclasses.replace(spec_of("student"), artifact="other")
+    for load in (LOAD, NotRun("not there")):
+        row = row_of(spec, batch=1, load=load)
+        assert (row.artifact, row.key) == ("other", spec.key) == ("other", "other: student on onnxruntime")
+
+
+def test_memory_is_measured_only_where_it_is_asked_for(tmp_path):
+    worker = Worker(open_backend("onnxruntime", threads=1), tiny_images(16), threads=1)
+    worker.load(Load("row", OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,))))
+    num_loads, load = [], worker.backend.load
+    worker.backend.load = lambda subject: num_loads.append(1) or load(subject)
+    plan = TimingPlan(window_ms=0.5, max_windows=3)
+    assert worker.warm_up(WarmUpRow("row", 1, plan, with_memory=False)).peak_memory_bytes is None
+    assert not num_loads
+    worker.warm_up(WarmUpRow("row", 1, plan))
+    assert num_loads
 
 
 def test_a_row_that_did_not_run_says_why_and_has_no_figures():
@@ -129,8 +166,6 @@ def test_memory_of_a_row_does_not_depend_on_what_the_worker_did_before(tmp_path)
 def test_threads_that_the_library_did_not_give_are_flagged(tmp_path):
     subject = OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,))
     worker = Worker(open_backend("onnxruntime", threads=1), tiny_images(16), threads=4)
-    from edc.bench.messages import Load
-
     report = worker.load(Load("row", subject))
     assert report.flags == ("threads: 1, where 4 were asked for",)
     assert row_of(spec_of("row"), batch=1, load=report, timing=timing_of(1.0)).flags == report.flags

@@ -159,8 +159,9 @@ def test_another_artifacts_torch_rows_need_its_run(tmp_path):
         f"other: {name} on torch" for name in ("ensemble, in turn", "be (members)", "be")
     ]
     foreign = manifest(*ONNX, seed=1, recipe_sha256="0" * 64)
-    with pytest.raises(RequestError, match="run: is not the run that main's artifact was made from"):
+    with pytest.raises(RequestError, match=r"--also other: .*run is not the run it was made from"):
         also(foreign, main, "torch", run=tmp_path / "run")
+    assert also(foreign, main, "onnxruntime", run=tmp_path / "run")  # no row of it needs the run
 
 
 @pytest.mark.parametrize(

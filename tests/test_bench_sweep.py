@@ -15,7 +15,8 @@ class Machine:
     def __init__(self, ns_of) -> None:
         self.ns_of, self.asked = ns_of, []
 
-    def time(self, specs, *, batch, plan, seed):
+    def time(self, specs, *, batch, plan, seed, with_memory):
+        assert not with_memory
         self.asked.append((batch, [spec.subject for spec in specs]))
         return {spec: self.timing(self.ns_of[spec.subject](batch), batch) for spec in specs}
 
@@ -63,3 +64,25 @@ def test_a_row_is_swept_until_it_saturates_breaks_or_ends():
     }
     assert [p.images_per_second for p in found["parallel"].points] == pytest.approx([1e3, 2e3, 4e3, 8e3, 16e3])
     assert machine.asked[-1] == (16, ["parallel"])
+
+
+def test_batch_sizes_that_were_timed_already_are_not_timed_again():
+    ms = 1_000_000
+    machine = Machine({"serial": lambda batch: batch * ms, "parallel": lambda batch: ms, "absent": lambda batch: None})
+    specs = [RowSpec(name, "onnxruntime", OnnxSubject(())) for name in machine.ns_of]
+    serial, parallel, absent = specs
+    known = {
+        batch: {
+            serial: machine.timing(2 * batch * ms, batch),
+            parallel: machine.timing(ms, batch),
+            absent: NotRun("gone"),
+        }
+        for batch in (1, 8)
+    }
+    found = sweep(machine, specs, batches=[1, 4, 8], plan=TimingPlan(), seed=0, timed=known)
+    assert machine.asked == [(4, ["serial", "parallel"])]
+    points = {each.key: [(point.batch, point.images_per_second) for point in each.points] for each in found}
+    assert points == {
+        "serial on onnxruntime": [(1, 500.0), (4, 1000.0), (8, 500.0)],
+        "parallel on onnxruntime": [(1, 1000.0), (4, 4000.0), (8, 8000.0)],
+    }

@@ -84,7 +84,7 @@ def _measure(request: BenchRequest, options: BenchOptions) -> _Measured:
             with step(f"timing {len(specs)} rows in turn at batch {batch}"):
                 timings[batch] = pool.time(specs, batch=batch, plan=plan.timing, seed=seed)
         with step(f"throughput at batch {', '.join(map(str, sizes))}"):
-            throughput = sweep(pool, specs, batches=sizes, plan=plan.sweep, seed=seed)
+            throughput = sweep(pool, specs, batches=sizes, plan=plan.sweep, seed=seed, timed=timings)
         server = _serve(pool, request, options, timings.get(1))
     return _Measured(loads, predictions, qualities, robust, timings, throughput, server)
 
@@ -95,7 +95,7 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
     rows = _rows(specs, measured.loads, measured.timings, qualities, seed=seed)
     verdict = _verdict(rows, request, qualities, seed=seed)
     return BenchResult(
-        artifact=request.artifact.name,
+        artifact=request.artifact.resolve().name,
         deploy=request.recipe.deploy,
         ensemble_size=request.recipe.teachers.size,
         command=options.command,
@@ -162,7 +162,7 @@ def _serve(pool: WorkerPool, request: BenchRequest, options: BenchOptions, timin
     """Returns the server scenario of the student and of the ensemble's best form, for each backend that has both."""
     plan, specs = options.plan, request.specs
     if timings is None:
-        timings = pool.time(specs, batch=1, plan=plan.sweep, seed=options.seed)
+        timings = pool.time(specs, batch=1, plan=plan.sweep, seed=options.seed, with_memory=False)
     pairs = []
     for backend in request.backends:
         student = next((spec for spec in specs if spec.backend == backend and _is_student(spec, request)), None)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from scipy.stats import norm
 
-from edc.bench.compatible import warnings_of
+from edc.bench.compatible import require_rows_in_common, warnings_of
 from edc.bench.saved_bench import SavedBench, SavedEstimate, SavedRow, saved_bench
 from edc.bench.statistics import MARGIN, Estimate
 from edc.bench.timing import DRIFT_LIMIT
@@ -130,9 +130,8 @@ def compare(
     after, before = saved_bench(new, name="this bench"), saved_bench(old, name="saved bench")
     warnings = warnings_of(after, before)
     rows_after, rows_before = _by_place(after), _by_place(before)
+    require_rows_in_common(rows_after.keys(), before)
     common = [place for place in rows_before if place in rows_after]
-    if not common:
-        raise RequestError("--compare: the saved bench has no row in common with this one (subject, backend, batch)")
     ratios = {
         place: now.value / then.value
         for place in common

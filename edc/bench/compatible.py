@@ -1,11 +1,12 @@
 """Whether two benches may be compared at all, and what to bear in mind if they may."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from edc.bench.saved_bench import SavedBench
 from edc.errors import RequestError
 
-__all__ = ["require_comparable", "warnings_of"]
+__all__ = ["require_comparable", "require_rows_in_common", "require_same_classes", "warnings_of"]
 
 MUST_AGREE = ("cpu", "gpu", "threads")
 SHOULD_AGREE = ("num_cpus", "governor", "turbo", "system", "python")
@@ -27,6 +28,18 @@ def require_comparable(new_environment: dict[str, Any], old: dict[str, Any]) -> 
             )
 
 
+def require_same_classes(class_names: Sequence[str], old: SavedBench) -> None:
+    """Raises `RequestError` if the saved bench is of another task."""
+    if tuple(class_names) != old.class_names:
+        raise RequestError("--compare: the saved bench is of a network with other classes; compare benches of one task")
+
+
+def require_rows_in_common(places: Collection[tuple[str, int]], old: SavedBench) -> None:
+    """Raises `RequestError` if none of the rows, as (key, batch), is in the saved bench."""
+    if not any((row.key, row.batch) in places for row in old.rows):
+        raise RequestError("--compare: the saved bench has no row in common with this one (subject, backend, batch)")
+
+
 def warnings_of(new: SavedBench, old: SavedBench) -> tuple[str, ...]:
     """Returns what differs between two benches that may be compared, in sentences.
 
@@ -34,8 +47,7 @@ def warnings_of(new: SavedBench, old: SavedBench) -> tuple[str, ...]:
         RequestError: another machine, other threads, other classes.
     """
     require_comparable(new.environment, {"environment": old.environment})
-    if new.class_names != old.class_names:
-        raise RequestError("--compare: the saved bench is of a network with other classes; compare benches of one task")
+    require_same_classes(new.class_names, old)
     warnings = []
     if new.artifact != old.artifact:
         warnings.append(f"another artifact: {old.artifact} before, {new.artifact} now")

@@ -34,6 +34,8 @@ class WarmUpRow:
     key: str
     batch: int
     plan: TimingPlan
+    with_memory: bool = True
+    """Whether to load the row once more, to see what memory that takes."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,10 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class WarmUpReport:
-    """How the warm-up went, and by how much loading the row and running it at this batch size raises memory."""
+    """How the warm-up went, and by how much loading the row and running it at this batch size raises memory.
+
+    `peak_memory_bytes` is None where nobody asked, or can tell.
+    """
 
     warm_up: WarmUp
     peak_memory_bytes: int | None

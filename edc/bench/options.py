@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edc.bench.backends import BackendName
 from edc.bench.server import ServerPlan
@@ -30,6 +31,8 @@ class BenchOptions:
     robustness: bool = True
     latency_bound_ms: float | None = None
     """For the server's p99; None takes three times the ensemble's median, per backend."""
+    compare_with: dict[str, Any] | None = None
+    """The document of a saved bench that this one will be compared with: refused at once if it cannot be."""
     seed: int = 0
     command: str = ""
     """What was typed, for the record."""
@@ -60,7 +63,7 @@ FULL = BenchPlan(
     quality_images=None,
 )
 QUICK = BenchPlan(
-    timing=TimingPlan(seconds_per_row=0.3, num_rounds=12, min_rounds=8, window_ms=10.0, max_windows=12, settle_ms=1.0),
+    timing=TimingPlan(seconds_per_row=0.2, num_rounds=12, min_rounds=8, window_ms=10.0, max_windows=12, settle_ms=1.0),
     sweep=TimingPlan(seconds_per_row=0.05, num_rounds=3, min_rounds=3, window_ms=5.0, max_windows=6, settle_ms=1.0),
     sweep_factor=8,
     server=ServerPlan(loads=(0.3, 0.6, 0.9), num_rounds=3, seconds_per_point=0.2, most_seconds=0.8),

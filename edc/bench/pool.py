@@ -139,13 +139,18 @@ class WorkerPool:
         return {spec: failed.get(spec) or np.concatenate(outputs[spec]) for spec in specs}
 
     def time(
-        self, specs: Sequence[RowSpec], *, batch: int, plan: TimingPlan, seed: int
+        self, specs: Sequence[RowSpec], *, batch: int, plan: TimingPlan, seed: int, with_memory: bool = True
     ) -> dict[RowSpec, Timing | NotRun]:
-        """Returns each row's samples at one batch size: all rows are warmed up, then take turns."""
+        """Returns each row's samples at one batch size: all rows are warmed up, then take turns.
+
+        Args:
+            with_memory: also load each row once more, for `Timing.peak_memory_bytes`: as long as a short timing.
+        """
         failed: dict[RowSpec, NotRun] = {}
         warm: dict[RowSpec, WarmUpReport] = {}
         for spec in specs:
-            report = self._ask(spec, WarmUpRow(spec.key, batch, plan), doing=f"warming up {spec.subject}")
+            request = WarmUpRow(spec.key, batch, plan, with_memory=with_memory)
+            report = self._ask(spec, request, doing=f"warming up {spec.subject}")
             if isinstance(report, NotRun):
                 failed[spec] = report
             else:
@@ -155,8 +160,8 @@ class WorkerPool:
 
         def round_of(spec: RowSpec) -> Callable[[int, int], Samples | None]:
             def run(first: int, num_runs: int) -> Samples | None:
-                request = TimeRound(spec.key, batch, first, num_runs, plan.settle_ms)
-                answer: RoundReport | NotRun = self._ask(spec, request, doing=f"timing {spec.subject}")
+                round_asked = TimeRound(spec.key, batch, first, num_runs, plan.settle_ms)
+                answer: RoundReport | NotRun = self._ask(spec, round_asked, doing=f"timing {spec.subject}")
                 if isinstance(answer, NotRun):
                     failed[spec] = answer
                     return None

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edc.bench.backends import BackendName, available_backends, needs_run, require_installed
+from edc.bench.compatible import require_rows_in_common, require_same_classes
 from edc.bench.options import BenchOptions
 from edc.bench.pool import RowSpec
+from edc.bench.saved_bench import saved_bench
 from edc.bench.specs import also_specs, base_subject, row_specs
 from edc.checkpoint import load_state
 from edc.data import DataSet, load_data
@@ -42,9 +44,10 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
 
     Raises:
         ArtifactError: the artifact is missing, damaged or changed.
-        RequestError: a batch over what the artifact was checked for, another artifact's run.
+        RequestError: a batch over what the artifact was checked for, another artifact's run, a saved bench of something
+            else to compare with.
         NotInstalledError: a backend that was asked for by name.
-        DataError: the test images are not there.
+        DataError: the test images are not there, or are of other classes.
         CheckpointError: the run is there, and its weights are damaged.
     """
     manifest = load_manifest(artifact)
@@ -58,26 +61,43 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
     takes_run = any(needs_run(name) for name in backends)
     if takes_run:
         _require_same_run(options.run, manifest)
-    data = _load_data(artifact, recipe, options.data_root)
+    data = _load_data(artifact, manifest, recipe, options.data_root)
     if takes_run:
         _require_readable(options.run, recipe, data)
     specs = row_specs(artifact, manifest, recipe, options.run, backends, options.data_root)
     parameters = _parameters(manifest, recipe, options.run, specs)
-    for other in options.also:
-        added, of_other = _also(other, manifest, options, backends)
+    for other, label in _also_labels(options.also, artifact).items():
+        added, of_other = _also(other, manifest, options, backends, label=label)
         specs += added
         parameters |= of_other
+    if options.compare_with is not None:
+        old = saved_bench(options.compare_with, name="--compare")
+        require_same_classes(manifest.classes, old)
+        require_rows_in_common([(spec.key, batch) for spec in specs for batch in batches], old)
     return BenchRequest(artifact, manifest, recipe, data, backends, tuple(batches), max_batch, tuple(specs), parameters)
 
 
+def _also_labels(others: Sequence[Path], artifact: Path) -> dict[Path, str]:
+    """Returns what the rows of each other artifact are called by: its folder's name, or its path where names repeat."""
+    labels: dict[Path, str] = {}
+    seen = {artifact.resolve()}
+    names = [other.resolve().name for other in others]
+    for other, name in zip(others, names, strict=True):
+        if other.resolve() in seen:
+            raise RequestError(f"--also {other}: is measured already; name every artifact once")
+        seen.add(other.resolve())
+        labels[other] = name if names.count(name) == 1 else str(other)
+    return labels
+
+
 def _also(
-    other: Path, main: Manifest, options: BenchOptions, backends: tuple[BackendName, ...]
+    other: Path, main: Manifest, options: BenchOptions, backends: tuple[BackendName, ...], *, label: str
 ) -> tuple[list[RowSpec], dict[str, int]]:
     """Returns the rows of another artifact, and their parameters; its run is looked for beside the artifact's own."""
     manifest = load_manifest(other)
     verify_files(other, manifest)
     recipe, run = _recipe(other), options.run.parent / manifest.run
-    specs = also_specs(other, manifest, recipe, run, backends, options.data_root, main=main)
+    specs = also_specs(other, manifest, recipe, run, backends, options.data_root, main=main, label=label)
     return specs, _parameters(manifest, recipe, run, specs)
 
 
@@ -88,6 +108,8 @@ def _parameters(manifest: Manifest, recipe: Recipe, run: Path, specs: Sequence[R
     ensembles = ("ensemble, in turn", "ensemble, merged")
     found |= dict.fromkeys(ensembles, of_file.get("ensemble"))
     with suppress(RunError):
+        if RunFolder(run).recipe().digest() != manifest.recipe_sha256:
+            raise RunError(f"{run}: another artifact's run")
         of_run = {row["subject"]: row["parameters"] for row in RunFolder(run).summary()["rows"]}
         found |= of_run | dict.fromkeys(ensembles, of_run.get("ensemble", of_file.get("ensemble")))
     by_key = {spec.key: found.get(base_subject(spec)) for spec in specs}
@@ -146,7 +168,7 @@ def _require_readable(run: Path, recipe: Recipe, data: DataSet) -> None:
             load_state(path)
 
 
-def _load_data(artifact: Path, recipe: Recipe, data_root: Path | None) -> DataSet:
+def _load_data(artifact: Path, manifest: Manifest, recipe: Recipe, data_root: Path | None) -> DataSet:
     update = {"root": data_root} if data_root is not None else {}
     data = load_data(recipe.data.model_copy(update=update))
     for name, images in (("test", data.test), ("validation", data.validation)):
@@ -155,4 +177,13 @@ def _load_data(artifact: Path, recipe: Recipe, data_root: Path | None) -> DataSe
                 f"{artifact}: its data set ({recipe.data.kind}) has no {name} images, which bench measures on; "
                 "point --data-root at a copy that has them"
             )
+    if data.class_names != manifest.classes:
+        raise DataError(
+            f"{artifact}: knows {_classes(manifest.classes)}, its data set has {_classes(data.class_names)} now; "
+            "point --data-root at the data it was made from"
+        )
     return data
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

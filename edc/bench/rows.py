@@ -107,9 +107,7 @@ def row_of(
     against: Sequence[Against] = (),
 ) -> Row:
     """Returns the row of `spec`; the first step that did not run gives the reason."""
-    row = Row(
-        subject=spec.subject, backend=spec.backend, batch=batch, against=tuple(against), artifact=spec.artifact
-    )
+    row = Row(subject=spec.subject, backend=spec.backend, batch=batch, against=tuple(against), artifact=spec.artifact)
     reasons = [step.reason for step in (load, timing, quality) if isinstance(step, NotRun)]
     if reasons:
         row = dataclasses.replace(row, reason_not_run=reasons[0])

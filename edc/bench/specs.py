@@ -90,7 +90,7 @@ def also_specs(
     """
     label = other.name if label is None else label
     _require_same_task(label, manifest, main)
-    has_run = _is_run_of(run, manifest)
+    has_run = any(needs_run(backend) for backend in backends) and _is_run_of(label, run, manifest)
     is_other_ensemble = _ensemble_digests(manifest) != _ensemble_digests(main)
     specs = []
     for backend in backends:
@@ -198,13 +198,16 @@ def _ensemble_digests(manifest: Manifest) -> set[str]:
     return teachers or {file.sha256 for file in files if file.role == "ensemble"}
 
 
-def _is_run_of(run: Path, manifest: Manifest) -> bool:
+def _is_run_of(label: str, run: Path, manifest: Manifest) -> bool:
     """Returns whether the run is there, raising `RequestError` if it is another artifact's."""
     folder = RunFolder(run)
     if not folder.recipe_path.is_file():
         return False
     if folder.recipe().digest() != manifest.recipe_sha256:
-        raise RequestError(f"{run}: is not the run that {manifest.run}'s artifact was made from (another recipe)")
+        raise RequestError(
+            f"--also {label}: {run} is not the run it was made from (another recipe); move that run away, "
+            "or leave torch out: --backends onnxruntime"
+        )
     return True
 
 

@@ -1,9 +1,9 @@
 """Offline throughput: larger and larger batches, until a larger one gains nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from edc.bench.pool import NotRun, RowSpec, WorkerPool
+from edc.bench.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.bench.statistics import has_saturated, images_per_second
 from edc.bench.timing import TimingPlan
 
@@ -40,18 +40,29 @@ def batch_sizes(largest: int, *, factor: int = 2) -> list[int]:
 
 
 def sweep(
-    pool: WorkerPool, specs: Sequence[RowSpec], *, batches: Sequence[int], plan: TimingPlan, seed: int
+    pool: WorkerPool,
+    specs: Sequence[RowSpec],
+    *,
+    batches: Sequence[int],
+    plan: TimingPlan,
+    seed: int,
+    timed: Mapping[int, Mapping[RowSpec, Timing | NotRun]] | None = None,
 ) -> list[Throughput]:
     """Returns the throughput of every row that ran; rows of one batch size take turns, as in every timing here.
 
     A row leaves when it has saturated, or when a batch size does not run (out of memory, say); what it had, it keeps.
+
+    Args:
+        timed: what is known already of some batch sizes; they are not measured again.
     """
     points: dict[RowSpec, list[ThroughputPoint]] = {spec: [] for spec in specs}
     saturated: set[RowSpec] = set()
     left = list(specs)
     for batch in batches:
-        timings = pool.time(left, batch=batch, plan=plan, seed=seed) if left else {}
-        for spec, timing in timings.items():
+        known = timed[batch] if timed and batch in timed else None
+        if known is None:
+            known = pool.time(left, batch=batch, plan=plan, seed=seed, with_memory=False) if left else {}
+        for spec, timing in [(spec, known[spec]) for spec in left]:
             rate = None if isinstance(timing, NotRun) else images_per_second(timing.samples.all, batch=batch)
             if rate is None:
                 left.remove(spec)

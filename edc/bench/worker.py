@@ -111,13 +111,13 @@ class Worker:
         )
 
     def warm_up(self, request: WarmUpRow) -> WarmUpReport:
-        """Warms up; before that, loads the row a second time, and only to see what memory that takes.
+        """Warms up; before that, if asked, loads the row a second time, and only to see what memory that takes.
 
         The copy that is timed would not tell: it keeps what it needed for the largest batch that it has ever run.
         """
         inputs = self.inputs_of(request.batch)
         loaded = self.loaded[request.key]
-        if loaded.on_gpu:  # what it takes there is not what the host's memory grows by
+        if loaded.on_gpu or not request.with_memory:  # on a GPU, host memory is not what a row takes
             return WarmUpReport(warm_up(loaded.infer, inputs, plan=request.plan), peak_memory_bytes=None)
         with peak_growth() as memory:
             fresh = self.backend.load(self.subjects[request.key])

@@ -27,6 +27,7 @@ from edc.deploy.precisions import Samples, write_precisions
 from edc.deploy.records import engine_records, onnx_record, other_record, write_triton_repository
 from edc.deploy.uint8_input import take_uint8_pixels
 from edc.recipe import Recipe
+from edc.report.progress import console
 from edc.run import RunFolder
 from edc.seeding import generator_for
 from edc.student import deployable, load_student
@@ -200,7 +201,11 @@ def _subjects(
     *,
     fold_temperature: bool,
 ) -> list[_Subject]:
-    """Returns the student, then its baseline: each teacher and the ensemble merged into one graph."""
+    """Returns the student, then its baseline: each teacher and the ensemble merged into one graph.
+
+    There is no baseline where a teacher cannot be written as ONNX (TorchScript, converted ONNX): half of one would not
+    be fair to the ensemble.
+    """
     cpu, shape = Accelerator(cpu=True), data.image_shape
     folded = deployable(student, recipe, recipe.deploy, data, accelerator=cpu)
     row = _row(summary, recipe.deploy)
@@ -211,6 +216,9 @@ def _subjects(
         exported = scale_classifier(exported, calibration_temperature=temperature, input_shape=shape)
     subjects = [_Subject("student", "student", reference, exported, _metrics(row))]
     teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu).members)
+    if fixed := [f"teacher {m}" for m, teacher in enumerate(teachers) if not getattr(teacher, "exportable", True)]:
+        console.print(f"no baseline files: torch cannot write {', '.join(fixed)} as ONNX; bench runs them in torch")
+        return subjects
     fused = [fuse_batchnorm(teacher, input_shape=shape).network for teacher in teachers]
     for m, teacher in enumerate(teachers):
         known = _metrics(_row(summary, f"teacher {m}"))
