@@ -243,7 +243,7 @@ def on_files(place: Path) -> Path:
     recipe.write_text(yaml.safe_dump(document))
     manifest = json.loads((place / "on_files/manifest.json").read_text())
     record = next(file for file in manifest["files"] if file["path"] == "recipe.yaml")
-    record.update(sha256=sha256_of(recipe), size_bytes=recipe.stat().st_size)
+    record.update(sha256=sha256_of(recipe), bytes=recipe.stat().st_size)
     (place / "on_files/manifest.json").write_text(json.dumps(manifest))
     return place
 
@@ -258,10 +258,10 @@ def write_images(folder: Path, classes: Sequence[str], *, num_images: int) -> No
 @pytest.mark.parametrize(
     ("num_train", "num_test", "prefix", "message"),
     [
-        (4, 0, "class", "no images in class folder .*untested/test/class0"),
+        (4, 0, "class", "untested/test/class0: no images"),
         (1, None, "class", "data.validation, data.test or data.train_limit: 0 of 4 images cannot be set apart"),
-        (0, None, "class", "no images in"),
-        (4, 4, "kind", r"on_files: knows 4 classes \(class0, .*, its data set has 4 classes \(kind0, .*--data-root"),
+        (0, None, "class", "untested/train/class0: no images"),
+        (10, 4, "kind", r"on_files: knows 4 classes \(class0, .*, its data set has 4 classes \(kind0, .*--data-root"),
     ],
 )
 def test_data_set_without_the_test_images_is_refused(on_files, tmp_path, num_train, num_test, prefix, message):
