@@ -114,7 +114,7 @@ def evaluate(options: Any, row: str) -> None:
     """Counts the tries as `edc bench --compare` judged them, then all pairs."""
     from quick_benches import machine, write
 
-    from edc.bench.compare import BETWEEN_BENCHES, compare, parse_fail_on
+    from edc.bench.compare import compare, parse_fail_on
     from edc.bench.saved_bench import load_saved
 
     fail_on = parse_fail_on(options.fail_on)
@@ -134,7 +134,6 @@ def evaluate(options: Any, row: str) -> None:
         "row": row,
         "percent": options.percent,
         "fail_on": fail_on,
-        "between_benches": BETWEEN_BENCHES,
         "flagged": sum(bool(document["environment"].get("flags")) for document in plain + slow),
         "benches": len(plain) + len(slow),
     }
@@ -173,7 +172,7 @@ def show(result: dict[str, Any]) -> None:
     from quick_benches import share, table
 
     print(f"{result['row']}, {result['benches']} benches, {result['machine']}")
-    print(f"--fail-on {result['fail_on']:.0%}, term between benches {result['between_benches']:.1%}\n")
+    print(f"--fail-on {result['fail_on']:.0%}\n")
     cells = []
     for name in ("tries", "pairs"):
         for kind, percent in (("slow", result["percent"]), ("plain", 0.0)):

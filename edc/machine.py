@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["cpu_name", "free_memory_bytes", "num_cpus"]
+__all__ = ["cpu_name", "free_memory_bytes", "num_cpus", "processors_in_use"]
 
 
 def cpu_name() -> str:
@@ -27,3 +27,8 @@ def num_cpus() -> int:
 def free_memory_bytes() -> int:
     """Returns the memory that the system could give to programs now."""
     return int(psutil.virtual_memory().available)
+
+
+def processors_in_use(*, seconds: float = 0.5) -> float:
+    """Returns how many processors all programs together keep busy, watched for so long; the caller sleeps."""
+    return float(psutil.cpu_percent(interval=seconds)) / 100 * (os.cpu_count() or 1)

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 from rich.console import Console
 from scipy.stats import norm
 
-from edc.bench.compare import BETWEEN_BENCHES, Comparison, compare, parse_fail_on
+from edc.bench.changes import Comparison
+from edc.bench.compare import compare, parse_fail_on
 from edc.bench.compatible import require_comparable
 from edc.bench.saved_bench import load_saved
-from edc.bench.statistics import quantile
+from edc.bench.statistics import MEDIAN_SPREAD, RATIO_SPREAD, quantile
 from edc.bench.timing import RowSamples
 from edc.errors import RequestError
 from edc.report.compare_table import print_comparison
@@ -22,7 +24,7 @@ from edc.report.compare_table import print_comparison
 SUBJECTS = ("teacher 0", "ensemble, merged", "student")
 
 
-def p50(value: float, *, share: float = 0.004) -> dict[str, float]:
+def p50(value: float, *, share: float = 0.06) -> dict[str, float]:
     return {"value": value, "low": value * (1 - share), "high": value * (1 + share)}
 
 
@@ -83,23 +85,49 @@ def test_a_row_is_judged_by_fail_on_and_its_interval(factor: float, expected: st
 def test_fail_on_moves_the_border():
     assert verdicts(compare(bench(student=1.1), bench(), fail_on=0.15)) == ["same"] * 3
     assert verdicts(compare(bench(student=1.03), bench(), fail_on=0.0)) == ["same", "same", "undecided"]
-    assert verdicts(compare(bench(student=1.03), bench(), fail_on=0.0, between_benches=0.001))[-1] == "worse"
 
 
-def test_the_interval_adds_both_medians_and_the_term_between_benches():
-    change = compare(bench(student=1.1), bench()).changes[2].change
-    assert change is not None
-    z, of_p50 = norm.ppf(1 - 0.05 / 2 / 3), norm.ppf(0.99)  # three rows: Bonferroni
-    down, up = (abs(math.log(1 + sign * 0.004)) / of_p50 for sign in (-1, 1))
-    half = z * math.sqrt(down**2 + up**2 + 2 * BETWEEN_BENCHES**2)
-    assert change.value == pytest.approx(1.1)
-    assert change.low == pytest.approx(1.1 * math.exp(-half), rel=1e-9)
-    assert change.high == pytest.approx(1.1 * math.exp(half), rel=1e-9)
+def test_a_change_is_judged_as_it_is_and_against_the_rest():
+    """Rounds of the fixture do not differ; three rows, two ways: Bonferroni over six."""
+    change = compare(bench(teacher=1.02, ensemble=1.02, student=1.122), bench()).changes[2]
+    z, of_p50 = norm.ppf(1 - 0.05 / 2 / 6), norm.ppf(0.99)
+    down, up = (abs(math.log(1 + sign * 0.06)) / of_p50 for sign in (-1, 1))
+    for found, value, spread in (
+        (change.change, 1.122, math.hypot(down, up)),
+        (change.against_rest, 1.1, math.sqrt(2) * RATIO_SPREAD),
+    ):
+        assert found.value == pytest.approx(value)
+        assert found.low == pytest.approx(value * math.exp(-z * spread), rel=1e-9)
+        assert found.high == pytest.approx(value * math.exp(z * spread), rel=1e-9)
+
+
+def test_the_rest_finds_what_a_restless_machine_hides_and_a_faster_one_covers():
+    """Medians that are only known to 15 %: all rows 10 % faster, but one."""
+    new, old = bench(teacher=0.9, ensemble=0.9, student=1.0), bench()
+    for document in (new, old):
+        for each in document["rows"]:
+            each["p50_ms"] = p50(each["p50_ms"]["value"], share=0.15)
+    found = compare(new, old)
+    assert verdicts(found) == ["undecided", "undecided", "worse"]
+    assert found.changes[2].against_rest.value == pytest.approx(1 / 0.9)
+    faster = compare(bench(teacher=0.9, ensemble=0.9, student=0.9), bench())
+    assert "worse" not in verdicts(faster)
+
+
+def test_the_rest_is_that_of_the_batch_size():
+    """Everything at batch 1 is slower by half: no row of batch 64 is slower than the rest for it."""
+    new, old = bench(teacher=1.5, ensemble=1.5, student=1.5), bench()
+    for document in (new, old):
+        document["rows"] += [dict(each, batch=64, p50_ms=p50(1.0)) for each in document["rows"]]
+    changes = [change for change in compare(new, old).changes if change.figure == "p50_ms"]
+    assert [round(change.against_rest.value, 6) for change in changes] == [1.0] * 6
+    assert [change.verdict for change in changes] == ["worse"] * 3 + ["same"] * 3
 
 
 def test_uncertain_medians_leave_a_change_undecided():
     new = bench(student=1.1)
     new["rows"][2]["p50_ms"] = p50(0.11, share=0.15)
+    new["rows"][2]["round_medians_ms"] = {str(number): 0.11 * (1 + 0.2 * (-1) ** number) for number in range(12)}
     assert verdicts(compare(new, bench())) == ["same", "same", "undecided"]
     new["rows"][2]["p50_ms"] = {"value": 0.2, "low": None, "high": 0.21}
     assert verdicts(compare(new, bench())) == ["same", "same", "undecided"]
@@ -134,26 +162,26 @@ def test_a_change_of_all_rows_is_worse_unless_it_is_divided_out():
         compare(two, two, relative=True)
 
 
-def synthetic_p50(rng: np.random.Generator, factor: float, *, between: float) -> dict[str, float]:
-    """The median of 12 rounds of 60 samples, rounds 1 % apart, in a bench that is off by `between`."""
-    level = 1e5 * factor * math.exp(rng.normal(0, between))
+def synthetic_p50(rng: np.random.Generator, factor: float) -> dict[str, Any]:
+    """The median of 12 rounds of 60 samples, rounds 1 % apart, as a bench saves it."""
     rounds = {
-        r: (level * math.exp(rng.normal(0, 0.01)) * rng.lognormal(0, 0.03, 60)).astype(np.int64) for r in range(12)
+        r: (1e5 * factor * math.exp(rng.normal(0, 0.01)) * rng.lognormal(0, 0.03, 60)).astype(np.int64)
+        for r in range(12)
     }
     estimate = quantile(RowSamples(rounds), 0.5)
     assert estimate is not None
-    assert estimate.low is not None
-    assert estimate.high is not None
-    return {"value": estimate.value / 1e6, "low": estimate.low / 1e6, "high": estimate.high / 1e6}
+    return asdict(estimate.widened(MEDIAN_SPREAD, confidence=0.99))
 
 
 def test_over_simulated_benches_ten_per_cent_is_found_and_none_is_not_reported():
+    """Benches differ by what is assumed of them: the machine by MEDIAN_SPREAD, two rows of one by RATIO_SPREAD."""
     rng = np.random.default_rng(0)
 
     def simulated(factor: float) -> dict[str, Any]:
-        document = bench()
+        document, machine = bench(), math.exp(rng.normal(0, MEDIAN_SPREAD))
         for number, each in enumerate(document["rows"]):
-            each["p50_ms"] = synthetic_p50(rng, factor if number == 2 else 1.0, between=BETWEEN_BENCHES)
+            own = math.exp(rng.normal(0, RATIO_SPREAD / math.sqrt(2)))
+            each["p50_ms"] = synthetic_p50(rng, machine * own * (factor if number == 2 else 1.0))
         return document
 
     found = reported = 0
@@ -310,7 +338,7 @@ def test_people_are_told_which_rows_got_worse():
     stream = io.StringIO()
     print_comparison(compare(new, bench()), console=Console(file=stream, width=140))
     text = stream.getvalue()
-    assert "got worse: student on onnxruntime at batch 1: ms 0.1000 -> 0.1100, +10.0% (+4." in text
+    assert "got worse: student on onnxruntime at batch 1: ms 0.1000 -> 0.1100, +10.0% (" in text
     assert "[red] v2: teacher 0 on onnxruntime" in text
     assert "all rows together" not in text  # two common rows say nothing about the machine
     stream = io.StringIO()

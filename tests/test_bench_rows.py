@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import math
 import mmap
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from tiny_onnx import tiny_images, write_tiny_onnx
 
 from edc.bench.backends import open_backend
@@ -15,13 +18,25 @@ from edc.bench.memory import peak_growth
 from edc.bench.messages import Load, LoadReport, WarmUpRow
 from edc.bench.pool import NotRun, RowSpec, Timing
 from edc.bench.rows import Against, Row, fastest, quality_of, row_of, speedup
-from edc.bench.statistics import Estimate, compare_accuracy
+from edc.bench.statistics import MEDIAN_SPREAD, RATIO_SPREAD, Estimate, compare_accuracy
 from edc.bench.timing import RowSamples, TimingPlan, WarmUp
 from edc.bench.worker import Worker
 
 LOAD = LoadReport(
     WhatRan("CPUExecutionProvider", "fp32", "1.31", 1), file_bytes=1000, load_ms=5.0, first_inference_ms=2.0
 )
+
+
+def of_steady(value, spread, confidence):
+    """A figure whose samples are all equal: what is left is what benches differ by."""
+    factor = math.exp(norm.ppf(confidence) * spread)
+    return Estimate(value, pytest.approx(value / factor, rel=1e-12), pytest.approx(value * factor, rel=1e-12))
+
+
+def test_two_sources_of_spread_add_up_as_independent_ones_do():
+    found = Estimate(2.0, 1.9, None).widened(0.02, confidence=0.99)
+    expected = 2.0 * math.exp(-math.hypot(math.log(2.0 / 1.9), 2.3263478740408408 * 0.02))
+    assert found == Estimate(2.0, pytest.approx(expected, rel=1e-12), None)
 
 
 def spec_of(subject):
@@ -35,7 +50,7 @@ def timing_of(ms, num_runs=100, batch=1):
 
 def test_a_row_holds_what_was_measured():
     row = row_of(spec_of("student"), batch=8, load=LOAD, timing=timing_of(2.0, batch=8))
-    assert row.p50_ms == row.p90_ms == Estimate(2.0, 2.0, 2.0)
+    assert row.p50_ms == row.p90_ms == of_steady(2.0, MEDIAN_SPREAD, 0.99)
     assert row.p99_ms is None  # a hundred samples are no p99
     assert row.images_per_second == pytest.approx(8 / 0.002)
     assert (row.load_ms, row.first_inference_ms, row.file_bytes, row.peak_memory_bytes) == (5.0, 2.0, 1000, 4096)
@@ -56,7 +71,7 @@ def test_a_row_holds_the_median_of_each_part_that_a_gpu_tells():
     median = np.median(np.delete(np.arange(1, 202), 99)) / 1000
     assert found["copy_in"].value == pytest.approx(median)
     assert found["copy_in"].low < median < (found["copy_in"].high or np.inf)
-    assert found["compute"] == Estimate(2.0, 2.0, 2.0)
+    assert found["compute"] == of_steady(2.0, MEDIAN_SPREAD, 0.99)
     assert found["enqueue"] is None  # three samples are no median with an interval
     assert row_of(spec_of("student"), batch=1, load=LOAD, timing=timing_of(2.0)).to_json()["parts_ms"] == {}
 
@@ -99,7 +114,7 @@ def test_rows_become_json_and_nothing_is_lost():
     document = json.loads(json.dumps(row.to_json(), allow_nan=False))
     assert document == row.to_json()
     assert document["precision"] == document["what_ran"]["precision"] == "fp32"
-    assert document["p50_ms"] == {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert document["p50_ms"] == asdict(of_steady(2.0, MEDIAN_SPREAD, 0.99))
     assert document["against"][0]["speedup"] == {"value": 4.0, "low": None, "high": 5.0}
     assert document["against"][0]["accuracy"]["verdict"] == "undecided"
     assert document["quality"]["raw"]["acc"] == document["quality"]["agreement"] == 1.0
@@ -126,7 +141,7 @@ def test_the_baseline_is_the_fastest_form_that_ran():
     timings = {in_turn: timing_of(4.0), merged: timing_of(3.0), broken: NotRun("no file")}
     assert fastest(timings) == merged
     assert fastest({broken: timings[broken]}) is None
-    assert speedup(timings[merged], timing_of(1.0), seed=0) == Estimate(3.0, 3.0, 3.0)
+    assert speedup(timings[merged], timing_of(1.0), seed=0) == of_steady(3.0, RATIO_SPREAD, 0.975)
     assert speedup(timings[broken], timings[merged], seed=0) is None
 
 
@@ -172,20 +187,19 @@ def test_threads_that_the_library_did_not_give_are_flagged(tmp_path):
 
 
 def test_environment_names_the_machine_and_flags_a_busy_one(monkeypatch):
+    monkeypatch.setattr("edc.bench.environment.processors_in_use", lambda: 0.1)
     monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.2, 0.3))
     quiet = environment_now(threads=1)
-    assert quiet.flags == ()
+    assert quiet.flags == quiet.at_end().flags == ()
     assert quiet.packages.keys() >= {"torch", "numpy"}
     assert quiet.num_cpus >= 1
     assert quiet.cpu
-    monkeypatch.setattr("edc.bench.environment.num_cpus", lambda: 8)
-    for load, threads, is_busy in ((3.5, 2, True), (1.5, 2, False), (1.5, 8, True), (1.2, 1, True), (0.4, 8, False)):
-        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.2, 0.3))
-        assert bool(environment_now(threads=threads).flags) == is_busy
-    monkeypatch.setattr("os.getloadavg", lambda: (3.5, 0.2, 0.3))
-    busy = environment_now(threads=10_000)
-    assert busy.flags[0].startswith("busy machine: the load average was 3.5")
+    monkeypatch.setattr("edc.bench.environment.processors_in_use", lambda: 1.26)
+    busy = environment_now(threads=10_000).at_end()
+    assert busy.flags[0] == "busy machine: other programs used 1.3 processors before the bench began"
     assert "10000 threads on" in busy.flags[1]
+    assert busy.flags[2] == "busy machine: other programs used 1.3 processors after it ended"
+    monkeypatch.setattr("os.getloadavg", lambda: (3.5, 0.2, 0.3))
     document = json.loads(json.dumps(quiet.at_end().to_json(), allow_nan=False))
     assert document["load_at_start"] == [0.1, 0.2, 0.3]
     assert document["load_at_end"] == [3.5, 0.2, 0.3]

@@ -1,95 +1,43 @@
 """One bench against a saved one: which rows got worse, by more than what two benches of the same thing differ by.
 
-Rows of one bench take turns and are compared round by round. Two benches do not: between them the machine's clock, its
-neighbours and the place of every array in memory have changed, and no interval of a single bench knows of that. So the
-ratio of two medians gets an interval from three sources, as standard deviations of its logarithm: the intervals of both
-medians; a term for what two benches differ by (`BETWEEN_BENCHES`, once for each); and, for a row whose median drifted
-within a bench, half of that drift. The intervals hold for all rows together (Bonferroni), or one of twenty
-unchanged rows would be reported each time.
+Rows of one bench take turns and are compared round by round. Two benches do not: between them the machine's clock and
+its neighbours have changed. So a change of a row's median is judged twice, both times against what is known to change
+between benches (`statistics.MEDIAN_SPREAD` and `RATIO_SPREAD`):
 
-A row is worse if its interval excludes 1 *and* the change is over `fail_on`. A change that all rows share (a slower
-machine, or a slower edc) is judged like any other, because it cannot be told from a real one; it is said, and
-`relative` divides it out for machines whose speed differs from day to day.
+    as it is      which also finds what slows down every row, and is as coarse as the machine is restless
+    by the rest   divided by the median change of all rows of its batch size: finer, and blind to what they share
+
+A row is worse if either interval excludes 1 *and* that change is over `fail_on`. The intervals hold for all rows and
+both ways together (Bonferroni), or one of twenty unchanged rows would be reported each time. A change that all rows
+share cannot be told from a slower machine: it is judged and said; `relative` leaves it out, for machines whose speed
+differs from day to day.
 """
 
 import math
 import statistics
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from scipy.stats import norm
+from scipy.stats import iqr, norm
 
+from edc.bench.changes import CONFIDENCE, Change, ChangeVerdict, Comparison
 from edc.bench.compatible import require_rows_in_common, warnings_of
 from edc.bench.saved_bench import SavedBench, SavedEstimate, SavedRow, saved_bench
-from edc.bench.statistics import MARGIN, Estimate
+from edc.bench.statistics import MARGIN, RATIO_SPREAD, Estimate
 from edc.bench.timing import DRIFT_LIMIT
 from edc.errors import RequestError
 
-__all__ = ["BETWEEN_BENCHES", "Change", "ChangeVerdict", "Comparison", "compare", "parse_fail_on", "ratio_interval"]
+__all__ = ["compare", "parse_fail_on", "ratio_interval"]
 
-ChangeVerdict = Literal["worse", "better", "same", "undecided", "missing", "new"]
-Figure = Literal["p50_ms", "acc", "nll", "runs"]
-
-BETWEEN_BENCHES = 0.015
-"""Standard deviation of a row's median over benches of the same thing, as a share, beyond what its interval says.
-On the cautious side: benchmarks/bench_repeat.py measures it, results/bench_checks.md has what it found."""
-CONFIDENCE = 0.95
 P50_CONFIDENCE = 0.99
 """That with which each bound of a saved median holds, see `statistics.quantile`."""
 ACC_MARGIN = MARGIN
 """As in `statistics.compare_accuracy`."""
 NLL_MARGIN = 0.01
 """In nats. A saved bench holds no spread of the NLL, so a difference is judged by this and `fail_on` alone."""
+IQR_OF_NORMAL = 1.349
 LEAST_ROWS = 3
 """From so many rows on, their median change says something about the machine."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """One figure of one row, in the saved bench and now.
-
-    `change` is new / old for times and the NLL, new - old for accuracy (a share). `batch` is None for quality, which
-    does not depend on it.
-    """
-
-    key: str
-    batch: int | None
-    figure: Figure
-    verdict: ChangeVerdict
-    old: float | None = None
-    new: float | None = None
-    change: Estimate | None = None
-    reason: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.key if self.batch is None else f"{self.key} at batch {self.batch}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Every row of either bench, and what to bear in mind. `common_factor` is the median of new / old over rows."""
-
-    changes: tuple[Change, ...]
-    warnings: tuple[str, ...]
-    common_factor: float | None
-    fail_on: float
-    relative: bool
-    confidence: float = CONFIDENCE
-
-    @property
-    def worse(self) -> tuple[Change, ...]:
-        return tuple(change for change in self.changes if change.verdict == "worse")
-
-    @property
-    def exit_code(self) -> int:
-        """1 if a row got worse: what a CI job ends with."""
-        return 1 if self.worse else 0
-
-    def to_json(self) -> dict[str, Any]:
-        document = asdict(self)
-        document |= {"changes": [asdict(change) for change in self.changes], "warnings": list(self.warnings)}
-        return document | {"worse": [change.name for change in self.worse], "exit_code": self.exit_code}
 
 
 def parse_fail_on(text: str) -> float:
@@ -111,7 +59,6 @@ def compare(
     *,
     fail_on: float = 0.05,
     relative: bool = False,
-    between_benches: float = BETWEEN_BENCHES,
 ) -> Comparison:
     """Returns what changed from `old` to `new`, two documents as `bench.json` holds them.
 
@@ -120,8 +67,7 @@ def compare(
 
     Args:
         fail_on: smallest share by which a time or the NLL must have grown to count.
-        relative: divide the median change of all rows out of every row; it takes three rows.
-        between_benches: see `BETWEEN_BENCHES`.
+        relative: judge rows against the rest alone; it takes three rows.
 
     Raises:
         RequestError: another processor, GPU, number of threads or task, or no row in common; or a document that is no
@@ -137,18 +83,18 @@ def compare(
         for place in common
         if (now := rows_after[place].p50_ms) is not None and (then := rows_before[place].p50_ms) is not None
     }
-    factor = statistics.median(ratios.values()) if len(ratios) >= LEAST_ROWS else None
-    if relative and factor is None:
+    if relative and len(ratios) < LEAST_ROWS:
         raise RequestError(f"--compare: judging relative to all rows takes {LEAST_ROWS} rows, there are {len(ratios)}")
-    z = float(norm.ppf(1 - (1 - CONFIDENCE) / 2 / max(1, len(ratios))))
+    factor = statistics.median(ratios.values()) if len(ratios) >= LEAST_ROWS else None
+    z = float(norm.ppf(1 - (1 - CONFIDENCE) / 4 / max(1, len(ratios))))
     changes: list[Change] = []
     for place in (*rows_before, *(place for place in rows_after if place not in rows_before)):
         change = _presence(rows_after.get(place), rows_before.get(place))
         if change is None:
-            divisor = factor if relative and factor is not None else 1.0
-            change = _speed(
-                rows_after[place], rows_before[place], z=z, fail_on=fail_on, divisor=divisor, between=between_benches
-            )
+            of_batch = [ratio for (_, batch), ratio in ratios.items() if batch == place[1]]
+            rest = statistics.median(of_batch) if len(of_batch) >= LEAST_ROWS else factor
+            judge = _Judge(z=z, fail_on=fail_on, rest=rest, relative=relative)
+            change = _speed(rows_after[place], rows_before[place], judge)
         if change is not None:
             changes.append(change)
     if after.num_test_images == before.num_test_images:
@@ -175,7 +121,24 @@ def _presence(now: SavedRow | None, then: SavedRow | None) -> Change | None:
     return Change(now.key, now.batch, "runs", "same", reason=f"does not run: {now.reason_not_run}")
 
 
-def _speed(now: SavedRow, then: SavedRow, *, z: float, fail_on: float, divisor: float, between: float) -> Change | None:
+@dataclass(frozen=True)
+class _Judge:
+    """What times are judged by: quantile of the normal distribution, limit, and what the other rows changed by."""
+
+    z: float
+    fail_on: float
+    rest: float | None
+    relative: bool
+
+    def verdict_on(self, change: Estimate) -> ChangeVerdict:
+        if change.value > 1 + self.fail_on:
+            return "worse" if change.low is not None and change.low > 1 else "undecided"
+        if change.value < 1 / (1 + self.fail_on):
+            return "better" if change.high is not None and change.high < 1 else "undecided"
+        return "same"
+
+
+def _speed(now: SavedRow, then: SavedRow, judge: _Judge) -> Change | None:
     """Returns how the median changed; None if neither bench has one."""
     new, old = now.p50_ms, then.p50_ms
     if new is None and old is None:
@@ -184,16 +147,25 @@ def _speed(now: SavedRow, then: SavedRow, *, z: float, fail_on: float, divisor: 
         reason = f"too few samples for a median in {'this' if new is None else 'the saved'} bench"
         return Change(now.key, now.batch, "p50_ms", "undecided", reason=reason)
     drifts = [drift for row in (now, then) if (drift := _drift(row)) > DRIFT_LIMIT]
-    spread = math.sqrt(2 * between**2 + sum((drift / 2) ** 2 for drift in drifts))
-    change = ratio_interval(new, old, z=z, spread=spread, divisor=divisor)
-    ratio, low, high = change.value, change.low, change.high
-    verdict: ChangeVerdict = "same"
+    of_drift = math.hypot(*(drift / 2 for drift in drifts))
+    change = ratio_interval(new, old, z=judge.z, spread=of_drift)
+    rest = None
+    if judge.rest is not None and change.low is not None and change.high is not None:
+        spread = math.hypot(_spread_of_median(now), _spread_of_median(then), math.sqrt(2) * RATIO_SPREAD, of_drift)
+        value, factor = change.value / judge.rest, math.exp(judge.z * spread)
+        rest = Estimate(value, value / factor, value * factor)
+    verdicts = [judge.verdict_on(each) for each in ((rest,) if judge.relative and rest else (change, rest)) if each]
+    verdict = "worse" if "worse" in verdicts else verdicts[0]
+    if "better" in verdicts and verdict == "undecided":
+        verdict = "better"  # it did become faster, and the rest says that this is no chance
     reason = f"drifted by {max(drifts):.0%} within a bench" if drifts else ""
-    if ratio > 1 + fail_on:
-        verdict = "worse" if low is not None and low > 1 else "undecided"
-    elif ratio < 1 / (1 + fail_on):
-        verdict = "better" if high is not None and high < 1 else "undecided"
-    return Change(now.key, now.batch, "p50_ms", verdict, old.value, new.value, change, reason)
+    return Change(now.key, now.batch, "p50_ms", verdict, old.value, new.value, change, rest, reason)
+
+
+def _spread_of_median(row: SavedRow) -> float:
+    """Returns the standard error, as a share, of the median over rounds; their spread is taken without outliers."""
+    logs = [math.log(value) for value in row.round_medians_ms.values() if value > 0]
+    return 0.0 if len(logs) < 2 else math.sqrt(math.pi / 2 / len(logs)) * float(iqr(logs)) / IQR_OF_NORMAL
 
 
 def ratio_interval(
@@ -202,17 +174,16 @@ def ratio_interval(
     *,
     z: float,
     spread: float = 0.0,
-    divisor: float = 1.0,
     of_bounds: float = P50_CONFIDENCE,
 ) -> Estimate:
-    """Returns new / old / divisor of two estimates that know nothing of each other.
+    """Returns new / old of two estimates that know nothing of each other.
 
     Args:
         z: the quantile of the normal distribution that the interval is to have.
         spread: further standard deviation of the ratio's logarithm.
         of_bounds: the confidence with which each single bound of the estimates holds.
     """
-    ratio = new.value / old.value / divisor
+    ratio = new.value / old.value
     of_bound = float(norm.ppf(of_bounds))
     parts = [
         None if part is None else math.log(part) / of_bound

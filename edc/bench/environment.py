@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edc.bench.gpu import Gpu, gpus_now
-from edc.machine import cpu_name, num_cpus
+from edc.machine import cpu_name, num_cpus, processors_in_use
 
 __all__ = ["Environment", "environment_now"]
 
@@ -26,8 +26,8 @@ PACKAGES = (
     "scipy",
 )
 CPU_FOLDER = Path("/sys/devices/system/cpu")
-BUSY_LOAD = 0.5
-"""Of one processor: what a machine that does nothing else shows now and then."""
+QUIET = 0.3
+"""Processors in use by others that leave a bench in peace: what a machine that does nothing else shows now and then."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,10 @@ class Environment:
     started: str
     load_at_start: tuple[float, float, float] | None
     """Load averages over 1, 5 and 15 minutes."""
+    in_use_at_start: float
+    """Processors that other programs kept busy, watched for half a second."""
     load_at_end: tuple[float, float, float] | None = None
+    in_use_at_end: float | None = None
     ended: str | None = None
     gpu: str | None = None
     """The names of all GPUs."""
@@ -58,7 +61,15 @@ class Environment:
 
     def at_end(self) -> "Environment":
         """Returns the record with the time, the load and the GPUs' clocks of now."""
-        return replace(self, ended=_now(), load_at_end=_load(), gpus_at_end=gpus_now() if self.gpus_at_start else ())
+        in_use = processors_in_use()
+        return replace(
+            self,
+            ended=_now(),
+            load_at_end=_load(),
+            in_use_at_end=in_use,
+            gpus_at_end=gpus_now() if self.gpus_at_start else (),
+            flags=(*self.flags, *_busy(in_use, "after it ended")),
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -67,12 +78,10 @@ class Environment:
 def environment_now(*, threads: int) -> Environment:
     """Returns the record as it is before the bench begins; a machine that is busy already is flagged.
 
-    Busy: others want more than the processors that our threads leave them, or more than our threads are.
+    What other programs use counts, and not the load average, which remembers the bench before this one.
     """
-    load, gpus = _load(), gpus_now()
-    flags = []
-    if load is not None and load[0] > min(threads, BUSY_LOAD + max(0, num_cpus() - threads)):
-        flags.append(f"busy machine: the load average was {load[0]:.1f} before the bench began")
+    load, gpus, in_use = _load(), gpus_now(), processors_in_use()
+    flags = _busy(in_use, "before the bench began")
     if threads > num_cpus():
         flags.append(f"{threads} threads on {num_cpus()} processors: threads wait for each other")
     return Environment(
@@ -87,10 +96,15 @@ def environment_now(*, threads: int) -> Environment:
         turbo=_turbo(),
         started=_now(),
         load_at_start=load,
+        in_use_at_start=in_use,
         gpu=", ".join(gpu.name for gpu in gpus) or None,
         gpus_at_start=gpus,
         flags=tuple(flags),
     )
+
+
+def _busy(in_use: float, when: str) -> list[str]:
+    return [f"busy machine: other programs used {in_use:.1f} processors {when}"] if in_use > QUIET else []
 
 
 def _versions() -> dict[str, str]:

@@ -12,7 +12,16 @@ from edc import metrics
 from edc.bench.backends.contract import Floats, WhatRan
 from edc.bench.messages import LoadReport
 from edc.bench.pool import NotRun, RowSpec, Timing
-from edc.bench.statistics import AccuracyComparison, Estimate, images_per_second, median_ratio, quantile
+from edc.bench.statistics import (
+    MEDIAN_SPREAD,
+    RATIO_SPREAD,
+    AccuracyComparison,
+    Estimate,
+    images_per_second,
+    median_ratio,
+    quantile,
+)
+from edc.bench.timing import RowSamples
 from edc.metrics import Quality
 
 __all__ = ["Against", "Basis", "Row", "RowQuality", "fastest", "plain", "quality_of", "row_of", "speedup"]
@@ -121,7 +130,7 @@ def row_of(
             flags=load.flags,
         )
     if isinstance(timing, Timing):
-        p50, p90, p99 = (_in_ms(quantile(timing.samples, q)) for q in (0.5, 0.9, 0.99))
+        p50, p90, p99 = (_latency(timing.samples, q) for q in (0.5, 0.9, 0.99))
         row = dataclasses.replace(
             row,
             p50_ms=p50,
@@ -133,7 +142,7 @@ def row_of(
             flags=(*row.flags, *timing.flags),
             round_medians_ms={str(number): ns / 1e6 for number, ns in timing.samples.medians.items()},
             latency_quantiles_ms=_quantiles_ms(timing),
-            parts_ms={name: _in_ms(quantile(samples, 0.5)) for name, samples in timing.parts.items()},
+            parts_ms={name: _latency(samples, 0.5) for name, samples in timing.parts.items()},
         )
     return dataclasses.replace(row, quality=quality) if isinstance(quality, RowQuality) else row
 
@@ -176,14 +185,17 @@ def speedup(baseline: Timing | NotRun, row: Timing | NotRun, *, seed: int) -> Es
     """Returns how many times as fast as the baseline the row is, or None if one of them did not run."""
     if isinstance(baseline, NotRun) or isinstance(row, NotRun):
         return None
-    return median_ratio(baseline.samples, row.samples, seed=seed)
+    ratio = median_ratio(baseline.samples, row.samples, seed=seed)
+    return None if ratio is None else ratio.widened(RATIO_SPREAD, confidence=0.975)  # each bound of a 95 % interval
 
 
-def _in_ms(ns: Estimate | None) -> Estimate | None:
+def _latency(samples: RowSamples, q: float) -> Estimate | None:
+    """Returns a quantile in milliseconds, its bounds (99 % each) those of this bench and of the same bench again."""
+    ns = quantile(samples, q, confidence=0.99)
     if ns is None:
         return None
     low, high = (None if bound is None else bound / 1e6 for bound in (ns.low, ns.high))
-    return Estimate(ns.value / 1e6, low, high)
+    return Estimate(ns.value / 1e6, low, high).widened(MEDIAN_SPREAD, confidence=0.99)
 
 
 def _quantiles_ms(timing: Timing) -> tuple[float, ...] | None:

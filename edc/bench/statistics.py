@@ -7,13 +7,15 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, bootstrap
+from scipy.stats import binom, bootstrap, norm
 
 from edc.bench.timing import RowSamples, Samples
 from edc.deploy.parity import PairedAccuracy, paired_accuracy_drop
 
 __all__ = [
     "MARGIN",
+    "MEDIAN_SPREAD",
+    "RATIO_SPREAD",
     "AccuracyComparison",
     "Estimate",
     "Verdict",
@@ -36,6 +38,13 @@ MARGIN = 0.005
 """Accuracy that a deployed network may lose without being called worse, as a share."""
 
 
+MEDIAN_SPREAD = 0.025
+RATIO_SPREAD = 0.015
+"""Standard deviations, as shares, of a row's median and of a ratio of two medians over benches of the same thing,
+beyond what the samples of one bench can know: where arrays lie in memory, what the machine's clock and its neighbours
+do. From benchmarks/bench_repeat.py; results/bench_checks.md has what it found, then and on benches of its own."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A figure and its interval; a bound is None where the samples cannot give one."""
@@ -43,6 +52,22 @@ class Estimate:
     value: float
     low: float | None
     high: float | None
+
+    def widened(self, spread: float, *, confidence: float) -> "Estimate":
+        """Returns the estimate with an interval that also holds for the bench done again.
+
+        Args:
+            spread: further standard deviation of the figure's logarithm.
+            confidence: with which each bound holds, so that both parts are of one kind.
+        """
+        further = float(norm.ppf(confidence)) * spread
+        low, high = (
+            None
+            if bound is None or bound <= 0
+            else self.value * math.exp(sign * math.hypot(math.log(bound / self.value), further))
+            for bound, sign in ((self.low, -1), (self.high, 1))
+        )
+        return Estimate(self.value, low, high)
 
 
 def least_samples(q: float, *, confidence: float = 0.99) -> int:

@@ -5,7 +5,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edc.bench.compare import Change, Comparison
+from edc.bench.changes import Change, Comparison
+from edc.bench.statistics import Estimate
 
 __all__ = ["print_comparison"]
 
@@ -16,7 +17,7 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
     """Prints every change of time; of the rest only what is not the same; then the warnings and the verdict."""
     table = Table(title="against the saved bench", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("row")
-    for heading in ("figure", "before", "now", "change", "interval"):
+    for heading in ("figure", "before", "now", "change", "interval", "rest", "interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for change in comparison.changes:
@@ -25,8 +26,8 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
             table.add_row(*map(Text, cells), style=STYLES.get(change.verdict))
     console.print(table)
     lines = [
-        f"intervals: {comparison.confidence:.0%} for all times together; worse: over {comparison.fail_on:.1%}, and the "
-        "interval says that it is no chance"
+        f"intervals: {comparison.confidence:.0%} for all times together; worse: over {comparison.fail_on:.1%}, and no "
+        "chance, as it is or against the rows of its batch size (rest)"
     ]
     if comparison.common_factor is not None:
         treatment = "divided out" if comparison.relative else "not divided out"
@@ -38,22 +39,25 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
         console.print(line, highlight=False, markup=False)
 
 
-def _cells(change: Change) -> tuple[str, str, str, str, str]:
+def _cells(change: Change) -> tuple[str, ...]:
     if change.figure == "runs":
-        return ("runs", "", "", "", "")
+        return ("runs", *[""] * 6)
     if change.figure == "acc":
         heading, before, now = "acc %", _number(change.old, 2, 100), _number(change.new, 2, 100)
     elif change.figure == "nll":
         heading, before, now = "NLL", _number(change.old, 4), _number(change.new, 4)
     else:
         heading, before, now = "ms", _number(change.old, 4), _number(change.new, 4)
-    estimate = change.change
+    return (heading, before, now, *_with_interval(change, change.change), *_with_interval(change, change.against_rest))
+
+
+def _with_interval(change: Change, estimate: Estimate | None) -> tuple[str, str]:
     if estimate is None:
-        return (heading, before, now, "", "")
+        return ("", "")
     interval = ""
     if estimate.low is not None and estimate.high is not None:
         interval = f"{_share(change, estimate.low)} to {_share(change, estimate.high)}"
-    return (heading, before, now, _share(change, estimate.value), interval)
+    return (_share(change, estimate.value), interval)
 
 
 def _share(change: Change, value: float) -> str:
@@ -68,5 +72,6 @@ def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
 def _sentence(change: Change) -> str:
     if change.figure == "runs":
         return f"{change.name}: {change.reason}"
-    heading, before, now, share, interval = _cells(change)
-    return f"{change.name}: {heading} {before} -> {now}, {share}" + (f" ({interval})" if interval else "")
+    heading, before, now, share, interval, rest, rest_interval = _cells(change)
+    of_rest = f"; against the rest {rest} ({rest_interval})" if rest else ""
+    return f"{change.name}: {heading} {before} -> {now}, {share}" + (f" ({interval})" if interval else "") + of_rest
