@@ -7,7 +7,8 @@ all pairs of benches and counts, for each row, how often two medians, or two spe
 than the 95 % interval of their ratio, made from the two intervals that were saved; and how often `--compare` would have
 reported something. "sd, all benches" and "sd by interval" say what benches differ by and what an interval stands for:
 where the first is much larger, MEDIAN_SPREAD or RATIO_SPREAD in edc/bench/statistics.py is too small for this machine.
-Pairs share benches, so the rates' intervals are too narrow.
+"Quiet pairs" are those of two rows during which the machine was in one and the same state, by the probe that edc times
+beside every row and not by the rows themselves. Pairs share benches, so the rates' intervals are too narrow.
 
 Run it on a quiet machine. Prints markdown for results/bench_checks.md; the figures are in <folder>/repeat.json.
 """
@@ -16,12 +17,14 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from quick_benches import benches, machine, parse, share, table, write
 from scipy.stats import norm
 
 from edc.bench.compare import P50_CONFIDENCE, compare, ratio_interval
+from edc.bench.probe import PROBE_LIMIT
 from edc.bench.saved_bench import SavedEstimate
 from edc.bench.statistics import MEDIAN_SPREAD, RATIO_SPREAD
 
@@ -60,10 +63,12 @@ def main() -> None:
 def rows_of(found: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
     """Yields a record for each row: how often pairs of benches disagree, and by how much benches differ at all."""
     bounds = P50_CONFIDENCE if kind == "p50" else SPEEDUP_BOUNDS
-    for name, estimates in estimates_of(found, kind).items():
-        pairs = list(itertools.combinations(estimates, 2))
+    for name, measured in estimates_of(found, kind).items():
+        estimates = [each.estimate for each in measured]
+        pairs = list(itertools.combinations(measured, 2))
         if not pairs:
             continue
+        quiet = [(a, b) for a, b in pairs if is_quiet(a, b)]
         logs = [math.log(estimate.value) for estimate in estimates]
         within = [(math.log(e.high / e.low) / 2 / norm.ppf(bounds)) ** 2 for e in estimates if e.low and e.high]
         yield {
@@ -73,13 +78,30 @@ def rows_of(found: list[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
             "sd": statistics.stdev(logs),
             "within": math.sqrt(statistics.mean(within)) if within else None,
             "pairs": len(pairs),
-            "disagree": sum(disagrees(a, b, bounds) for a, b in pairs),
+            "disagree": sum(disagrees(a.estimate, b.estimate, bounds) for a, b in pairs),
+            "quiet_pairs": len(quiet),
+            "quiet_disagree": sum(disagrees(a.estimate, b.estimate, bounds) for a, b in quiet),
         }
 
 
-def estimates_of(found: list[dict[str, Any]], kind: str) -> dict[str, list[SavedEstimate]]:
-    """Returns each row's estimates over all benches that have one."""
-    estimates: dict[str, list[SavedEstimate]] = {}
+@dataclass(frozen=True)
+class Measured:
+    """A figure of one bench, and what the machine did meanwhile."""
+
+    estimate: SavedEstimate
+    probe_us: float
+    is_restless: bool
+
+
+def is_quiet(a: Measured, b: Measured) -> bool:
+    """Returns whether the machine was in one state, the same for both."""
+    same = abs(math.log(a.probe_us / b.probe_us)) <= PROBE_LIMIT
+    return same and not a.is_restless and not b.is_restless
+
+
+def estimates_of(found: list[dict[str, Any]], kind: str) -> dict[str, list[Measured]]:
+    """Returns each row's figures over all benches that have one."""
+    estimates: dict[str, list[Measured]] = {}
     for document in found:
         for row in document["rows"]:
             name = f"{row['subject']} on {row['backend']} at batch {row['batch']}"
@@ -89,7 +111,9 @@ def estimates_of(found: list[dict[str, Any]], kind: str) -> dict[str, list[Saved
                 values = [(f"{name} against {a['baseline']}", a["speedup"]) for a in row["against"]]
             for label, value in values:
                 if value is not None:
-                    estimates.setdefault(label, []).append(SavedEstimate.model_validate(value))
+                    restless = any(flag.startswith("restless") for flag in row["flags"])
+                    measured = Measured(SavedEstimate.model_validate(value), row["probe_us"], restless)
+                    estimates.setdefault(label, []).append(measured)
     return estimates
 
 
@@ -109,13 +133,16 @@ def show(result: dict[str, Any]) -> None:
                 f"{row['median']:.4g}",
                 *("-" if row[name] is None else f"{row[name]:.2%}" for name in ("sd", "within")),
                 f"{row['disagree'] / row['pairs']:.1%}",
+                f"{row['quiet_disagree']} of {row['quiet_pairs']}",
             ]
             for row in rows
         ]
-        headings = [kind, unit, "sd, all benches", "sd by interval", "pairs apart"]
+        headings = [kind, unit, "sd, all benches", "sd by interval", "pairs apart", "quiet pairs apart"]
         print(table(headings, cells))
         total = sum(row["pairs"] for row in rows)
-        print(f"\n{kind}: {share(sum(row['disagree'] for row in rows), total)} pairs apart; bound 5 %\n")
+        quiet = sum(row["quiet_pairs"] for row in rows)
+        print(f"\n{kind}: {share(sum(row['disagree'] for row in rows), total)} pairs apart")
+        print(f"{kind}, quiet: {share(sum(row['quiet_disagree'] for row in rows), quiet)} pairs apart; bound 5 %\n")
     reported = result["compare_reported"]
     print(
         f"--compare with --fail-on {result['fail_on']:.0%} reported "

@@ -9,7 +9,8 @@ round each side takes one step, in random order; a ratio is the median over roun
 smallest and largest. Peak memory is how far resident memory rises above what networks and images take, in a step apart.
 
 Where TorchUncertainty is installed, its layers are a side, too: the official order of work with its BatchConv2d and
-BatchLinear in place of edc's reference layers. (In an environment of its own: pip install -e . torch-uncertainty lightning)
+BatchLinear in place of edc's reference layers. In an environment of its own:
+pip install -e . torch-uncertainty lightning
 
 Results go to --output, a JSON line a configuration; those that are there already are not measured again.
 """

@@ -114,6 +114,22 @@ def test_the_rest_finds_what_a_restless_machine_hides_and_a_faster_one_covers():
     assert "worse" not in verdicts(faster)
 
 
+def test_another_state_of_the_machine_leaves_only_the_rest_to_judge_by():
+    """The probe takes half longer, and so does every row; then one row more than that."""
+    new, old = bench(teacher=1.5, ensemble=1.5, student=1.5), bench()
+    for document, probe_us in ((new, 150.0), (old, 100.0)):
+        for each in document["rows"]:
+            each["probe_us"] = probe_us
+    found = compare(new, old)
+    assert verdicts(found) == ["same"] * 3
+    assert found.changes[0].reason == "the machine itself took +50% for the same work"
+    new["rows"][2]["p50_ms"] = p50(0.15 * 1.1)
+    assert verdicts(compare(new, old)) == ["same", "same", "worse"]
+    for each in new["rows"]:
+        each["probe_us"] = 108.0
+    assert verdicts(compare(new, old)) == ["worse"] * 3, "a slower program on the same machine"
+
+
 def test_the_rest_is_that_of_the_batch_size():
     """Everything at batch 1 is slower by half: no row of batch 64 is slower than the rest for it."""
     new, old = bench(teacher=1.5, ensemble=1.5, student=1.5), bench()

@@ -245,3 +245,23 @@ def test_selected_member_is_a_tensor_that_is_made_once():
     assert found[0] is found[1]
     assert not found[0].is_inference()
     assert draw_pair(2, torch.Generator().manual_seed(0)) in ((0, 1), (1, 0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["joint", "sequential"])
+def test_a_step_never_waits_for_the_gpu(form):
+    """torch raises at every operation that would wait; the first step may, because it fills caches."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    accelerator = Accelerator()
+    device = accelerator.device
+    network, teachers = members().to(device), ensemble().to(device)
+    images = images_of().to(device)
+    loss_of = student_loss(StudentSection(perturbation="tdiv_sdiv"), teachers, form=form)
+    for step in range(2):
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            batch = Batch(images, torch.zeros(N, device=device), torch.Generator().manual_seed(3), slice(0, N), N)
+            backward_through(loss_of, network, network, batch, training=TrainingSection(), accelerator=accelerator)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

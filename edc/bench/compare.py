@@ -8,9 +8,9 @@ between benches (`statistics.MEDIAN_SPREAD` and `RATIO_SPREAD`):
     by the rest   divided by the median change of all rows of its batch size: finer, and blind to what they share
 
 A row is worse if either interval excludes 1 *and* that change is over `fail_on`. The intervals hold for all rows and
-both ways together (Bonferroni), or one of twenty unchanged rows would be reported each time. A change that all rows
-share cannot be told from a slower machine: it is judged and said; `relative` leaves it out, for machines whose speed
-differs from day to day.
+both ways together (Bonferroni), or one of twenty unchanged rows would be reported each time. Where the machine itself
+was in another state (`probe`), a median means nothing and only the rest decides. A change that all rows share on a
+machine in the same state is judged; `relative` leaves it out, for machines whose speed differs from day to day.
 """
 
 import math
@@ -22,6 +22,7 @@ from scipy.stats import iqr, norm
 
 from edc.bench.changes import CONFIDENCE, Change, ChangeVerdict, Comparison
 from edc.bench.compatible import require_rows_in_common, warnings_of
+from edc.bench.probe import PROBE_LIMIT
 from edc.bench.saved_bench import SavedBench, SavedEstimate, SavedRow, saved_bench
 from edc.bench.statistics import MARGIN, RATIO_SPREAD, Estimate
 from edc.bench.timing import DRIFT_LIMIT
@@ -154,12 +155,22 @@ def _speed(now: SavedRow, then: SavedRow, judge: _Judge) -> Change | None:
         spread = math.hypot(_spread_of_median(now), _spread_of_median(then), math.sqrt(2) * RATIO_SPREAD, of_drift)
         value, factor = change.value / judge.rest, math.exp(judge.z * spread)
         rest = Estimate(value, value / factor, value * factor)
+    own = _machine_change(now, then)
     verdicts = [judge.verdict_on(each) for each in ((rest,) if judge.relative and rest else (change, rest)) if each]
     verdict = "worse" if "worse" in verdicts else verdicts[0]
     if "better" in verdicts and verdict == "undecided":
         verdict = "better"  # it did become faster, and the rest says that this is no chance
     reason = f"drifted by {max(drifts):.0%} within a bench" if drifts else ""
+    if own is not None and abs(math.log(own)) > PROBE_LIMIT:
+        # The median means nothing then; only the rest, which was slowed down alike, can say that the row changed.
+        verdict = "undecided" if rest is None else judge.verdict_on(rest)
+        reason = f"the machine itself took {own - 1:+.0%} for the same work"
     return Change(now.key, now.batch, "p50_ms", verdict, old.value, new.value, change, rest, reason)
+
+
+def _machine_change(now: SavedRow, then: SavedRow) -> float | None:
+    """Returns new / old of the probe that was timed beside the row, if both benches have one."""
+    return None if now.probe_us is None or then.probe_us is None else now.probe_us / then.probe_us
 
 
 def _spread_of_median(row: SavedRow) -> float:

@@ -23,6 +23,7 @@ from edc.bench.messages import (
     WarmUpReport,
     WarmUpRow,
 )
+from edc.bench.probe import Probe
 from edc.bench.process import WorkerProcess
 from edc.bench.timing import RowSamples, Samples, TimingPlan, WarmUp, flags_of, interleave
 from edc.errors import FailedError
@@ -67,10 +68,12 @@ class Timing:
     warm_up: WarmUp
     peak_memory_bytes: int | None
     parts: dict[str, RowSamples] = field(default_factory=dict)
+    probe: Probe = field(default_factory=Probe)
+    """How fast the machine itself was at each of the row's turns."""
 
     @property
     def flags(self) -> tuple[str, ...]:
-        return flags_of(self.samples, self.warm_up)
+        return (*flags_of(self.samples, self.warm_up), *self.probe.flags)
 
 
 class WorkerPool:
@@ -157,9 +160,11 @@ class WorkerPool:
                 warm[spec] = report
 
         parts: dict[RowSpec, list[dict[str, Samples]]] = {spec: [] for spec in warm}
+        probes = {spec: Probe() for spec in warm}
 
         def round_of(spec: RowSpec) -> Callable[[int, int], Samples | None]:
             def run(first: int, num_runs: int) -> Samples | None:
+                probes[spec].take()
                 round_asked = TimeRound(spec.key, batch, first, num_runs, plan.settle_ms)
                 answer: RoundReport | NotRun = self._ask(spec, round_asked, doing=f"timing {spec.subject}")
                 if isinstance(answer, NotRun):
@@ -172,7 +177,10 @@ class WorkerPool:
 
         run_ns = {spec: report.warm_up.run_ns for spec, report in warm.items()}
         samples = interleave({spec: round_of(spec) for spec in warm}, run_ns=run_ns, plan=plan, seed=seed)
-        return {spec: failed.get(spec) or _timing(batch, samples[spec], warm[spec], parts[spec]) for spec in specs}
+        return {
+            spec: failed.get(spec) or _timing(batch, samples[spec], warm[spec], parts[spec], probes[spec])
+            for spec in specs
+        }
 
     def serve(self, spec: RowSpec, arrivals_ns: Samples) -> Samples | NotRun:
         """Returns the latency in nanoseconds of each request of one image that arrives as `arrivals_ns` say, (N,)."""
@@ -224,9 +232,11 @@ class WorkerPool:
             self._lost[spec] = str(error)
 
 
-def _timing(batch: int, samples: RowSamples, warm: WarmUpReport, parts: list[dict[str, Samples]]) -> Timing:
+def _timing(
+    batch: int, samples: RowSamples, warm: WarmUpReport, parts: list[dict[str, Samples]], probe: Probe
+) -> Timing:
     """Returns the timing of a row; `parts` are in the order of its rounds."""
     names = dict.fromkeys(name for of_round in parts for name in of_round)
     of_rounds = dict(zip(samples.rounds, parts, strict=True))
     by_name = {name: RowSamples({number: each[name] for number, each in of_rounds.items()}) for name in names}
-    return Timing(batch, samples, warm.warm_up, warm.peak_memory_bytes, by_name)
+    return Timing(batch, samples, warm.warm_up, warm.peak_memory_bytes, by_name, probe)

@@ -79,6 +79,8 @@ class Row:
     reason_not_run: str | None = None
     artifact: str | None = None
     """The other artifact that the row is from, if it is not this one's."""
+    probe_us: float | None = None
+    """Median time of a fixed piece of work before each of the row's turns: the machine's own speed, see `probe`."""
     round_medians_ms: dict[str, float] = field(default_factory=dict)
     """By the number of the round, so that rows can be paired."""
     latency_quantiles_ms: tuple[float, ...] | None = None
@@ -140,6 +142,7 @@ def row_of(
             num_samples=len(timing.samples.all),
             peak_memory_bytes=timing.peak_memory_bytes,
             flags=(*row.flags, *timing.flags),
+            probe_us=None if timing.probe.median_ns is None else timing.probe.median_ns / 1e3,
             round_medians_ms={str(number): ns / 1e6 for number, ns in timing.samples.medians.items()},
             latency_quantiles_ms=_quantiles_ms(timing),
             parts_ms={name: _latency(samples, 0.5) for name, samples in timing.parts.items()},

@@ -54,6 +54,7 @@ class SavedRow(_Section):
     artifact: str | None = None
     p50_ms: SavedEstimate | None
     round_medians_ms: dict[int, float] = {}
+    probe_us: Positive | None = None
     quality: SavedQuality | None
     flags: tuple[str, ...]
     reason_not_run: str | None
