@@ -17,6 +17,7 @@ from edc.bench.backends.onnxruntime_cuda import BoundSessions, require_heavy_on
 from edc.bench.gpu import Gpu, gpus_from_csv, gpus_now
 from edc.bench.messages import Infer, RoundReport, TimeRound, WarmUpReport, WarmUpRow
 from edc.bench.pool import NotRun, RowSpec, WorkerPool, _timing
+from edc.bench.probe import Probe
 from edc.bench.timing import RowSamples, TimingPlan, WarmUp
 from edc.bench.worker import Worker
 from edc.deploy.engine_from_onnx import Engine, engine_from_onnx, sidecar_path
@@ -153,7 +154,7 @@ def test_predictions_are_split_at_the_largest_batch_and_timings_are_not():
 def test_parts_stay_with_the_round_they_were_taken_in():
     samples = RowSamples({0: np.array([5, 6]), 3: np.array([7])})
     parts = [{"compute": np.array([1, 2])}, {"compute": np.array([3])}]
-    timing = _timing(1, samples, WarmUpReport(WarmUp(3, is_stable=True, run_ns=1), None), parts)
+    timing = _timing(1, samples, WarmUpReport(WarmUp(3, is_stable=True, run_ns=1), None), parts, Probe())
     assert {number: of.tolist() for number, of in timing.parts["compute"].rounds.items()} == {0: [1, 2], 3: [3]}
 
 

@@ -211,7 +211,8 @@ def test_activation_bytes_are_those_that_a_forward_pass_holds(precision):
         pytest.skip("this system does not tell peak memory")
     del kept
     predicted = rows * activation_bytes(network, (3, 32, 32), training)
-    assert 0.6 < predicted / memory.peak_bytes < 1.2  # the peak holds what is about to be thrown away, too
+    # The peak holds what is about to be thrown away, too: why `auto` plans with half of the free memory.
+    assert 0.5 < predicted / memory.peak_bytes < 1.2
 
 
 def test_auto_is_joint_where_it_fits_and_sequential_where_not_and_stays_what_it_was(tmp_path, accelerator, monkeypatch):
