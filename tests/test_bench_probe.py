@@ -18,12 +18,12 @@ def test_probe_is_the_median_of_real_work():
     """Twice the work takes about twice as long, and a single probe a fraction of a millisecond or so."""
     once = min(probe_ns() for _ in range(20))
     assert 5_000 < once < 20_000_000
-    before = probe.NUM_STEPS
+    before = probe.NUM_PRODUCTS
     try:
-        probe.NUM_STEPS = 4 * before
+        probe.NUM_PRODUCTS = 4 * before
         assert 2.5 < min(probe_ns() for _ in range(20)) / once < 6
     finally:
-        probe.NUM_STEPS = before
+        probe.NUM_PRODUCTS = before
 
 
 def test_probe_takes_the_median_so_that_one_interruption_does_not_count(monkeypatch):

@@ -85,6 +85,8 @@ class RoundReport:
 
     samples: Samples
     parts: dict[str, Samples]
+    probe_ns: int
+    """How fast the machine itself was, right after: see `probe`."""
 
 
 @dataclass(frozen=True)

@@ -164,13 +164,13 @@ class WorkerPool:
 
         def round_of(spec: RowSpec) -> Callable[[int, int], Samples | None]:
             def run(first: int, num_runs: int) -> Samples | None:
-                probes[spec].take()
                 round_asked = TimeRound(spec.key, batch, first, num_runs, plan.settle_ms)
                 answer: RoundReport | NotRun = self._ask(spec, round_asked, doing=f"timing {spec.subject}")
                 if isinstance(answer, NotRun):
                     failed[spec] = answer
                     return None
                 parts[spec].append(answer.parts)
+                probes[spec].all_ns.append(answer.probe_ns)
                 return answer.samples
 
             return run

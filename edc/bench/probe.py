@@ -1,32 +1,45 @@
-"""The same small piece of work, timed again and again beside the rows: how fast the machine itself is at the moment.
+"""The same small piece of work, timed after every turn of a row: how fast the machine itself is at the moment.
 
-A virtual machine's neighbours, a second thread on the same core or a lower clock slow everything down by a half and
+A virtual machine's neighbours, a second thread on the same core or a lower clock slow everything down by a third and
 more, for seconds or minutes, and nothing that the system reports says so. Rows that take turns share such a state, and
-their ratios hold; a median in milliseconds does not, nor its comparison with an earlier bench. The probe tells.
+their ratios hold; a median in milliseconds does not, nor its comparison with an earlier bench. The probe tells. It runs
+in the worker, on the thread that just ran the row, and is arithmetic of the same kind: a loop in Python notices little
+of a neighbour that keeps the vector units busy, and another process may be on another processor.
 """
 
 import time
+from functools import cache
 from statistics import median
+
+import numpy as np
+
+from edc.bench.backends.contract import Floats
 
 __all__ = ["PROBE_LIMIT", "Probe", "probe_ns"]
 
 PROBE_LIMIT = 0.1
 """Change of the probe from which on a machine is not in the state it was in: states differ by a third and more, a probe
 in one state by a few per cent."""
-NUM_STEPS = 2000
+SIDE = 64
+NUM_PRODUCTS = 12
 NUM_REPEATS = 5
 
 
 def probe_ns() -> int:
-    """Returns how long a fixed piece of arithmetic takes, about 0.1 ms: the median of five times."""
+    """Returns how long a fixed number of small matrix products takes, about 0.1 ms: the median of five times."""
+    matrix, product = _matrices()
     times = []
     for _ in range(NUM_REPEATS):
         started = time.perf_counter_ns()
-        total = 1
-        for step in range(NUM_STEPS):
-            total = (total * 5 + step) & 0xFFFF
+        for _ in range(NUM_PRODUCTS):
+            np.dot(matrix, matrix, out=product)
         times.append(time.perf_counter_ns() - started)
     return int(median(times))
+
+
+@cache
+def _matrices() -> tuple[Floats, Floats]:
+    return np.full((SIDE, SIDE), 0.5, np.float32), np.empty((SIDE, SIDE), np.float32)
 
 
 class Probe:
@@ -34,9 +47,6 @@ class Probe:
 
     def __init__(self) -> None:
         self.all_ns: list[int] = []
-
-    def take(self) -> None:
-        self.all_ns.append(probe_ns())
 
     @property
     def median_ns(self) -> float | None:

@@ -80,7 +80,7 @@ class Row:
     artifact: str | None = None
     """The other artifact that the row is from, if it is not this one's."""
     probe_us: float | None = None
-    """Median time of a fixed piece of work before each of the row's turns: the machine's own speed, see `probe`."""
+    """Median time of a fixed piece of work after each of the row's turns: the machine's own speed, see `probe`."""
     round_medians_ms: dict[str, float] = field(default_factory=dict)
     """By the number of the round, so that rows can be paired."""
     latency_quantiles_ms: tuple[float, ...] | None = None

@@ -30,6 +30,7 @@ from edc.bench.messages import (
     WarmUpReport,
     WarmUpRow,
 )
+from edc.bench.probe import probe_ns
 from edc.bench.timing import Samples, inputs_in_rotation, timed_round, warm_up
 from edc.errors import EdcError, FailedError
 
@@ -137,7 +138,8 @@ class Worker:
                 num_runs=request.num_runs,
                 settle_ms=request.settle_ms,
             )
-        return RoundReport(samples, loaded.parts_of_last(len(samples)))
+        probe = probe_ns()
+        return RoundReport(samples, loaded.parts_of_last(len(samples)), probe)
 
     def serve(self, request: ServeRequests) -> Samples:
         loaded = self.loaded[request.key]
