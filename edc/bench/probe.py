@@ -18,8 +18,8 @@ from edc.bench.backends.contract import Floats
 __all__ = ["PROBE_LIMIT", "Probe", "probe_ns"]
 
 PROBE_LIMIT = 0.07
-"""Change of the probe from which on a machine is not in the state it was in. On the one it was tried on, the probe differs by
-12 to 25 % between states in which rows differ by 30 to 50 %, and by 1 % within one."""
+"""Change of the probe from which on a machine is not in the state it was in. Where it was tried, it differed by 12 to
+25 % between states in which rows differ by 30 to 50 %, and by 1 % within one."""
 SIDE = 64
 NUM_PRODUCTS = 12
 NUM_REPEATS = 5
