@@ -213,9 +213,14 @@ def test_ctrl_c_leaves_the_files_of_the_last_bench(place):
     before = files_of(place / "tiny")
     assert {"bench.json", "report.html"} <= before.keys()
     command = [sys.executable, "-m", "edc", "bench", "tiny", *CHEAP]
-    process = subprocess.Popen(
-        command, cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # A child inherits that SIGINT is ignored, as it is in a shell's background jobs, but not a handler.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command, cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, ours)
     try:
         lines = []
         for line in process.stderr:
