@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Literal
 
-from edc.machine import num_cpus
+from edc.machine import cpu_flags, num_cpus
 
 __all__ = ["LIBRARIES", "Check", "Library", "diagnose"]
 
@@ -95,7 +94,7 @@ def _python() -> Check:
 
 def _cpu() -> list[Check]:
     checks = [Check("CPU cores", "ok", f"{num_cpus()} of {os.cpu_count()} usable")]
-    flags = _cpu_flags()
+    flags = cpu_flags()
     if flags is None:
         return checks
     wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp")
@@ -108,15 +107,6 @@ def _cpu() -> list[Check]:
         text = "has bfloat16, which OpenVINO uses for fp32 files unless told not to; edc pins float32"
         checks.append(Check("bfloat16 on this CPU", "note", text, "in your own code: INFERENCE_PRECISION_HINT=f32"))
     return checks
-
-
-def _cpu_flags() -> set[str] | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        return None
-    flags = [line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features"))]
-    return set(flags[0]) if flags else None
 
 
 def _memory() -> Check:

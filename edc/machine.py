@@ -6,17 +6,27 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["cpu_name", "free_memory_bytes", "num_cpus", "processors_in_use"]
+__all__ = ["cpu_flags", "cpu_name", "free_memory_bytes", "num_cpus", "processors_in_use"]
 
 
 def cpu_name() -> str:
     """Returns the processor's name as the system has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    names = (line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def cpu_flags() -> set[str] | None:
+    """Returns the processor's features by the names Linux has for them; None where the system does not say."""
+    lines = (line for line in _cpu_lines() if line.lower().startswith(("flags", "features")))
+    first = next(lines, None)
+    return None if first is None else set(first.split(":", 1)[1].split())
+
+
+def _cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return []
 
 
 def num_cpus() -> int:

@@ -49,7 +49,7 @@ def test_machine_is_described():
 
 def test_machine_without_a_driver_or_vector_instructions_gets_advice(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
-    monkeypatch.setattr(doctor, "_cpu_flags", lambda: {"sse2"})
+    monkeypatch.setattr(doctor, "cpu_flags", lambda: {"sse2"})
     checks = found()
     assert (checks["GPU"].status, checks["INT8 on this CPU"].status) == ("missing", "note")
     assert "none of avx2" in checks["CPU features"].found

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from edc.bench.backends.contract import Backend
 from edc.bench.gpu import gpus_now
 from edc.errors import NotInstalledError
+from edc.machine import cpu_flags
 
 __all__ = [
     "BACKENDS",
@@ -156,8 +157,4 @@ def _has_compiler() -> bool:
 
 def _has_bfloat16() -> bool:
     """Returns whether the CPU computes in bfloat16, where the system says so; OpenVINO is asked again when it loads."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
-    except OSError:  # not Linux
-        return False
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_flags() or ())
