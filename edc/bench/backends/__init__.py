@@ -3,7 +3,6 @@
 import os
 import shutil
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal, get_args
 
 from edc.bench.backends.contract import Backend
