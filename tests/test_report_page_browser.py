@@ -125,11 +125,11 @@ def test_page_without_script_keeps_switches_and_tooltips(browser, url):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.call("Emulation.setEmulatedMedia", media="screen", features=[])
-        browser.call("Page.navigate", url=url)
+        browser.open_without_script(url)
         root = browser.call("DOM.getDocument", depth=0)["root"]["nodeId"]
         found = browser.call("DOM.querySelectorAll", nodeId=root, selector="#pareto .wide use > title")
         assert len(found["nodeIds"]) > 100
-        browser.call("DOM.querySelector", nodeId=root, selector="#copy[hidden]")
+        assert browser.call("DOM.querySelector", nodeId=root, selector="#copy[hidden]")["nodeId"] != 0
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
 
