@@ -77,6 +77,32 @@ def test_onnxruntime_says_what_ran(tmp_path):
     assert backend.load(half).what_ran.precision == "fp16"
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc, which Linux has")
+def test_onnxruntime_sessions_in_turn_share_one_pool_of_threads(tmp_path):
+    """A pool each would spin beside the session whose turn it is, and slow the ensemble down."""
+    for seed in range(4):
+        write_tiny_onnx(tmp_path / f"{seed}.onnx", seed)
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from edc.bench.backends import open_backend\n"
+        "from edc.bench.backends.contract import OnnxSubject\n"
+        "files = [Path(name) for name in sys.argv[1:]]\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "backend = open_backend('onnxruntime', threads=3)\n"
+        "backend.take_process()\n"
+        "kept, counts = [], []\n"
+        "before = count() - 2\n"  # the pool is there already: two threads, the caller is the third
+        "for subject in (files[:1], files):\n"
+        "    kept.append(backend.load(OnnxSubject(tuple(subject))))\n"
+        "    counts.append(count() - before)\n"
+        "print(*counts, kept[0].what_ran.threads)\n"
+    )
+    paths = [str(tmp_path / f"{seed}.onnx") for seed in range(4)]
+    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "2", "3"]
+
+
 @needs_openvino
 def test_openvino_runs_float32_even_where_the_cpu_has_bfloat16(tmp_path):
     write_tiny_onnx(tmp_path / "a.onnx")

@@ -49,6 +49,7 @@ def serve(connection: Connection, backend_name: BackendName, *, threads: int) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
     try:
         backend = open_backend(backend_name, threads=threads)
+        backend.take_process()
     except EdcError as error:
         connection.send(Refused(str(error)))
         return

@@ -114,6 +114,10 @@ class Backend(Protocol):
     is_warm: bool = False
     """Whether `prepare` did what the library sets up once; else the first subject is loaded, run and thrown away."""
 
+    def take_process(self) -> None:
+        """Sets up what only a backend with a process of its own may; called once, before anything is loaded."""
+        return
+
     def prepare(self, subject: Subject) -> None:
         """Does what loading needs and is not loading (reads the data set for its shapes); not timed, may be nothing."""
         ...

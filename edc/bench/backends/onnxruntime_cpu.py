@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from edc.bench.backends.contract import Backend, Floats, Loaded, OnnxSubject, Subject, WhatRan, log_mean_probs
-from edc.deploy.ort import CPU, import_onnxruntime, ort_errors, ort_session
+from edc.deploy.ort import CPU, import_onnxruntime, ort_errors, ort_session, share_threads
 from edc.deploy.precision import precision_of_graph
 from edc.errors import ArtifactError, FailedError
 
@@ -22,6 +22,12 @@ class OnnxRuntimeCpu(Backend):
         self.threads = threads
         self.version: str = import_onnxruntime().__version__
         self.precisions: dict[Path, str] = {}
+        self._shares_threads = False
+
+    def take_process(self) -> None:
+        """Gives all sessions one pool of threads, as if they were one network."""
+        share_threads(self.threads)
+        self._shares_threads = True
 
     def prepare(self, subject: Subject) -> None:
         """Reads what precision the graphs are in: the CPU provider computes in the types of the graph."""
@@ -30,13 +36,17 @@ class OnnxRuntimeCpu(Backend):
 
     def load(self, subject: Subject) -> "OnnxRuntimeLoaded":
         files = onnx_files(subject)
-        sessions = [ort_session(path, providers=(CPU,), threads=self.threads) for path in files]
+        sessions = [
+            ort_session(path, providers=(CPU,), threads=self.threads, shares_threads=self._shares_threads)
+            for path in files
+        ]
         precisions = sorted({self.precisions.get(path) or graph_precision(path) for path in files})
         what_ran = WhatRan(
             provider=sessions[0].get_providers()[0],
             precision=" + ".join(precisions),
             version=self.version,
-            threads=sessions[0].get_session_options().intra_op_num_threads,
+            threads=self.threads if self._shares_threads else sessions[0].get_session_options().intra_op_num_threads,
+            notes=("one pool of threads for all sessions",) if self._shares_threads else (),
         )
         return OnnxRuntimeLoaded(sessions, what_ran, file_bytes=sum(path.stat().st_size for path in files))
 
