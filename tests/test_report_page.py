@@ -70,8 +70,15 @@ def test_quality_table_holds_every_loaded_row_with_its_figures(document, page):
             assert number(cell) == pytest.approx(quality["calibrated"][name], abs=0.000501)
         assert number(line[9]) == pytest.approx(quality["calibration_temperature"], abs=0.000501)
         assert number(line[10]) == pytest.approx(100 * quality["agreement"], abs=0.05)
-        assert line[11] == ("\u2013" if row["dee"] is None else f"{row['dee']:.2f}")
+        at_least = "\u2013" if row["dee_at_least"] is None else f">{row['dee_at_least']}"
+        assert line[11] == (at_least if row["dee"] is None else f"{row['dee']:.2f}")
         assert number(line[13]) == pytest.approx(row["file_bytes"] / 1e6, abs=0.005)
+
+
+def test_student_better_than_the_whole_ensemble_is_said_to_be_worth_more_than_its_teachers(document, page):
+    lines = lines_of(page, "quality")
+    assert {line[11] for line in lines if line[1] == f"{STUDENT} (members)"} == {">4"}
+    assert {line[11] for line in lines if line[1].startswith("ensemble")} == {"\u2013"}
 
 
 def test_speed_table_holds_every_row_with_its_intervals_and_those_that_did_not_run(document, page):

@@ -37,11 +37,30 @@ def test_networks_differ_in_colour_and_shape():
     subjects = [STUDENT, "teacher 0", "ensemble, in turn", "ensemble, merged", *(f"student {n}" for n in range(12))]
     rows = [{"subject": subject, "backend": "torch", "batch": 1} for subject in subjects]
     bench = Bench({"deploy": STUDENT, "rows": rows})
-    series = [bench.series(subject) for subject in subjects]
+    series = [bench.series(f"{subject} on torch") for subject in subjects]
     assert len({(each.colour, each.shape) for each in series}) == len(subjects)
     assert len({each.shape for each in series[:8]}) == 8  # and not by colour alone
-    int8 = bench.series(f"{STUDENT} (int8)")
-    assert (int8.colour, int8.shape, int8.is_hollow) == (series[0].colour, series[0].shape, True)
+
+
+def test_network_is_hollow_where_it_ran_in_16_bits_or_fewer_whatever_its_name():
+    precisions = {
+        ("", "openvino"): "fp32", ("", "openvino-bf16"): "bf16", (" (int8)", "openvino"): "int8",
+        (" (fp16)", "tensorrt"): "fp16", (" (tf32)", "tensorrt"): "tf32", ("", "tensorrt"): None,
+        (" (int8) (CUDA graph)", "tensorrt"): "int8",
+    }  # fmt: skip
+    rows = [
+        {"subject": STUDENT + suffix, "backend": backend, "batch": batch, "precision": precision if batch == 8 else None}
+        for (suffix, backend), precision in precisions.items()
+        for batch in (1, 8)  # the first did not run
+    ]
+    bench = Bench({"deploy": STUDENT, "rows": rows})
+    drawn = {place: bench.series(f"{STUDENT}{place[0]} on {place[1]}") for place in precisions}
+    assert {place: each.is_hollow for place, each in drawn.items()} == {
+        place: precision in {"bf16", "int8", "fp16"} for place, precision in precisions.items()
+    }
+    plain = [each for place, each in drawn.items() if "CUDA" not in place[0]]
+    assert {(each.colour, each.shape) for each in plain} == {(0, "circle")}
+    assert all(bench.is_student(row) for row in rows)
 
 
 def test_figures_are_written_one_way():

@@ -7,18 +7,19 @@ from typing import Any
 
 from edc.report.page.svg import SHAPES
 
-__all__ = ["Bench", "Series", "key_of"]
+__all__ = ["Bench", "Series", "against_on", "base_name", "key_of"]
 
 Row = dict[str, Any]
 
-PRECISION = re.compile(r" \((int8|fp16|bf16|fp8|fp4|tf32)[^)]*\)$")
+PRECISION = re.compile(r" \((int8|fp16|bf16|fp8|fp4|tf32)[^)]*\)(?=$| \(CUDA graph\)$)")
+LOW_PRECISIONS = {"int8", "fp16", "bf16", "fp8", "fp4"}
 DASHES = ("", "6 3", "1.5 3", "8 3 2 3", "4 2", "10 4", "3 3", "8 2 2 2 2 2")
 NUM_COLOURS = 7
 
 
 @dataclass(frozen=True)
 class Series:
-    """How a network is drawn everywhere on the page; low precisions are the same, hollow."""
+    """How a network is drawn everywhere on the page; in 16 bits or fewer it is the same, hollow."""
 
     name: str
     colour: int
@@ -29,6 +30,11 @@ class Series:
     @property
     def css(self) -> str:
         return f"c{self.colour} h" if self.is_hollow else f"c{self.colour}"
+
+
+def against_on(row: Row, basis: str) -> Row | None:
+    """Returns what the row is held to on that basis: `ensemble` or `teacher`, both on its own backend."""
+    return next((against for against in row.get("against") or [] if against.get("basis") == basis), None)
 
 
 def key_of(row: Row) -> str:
@@ -51,8 +57,12 @@ class Bench:
         self.batches = sorted({row["batch"] for row in self.rows})
         self.backends = list(dict.fromkeys(row["backend"] for row in self.rows))
         self.by_key: dict[str, Row] = {}
+        self.precisions: dict[str, str] = {}
+        """What ran, by key; a row that did not run has none."""
         for row in self.rows:
             self.by_key.setdefault(key_of(row), row)
+            if row.get("precision"):
+                self.precisions[key_of(row)] = row["precision"]
         self._styles = self._all_styles()
 
     def row(self, key: str | None, batch: int | None) -> Row | None:
@@ -73,17 +83,19 @@ class Bench:
 
     def is_student(self, row: Row) -> bool:
         """Returns whether the row is the artifact's network, in whatever precision."""
-        return not row.get("artifact") and base_name(row["subject"]) == self.deploy
+        return not row.get("artifact") and base_name(row["subject"]).removesuffix(" (CUDA graph)") == self.deploy
 
     def is_drawn_last(self, key: str) -> bool:
         """Returns whether a key is of the student, whose line must not be hidden by one that is the same."""
         return key in self.by_key and self.is_student(self.by_key[key])
 
-    def series(self, subject: str) -> Series:
-        """Returns how a subject (with its artifact in front, if not this one) is drawn."""
-        name = base_name(subject)
+    def series(self, key: str) -> Series:
+        """Returns how a row is drawn, by its key; of a curve, which has no backend, by its name."""
+        subject = self.subject_of(key) if key in self.by_key else key
+        name, named = base_name(subject), PRECISION.search(subject)
         colour, shape, dash = self._styles.get(name, (0, "circle", ""))
-        return Series(subject, colour, shape, dash, is_hollow=subject != name)
+        precision = self.precisions.get(key) or (named.group(1) if named else "")
+        return Series(subject, colour, shape, dash, is_hollow=precision in LOW_PRECISIONS)
 
     def main_backend(self, keys: Iterable[str]) -> str | None:
         """Returns the backend to show where there is room for one: the verdict's, else the first with the student."""
@@ -95,7 +107,7 @@ class Bench:
         return next(iter([*students, *backends]), None)
 
     def protagonists(self, backend: str, keys: Iterable[str]) -> list[str]:
-        """Returns the keys of a teacher, the ensemble and the student (in 8 bits too) on a backend, where present."""
+        """Returns the keys of student, ensemble, a teacher and the student in 8 bits on a backend, where present."""
         here = [
             key for key in keys if self.backend_of(key) == backend and not (self.by_key.get(key) or {}).get("artifact")
         ]
@@ -104,10 +116,11 @@ class Bench:
         ensembles = sorted((key for key in here if names[key].startswith("ensemble")), key=lambda key: key != baseline)
         teachers = [key for key in here if names[key].startswith("teacher")]
         plain = [key for key in (*teachers, *ensembles) if names[key] == self.subject_of(key)]
-        chosen = [
-            key for role in ("teacher", "ensemble") for key in [k for k in plain if names[k].startswith(role)][:1]
+        others = [
+            key for role in ("ensemble", "teacher") for key in [k for k in plain if names[k].startswith(role)][:1]
         ]
-        return [*chosen, *[key for key in here if names[key] == self.deploy]]
+        students = [key for key in here if names[key] == self.deploy]
+        return [*students[:1], *others, *students[1:]]
 
     def _all_styles(self) -> dict[str, tuple[int, str, str]]:
         """Returns colour, shape and dash by name: student, ensemble and teacher always have theirs."""

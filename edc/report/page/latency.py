@@ -49,7 +49,7 @@ def latency_quantiles(bench: Bench, *, backend: str, batch: int, width: float, h
         drawing.line((x(place(each)), y.start), (x(place(each)), y.end), "g")
     for row in sorted(rows, key=bench.is_student):  # the student on top
         quantiles = row["latency_quantiles_ms"]
-        series = bench.series(bench.subject_of(key_of(row)))
+        series = bench.series(key_of(row))
         last = len(quantiles) - 1
         points = [(x(place(100 * n / last)), y(value)) for n, value in enumerate(quantiles)]
         drawing.polyline(points, f"s c{series.colour}", dash=series.dash, tip=_tip(row), step=3)

@@ -53,7 +53,7 @@ def robustness(
     x, y = Scale(0, max([*severities, 1]), LEFT, RIGHT), top_to
     axes(drawing, x, y, x_label="severity", y_label="", x_ticks=severities, y_ticks=y.ticks(6))
     for key, line in sorted(lines.items(), key=lambda item: bench.is_drawn_last(item[0])):
-        series = bench.series(bench.subject_of(key))
+        series = bench.series(key)
         tip = [f"{key}, {corruption}", *(f"severity {at}: {measure.name} {fixed(value, 3)}" for at, value in line)]
         _line(drawing, [(x(at), y(value)) for at, value in line], series, tip)
     return drawing
@@ -81,7 +81,7 @@ def throughput(entries: Sequence[Figures], bench: Bench) -> Drawing | None:
     for entry in sorted(entries, key=lambda entry: bench.is_drawn_last(entry["key"])):
         line = points[entry["key"]]
         rates_of = (f"batch {p['batch']}: {fixed(p['images_per_second'], 0)} images/s" for p in line)
-        series = bench.series(bench.subject_of(entry["key"]))
+        series = bench.series(entry["key"])
         _line(drawing, [(x(p["batch"]), y(p["images_per_second"])) for p in line], series, [entry["key"], *rates_of])
     return drawing
 
@@ -103,7 +103,7 @@ def server_load(entries: Sequence[Figures], bench: Bench) -> Drawing | None:
         drawing.text((LEFT + 4, y(bound) - 4), f"bound {tick(bound)} ms")
     for entry in sorted(entries, key=lambda entry: bench.is_drawn_last(entry["key"])):
         line = points[entry["key"]]
-        series = bench.series(bench.subject_of(entry["key"]))
+        series = bench.series(entry["key"])
         waits = (f"{fixed(p['offered_per_second'], 0)}/s offered: p99 {milliseconds(p['p99_ms'])} ms" for p in line)
         _line(drawing, [(x(p["offered_per_second"]), y(p["p99_ms"])) for p in line], series, [entry["key"], *waits])
     return drawing

@@ -76,7 +76,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 def pareto(bench: Bench, *, batch: int, measure: Measure, width: float, height: float) -> Drawing | None:
     """Returns the picture for one batch and measure, or None if no row has both figures."""
     points = [
-        _Point(row, key_of(row), bench.series(bench.subject_of(key_of(row))), row["p50_ms"]["value"], quality)
+        _Point(row, key_of(row), bench.series(key_of(row)), row["p50_ms"]["value"], quality)
         for row in bench.rows
         if row["batch"] == batch and row.get("p50_ms") and (quality := measure.value(row)) is not None
     ]

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from edc.report.page import lines
 from edc.report.page.calibration import reliability
-from edc.report.page.document import Bench, Series, key_of
+from edc.report.page.document import Bench, Series, base_name, key_of
 from edc.report.page.latency import latency_quantiles
 from edc.report.page.pareto import MEASURES, pareto
 from edc.report.page.svg import Drawing
@@ -55,6 +55,8 @@ class Figure:
     panels: tuple[Panel, ...] = ()
     series: tuple[Series, ...] = ()
     note: str = ""
+    hint: str = ""
+    """What to do with the pointer: not on paper."""
 
     @property
     def rules(self) -> Markup:
@@ -90,9 +92,11 @@ def legend_mark(series: Series) -> Markup:
 
 
 def _series_of(bench: Bench, keys: Iterable[str]) -> tuple[Series, ...]:
-    """Returns the series of the keys, the student first, each once."""
-    subjects = dict.fromkeys(bench.subject_of(key) for key in keys)
-    return tuple(sorted((bench.series(subject) for subject in subjects), key=lambda series: series.colour != 0))
+    """Returns the networks of the keys, the student first, each once and filled; the last says what hollow is."""
+    series = [bench.series(key) for key in keys]
+    filled = {base_name(each.name): replace(each, name=base_name(each.name), is_hollow=False) for each in series}
+    hollow = [replace(each, name="hollow: 16 bits or fewer") for each in series if each.is_hollow]
+    return (*sorted(filled.values(), key=lambda each: each.colour != 0), *hollow[:1])
 
 
 def _panel(choice: tuple[int, ...], caption: str, both: Sequence[Drawing | None], series: tuple[Series, ...]) -> Panel:
@@ -122,8 +126,8 @@ def _pareto(bench: Bench) -> Figure:
         (Switch("batch", batches, chosen), Switch("quality", tuple(measure.name for measure in MEASURES))),
         tuple(panels) if any(panel.drawings for panel in panels) else (),
         (),
-        "Horizontal bars: 99 % intervals of the median. Hollow: 8 or 16 bits. Hover over a marker for its row, "
-        "click to go there.",
+        "Horizontal bars: 99 % intervals of the median. Hollow: 16 bits or fewer.",
+        "Hover over a marker or tap it for its row; click, or tap again, to go there.",
     )
 
 
@@ -135,7 +139,7 @@ def _calibration(bench: Bench) -> Figure:
     for n, kind in enumerate(("raw", "calibrated")):
         bins = {key: (bench.details[key]["reliability"] or {}).get(kind) for key in shown}
         drawings = {
-            bench.subject_of(key): reliability(each, bench.series(bench.subject_of(key)), title=f"{key}, {kind}")
+            bench.subject_of(key): reliability(each, bench.series(key), title=f"{key}, {kind}")
             for key, each in bins.items()
             if each
         }
@@ -187,7 +191,8 @@ def _latency(bench: Bench) -> Figure:
         switches,
         tuple(panels) if any(panel.drawings for panel in panels) else (),
         (),
-        "Markers: p50, p90, p99 and the slowest. Hover over a line for its figures.",
+        "Markers: p50, p90, p99 and the slowest.",
+        "Hover over a line or tap it for its figures.",
     )
 
 

@@ -37,8 +37,8 @@ def _grouped(
 
 
 def _line(bench: Bench, row: Row, *cells: Cell, identity: str = "") -> Line:
-    subject = bench.subject_of(key_of(row))
-    return Line((subject, *cells), bench.series(subject), bench.is_student(row), identity)
+    series = bench.series(key_of(row))
+    return Line((series.name, *cells), series, bench.is_student(row), identity)
 
 
 def _quality(bench: Bench) -> Table:
@@ -78,7 +78,7 @@ def _quality(bench: Bench) -> Table:
     )
     note = (
         "c: after one temperature T, fitted for this file on validation images. agree: same class as the ensemble. "
-        "DEE: how many teachers an ensemble needs for the same cNLL."
+        "DEE: how many teachers an ensemble needs for the same cNLL; >: more than there are."
     )
     number = bench.document.get("num_test_images")
     title = f"Quality on {number:,} test images" if number else "Quality"
@@ -86,9 +86,11 @@ def _quality(bench: Bench) -> Table:
 
 
 def _dee(row: Row) -> str:
-    """Returns the deep ensemble equivalent; 0 says worse than one teacher."""
-    value = row.get("dee")
-    return MISSING if value is None else "<1" if value == 0 else fixed(value, 2)
+    """Returns the deep ensemble equivalent; 0 says worse than one teacher, `dee_at_least` better than all of them."""
+    value, num_teachers = row.get("dee"), row.get("dee_at_least")
+    if value is None:
+        return MISSING if num_teachers is None else f">{num_teachers:,}"
+    return "<1" if value == 0 else fixed(value, 2)
 
 
 def _speed(bench: Bench) -> Table:
