@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from bench_document import bench_document, key_of, small_document
+from bench_document import STUDENT, bench_document, key_of, small_document
 from page_reader import bounds
 from test_export_web import Browser
 
@@ -119,6 +119,69 @@ def test_hovering_over_a_marker_shows_its_row(browser, url, document):
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=5, y=5)
     browser.wait_for("document.getElementById('tip').hidden")
     assert browser.problems() == []
+
+
+def test_first_tap_shows_the_row_of_a_marker_and_the_second_goes_there(browser, url, document):
+    show(browser, url, width=390)
+    number, row = next((n, r) for n, r in enumerate(document["rows"]) if key_of(r) == "kd on torch" and r["batch"] == 1)
+    marker = f"document.querySelector('#pareto .panel-0-0 .narrow a[href=\"#row-{number}\"] use')"
+    tap(browser, marker)
+    assert browser.text("#tip").startswith("kd on torch, batch 1, fp32\n")
+    assert f"p50 {milliseconds(row['p50_ms'])} ms" in browser.text("#tip")
+    assert browser.evaluate("location.hash") == ""
+    tap(browser, "document.querySelector('#pareto .lead')")
+    assert browser.evaluate("document.getElementById('tip').hidden")
+    tap(browser, marker)
+    assert browser.evaluate("[document.getElementById('tip').hidden, location.hash]") == [False, ""]
+    tap(browser, marker)
+    assert browser.evaluate("location.hash") == f"#row-{number}"
+    assert browser.problems() == []
+
+
+def tap(browser: Browser, target: str) -> None:
+    """Puts a finger on the middle of an element, which is scrolled to, and waits for the page to hear of it."""
+    frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    # Where it is in sight already nothing scrolls, which would hide the tooltip.
+    browser.evaluate(f"{target}.scrollIntoView({{block: 'nearest'}}), {frames}")
+    x, y = browser.evaluate(
+        f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({target}.getBoundingClientRect())"
+    )
+    browser.evaluate(
+        "heard = new Promise((done) => addEventListener('click', () => setTimeout(done), {once: true})), 0"
+    )
+    browser.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+    browser.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+    browser.evaluate("heard")
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_calibration_of_student_and_ensemble_is_seen_together_on_a_phone(browser, url, kind):
+    show(browser, url, width=360)
+    boxes = browser.evaluate(
+        f"[...document.querySelectorAll('#calibration .panel-{kind} h3, #calibration .panel-{kind} svg')]"
+        ".filter((e) => e.checkVisibility()).map((e) => e.getBoundingClientRect())"
+        ".map(({left, right, top, bottom}) => [left, right, top, bottom])"
+    )
+    names = browser.evaluate(
+        f"[...document.querySelectorAll('#calibration .panel-{kind} h3')].filter((e) => e.checkVisibility())"
+        ".map((e) => e.textContent)"
+    )
+    assert names == [STUDENT, "ensemble, merged", "teacher 0", f"{STUDENT} (int8)"]
+    (left, right, top, bottom), (left_of_second, right_of_second, top_of_second, _) = boxes[1], boxes[3]
+    assert 0 <= left < right <= left_of_second < right_of_second <= 360
+    assert abs(top - top_of_second) < 1
+    assert bottom - top < 400
+
+
+def test_names_in_tables_are_read_to_their_end_on_a_phone(browser, url):
+    show(browser, url, width=360)
+    cells = "[...document.querySelectorAll('#table-quality tbody th[scope=row]')]"
+    assert browser.evaluate(f"{cells}.length") > 10
+    assert browser.evaluate(f"{cells}.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.textContent)") == []
+    widest, narrowest = browser.evaluate(
+        f"[Math.max, Math.min].map((f) => f(...{cells}.map((e) => e.getBoundingClientRect().width)))"
+    )
+    assert 100 < narrowest <= widest <= 0.5 * 360
 
 
 def test_page_without_script_keeps_switches_and_tooltips(browser, url):

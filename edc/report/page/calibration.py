@@ -11,10 +11,12 @@ from edc.report.page.svg import Drawing, Scale, axes
 __all__ = ["ece_of", "reliability", "wilson"]
 
 Bin = Mapping[str, Any]
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, HISTOGRAM = 250, 306, 40, 246, 26, 232, 40
+LEFT, TOP, RIGHT_MARGIN = 40, 26, 4
+HISTOGRAM, BELOW = 40, 82
+"""Heights: of the histogram, and of all that stands below the diagram, labels included."""
 
 
-def reliability(bins: Sequence[Bin], series: Series, *, title: str) -> Drawing:
+def reliability(bins: Sequence[Bin], series: Series, *, title: str, width: float, height: float) -> Drawing:
     """Returns accuracy against confidence above the share of images in each bin.
 
     Bars reach to the accuracy, ticks mark the mean confidence: what lies between them is what ECE adds up. Whiskers
@@ -22,16 +24,16 @@ def reliability(bins: Sequence[Bin], series: Series, *, title: str) -> Drawing:
     """
     total = sum(each["count"] for each in bins)
     ece = ece_of(bins)
-    drawing = Drawing(WIDTH, HEIGHT, f"{title}: ECE {ece:.3f}" if ece is not None else f"{title}: no images")
-    x, y = Scale(0, 1, LEFT, RIGHT), Scale(0, 1, BOTTOM, TOP)
+    drawing = Drawing(width, height, f"{title}: ECE {ece:.3f}" if ece is not None else f"{title}: no images")
+    x, y = Scale(0, 1, LEFT, width - RIGHT_MARGIN), Scale(0, 1, height - BELOW, TOP)
     axes(drawing, x, y, x_label="", y_label="accuracy", x_ticks=(), y_ticks=(0, 0.25, 0.5, 0.75, 1), y_format=_percent)
     if ece is not None:
-        drawing.text((RIGHT, TOP - 10), f"ECE {fixed(ece, 3)}", "l strong", anchor="end")
+        drawing.text((x.end, TOP - 10), f"ECE {fixed(ece, 3)}", "l strong", anchor="end")
     drawing.line((x(0), y(0)), (x(1), y(1)), "diagonal")
     filled = [each for each in bins if each["count"] and each["accuracy"] is not None]
     for each in filled:
         _draw_bin(drawing, each, x, y, series)
-    _histogram(drawing, filled, x, total=total, series=series)
+    _histogram(drawing, filled, x, top=y.start + 10, total=total, series=series)
     return drawing
 
 
@@ -68,9 +70,8 @@ def _draw_bin(drawing: Drawing, each: Bin, x: Scale, y: Scale, series: Series) -
     drawing.line((left - 1, y(confidence)), (right + 1, y(confidence)), "confidence")
 
 
-def _histogram(drawing: Drawing, bins: Sequence[Bin], x: Scale, *, total: int, series: Series) -> None:
+def _histogram(drawing: Drawing, bins: Sequence[Bin], x: Scale, *, top: float, total: int, series: Series) -> None:
     """Draws the share of images in each bin; square roots, so that bins of few images are seen at all."""
-    top = BOTTOM + 10
     base = top + HISTOGRAM
     largest = max((each["count"] for each in bins), default=1)
     for each in bins:
@@ -78,13 +79,13 @@ def _histogram(drawing: Drawing, bins: Sequence[Bin], x: Scale, *, total: int, s
         left, right = x(each["low"]) + 1, x(each["high"]) - 1
         share = f"{each['count']:,} of {total:,} images ({fixed(each['count'] / total, 1, scale=100)} %)"
         drawing.rect((left, base - height), right - left, height, f"bar c{series.colour}", tip=share)
-    drawing.line((LEFT, base), (RIGHT, base), "ax")
+    drawing.line((x.start, base), (x.end, base), "ax")
     if bins:
         drawing.text((LEFT - 6, top + 8), f"{fixed(largest / total, 0, scale=100)} %", anchor="end")
     for value in (0.0, 0.5, 1.0):
         drawing.text((x(value), base + 13), _percent(value), anchor="end" if value == 1 else "middle")
     drawing.text((LEFT + 4, top + 8), "images (√)")
-    drawing.text((RIGHT, base + 27), "confidence", "l", anchor="end")
+    drawing.text((x.end, base + 27), "confidence", "l", anchor="end")
 
 
 def _percent(share: float) -> str:

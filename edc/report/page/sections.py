@@ -18,10 +18,13 @@ __all__ = ["Figure", "Panel", "Switch", "legend_mark", "sections"]
 WIDE, NARROW = (1100.0, 440.0), (360.0, 340.0)
 """Drawn twice where one size would be too small to read on a phone."""
 
+ALONE, PAIR = (250.0, 314.0), (172.0, 240.0)
+"""Of a reliability diagram, and on a phone, where two stand side by side: a comparison that takes a swipe is none."""
+
 
 @dataclass(frozen=True)
 class Panel:
-    """Drawings to be seen together, for one choice of every switch; `narrow` replaces them on a phone."""
+    """Drawings to be seen together, for one choice of every switch; `narrow` replaces them on a phone, in pairs."""
 
     choice: tuple[int, ...]
     caption: str
@@ -138,14 +141,18 @@ def _calibration(bench: Bench) -> Figure:
     panels = []
     for n, kind in enumerate(("raw", "calibrated")):
         bins = {key: (bench.details[key]["reliability"] or {}).get(kind) for key in shown}
-        drawings = {
-            bench.subject_of(key): reliability(each, bench.series(key), title=f"{key}, {kind}")
-            for key, each in bins.items()
-            if each
-        }
+        known = {key: each for key, each in bins.items() if each}
         caption = "as they are" if kind == "raw" else "after one temperature fitted on validation"
-        if drawings:
-            panels.append(Panel((n,), f"{caption}, on {backend}", tuple(drawings.values()), titles=tuple(drawings)))
+        wide, narrow = (
+            tuple(
+                reliability(each, bench.series(key), title=f"{key}, {kind}", width=width, height=height)
+                for key, each in known.items()
+            )
+            for width, height in (ALONE, PAIR)
+        )
+        if known:
+            titles = tuple(bench.subject_of(key) for key in known)
+            panels.append(Panel((n,), f"{caption}, on {backend}", wide, narrow, titles))
     return Figure(
         "calibration",
         "Calibration",

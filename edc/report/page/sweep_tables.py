@@ -12,9 +12,7 @@ __all__ = ["robustness_table", "server_table", "throughput_table"]
 
 def _keyed(bench: Bench, entry: Mapping[str, Any], *cells: Cell) -> Line:
     row = bench.by_key.get(entry["key"])
-    return Line(
-        (entry["key"], *cells), bench.series(entry["key"]), row is not None and bench.is_student(row)
-    )
+    return Line((entry["key"], *cells), bench.series(entry["key"]), row is not None and bench.is_student(row))
 
 
 def throughput_table(bench: Bench) -> Table:

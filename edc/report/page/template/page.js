@@ -19,6 +19,10 @@ function show(mark, x, y) {
   place(x, y);
 }
 
+function hide() {
+  tip.hidden = true;
+}
+
 // Titles become tooltips of our own: the browser's come late, and not at all on touch.
 for (const title of document.querySelectorAll("svg title")) {
   const mark = title.parentElement;
@@ -33,14 +37,27 @@ for (const title of document.querySelectorAll("svg title")) {
   title.remove();
 }
 
+let isTouch = false; // whether it is a finger that points; older browsers do not say so of a click
+let tapped = null; // the mark that a finger asked about last
+
+document.addEventListener("pointerdown", (event) => { isTouch = event.pointerType === "touch"; });
 document.addEventListener("pointermove", (event) => {
+  if (event.pointerType === "touch") return; // a finger that moves scrolls
   const mark = event.target.closest?.("[data-tip]");
   if (mark) show(mark, event.clientX, event.clientY);
-  else tip.hidden = true;
+  else hide();
 });
-document.addEventListener("pointerdown", (event) => {
+// A finger cannot hover: its first tap shows what the mark is, a second one follows the link that the mark may be.
+document.addEventListener("click", (event) => {
+  if (!isTouch) return;
   const mark = event.target.closest?.("[data-tip]");
-  if (mark) show(mark, event.clientX, event.clientY);
+  const isSecond = mark !== null && mark === tapped && !tip.hidden;
+  tapped = mark;
+  if (!mark) hide();
+  else if (!isSecond) {
+    event.preventDefault();
+    show(mark, event.clientX, event.clientY);
+  }
 });
 document.addEventListener("focusin", (event) => {
   const mark = event.target.querySelector?.(":scope > [data-tip]");
@@ -48,9 +65,9 @@ document.addEventListener("focusin", (event) => {
   const box = mark.getBoundingClientRect();
   show(mark, box.right, box.top);
 });
-document.addEventListener("focusout", () => { tip.hidden = true; });
-document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
+document.addEventListener("focusout", hide);
+document.addEventListener("scroll", hide, { passive: true });
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
 
 // A link to a row of a folded table unfolds it.
 function unfold() {
