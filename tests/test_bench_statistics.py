@@ -9,6 +9,7 @@ from scipy import stats
 from edc.bench.statistics import (
     Estimate,
     compare_accuracy,
+    decided,
     design_effect,
     has_saturated,
     holm,
@@ -16,7 +17,6 @@ from edc.bench.statistics import (
     least_samples,
     median_ratio,
     quantile,
-    verdict_of,
 )
 from edc.bench.timing import RowSamples
 
@@ -179,19 +179,20 @@ def test_agreement_on_a_small_test_set_proves_little():
     assert compare_accuracy(*masks(0, 0, 9500, 500), seed=0).verdict == "not worse"
 
 
+@pytest.mark.parametrize("counts", [(30, 12, 1900, 58), (12, 2, 1986, 0), (20, 1, 1979, 0), (8, 8, 1984, 0)])
+def test_p_against_the_margin_is_small_when_the_interval_leaves_the_margin_out(counts):
+    """The interval's own definition: p is under 5 % where the margin is outside the 95 % interval, and only there."""
+    found = compare_accuracy(*masks(*counts), seed=0)
+    outside = not found.difference.low <= -found.margin <= found.difference.high
+    assert (found.p_margin < 0.05) == outside == (found.verdict != "undecided")
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (-0.004, 0.001, "not worse"),
-        (-0.006, 0.001, "undecided"),
-        (-0.006, -0.004, "undecided"),
-        (-0.009, -0.006, "worse"),
-        (0.001, 0.002, "not worse"),
-        (None, None, "undecided"),
-    ],
+    ("p", "difference", "verdict"),
+    [(0.01, -0.004, "not worse"), (0.06, -0.004, "undecided"), (0.01, -0.006, "worse"), (0.01, 0.01, "not worse")],
 )
-def test_verdict_asks_whether_the_interval_is_on_one_side_of_the_margin(low, high, verdict):
-    assert verdict_of(Estimate(0.0, low, high), margin=0.005) == verdict
+def test_verdict_takes_a_side_of_the_margin_only_when_the_test_does(p, difference, verdict):
+    assert decided(p, difference, margin=0.005) == verdict
 
 
 def test_holm_rejects_what_the_step_down_procedure_rejects():

@@ -1,4 +1,4 @@
-"""Which file is shipped, and the two sentences that say so."""
+"""Which file is shipped, and the sentences that say so."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ STUDENTS = {
 
 def accuracy_of(verdict):
     paired = PairedAccuracy(0.976, 0.976, 0.0, 1, 1, 1.0, 500)
-    return AccuracyComparison(paired, Estimate(0.0, -0.008, 0.008), 0.005, verdict)
+    return AccuracyComparison(paired, Estimate(0.0, -0.008, 0.008), 0.005, 0.2, verdict)
 
 
 def row_of(key, ms, *verdicts, batch=1):
@@ -88,17 +88,50 @@ def test_sentences_have_the_figures_and_their_intervals(verdict, words):
     found = verdict_on(
         [row], students=STUDENTS, files={row.key: "student.onnx"}, validation_acc=ACC, losses=losses, seed=0
     )
-    assert found.sentences[0] == (
-        "kd is 4.03 (3.95-4.14) times as fast as the ensemble's best form (merged) in ONNX Runtime at batch 1, "
-        f"with 0.00 points (-0.8 to +0.8) of accuracy: {words} at the 0.5-point margin."
+    assert found.sentences[:2] == (
+        "kd is 4.03 (3.95-4.14) times as fast as the ensemble's best form (merged) in ONNX Runtime at batch 1, and "
+        "right on 97.60 % of the test images where the ensemble is right on 97.60 %: 0.00 points (-0.80 to +0.80), "
+        f"{words} at the 0.5-point margin.",
+        "Of the student's files that keep its fp32 validation accuracy to 0.5 points, student.onnx in ONNX Runtime is "
+        "the fastest at batch 1.",
     )
-    assert found.sentences[1].startswith(
+    assert found.sentences[2].startswith(
         "Each with its own temperature, its NLL is 0.200 and the ensemble's 0.100, a difference of +0.100 ("
     )
-    assert found.sentences[1].endswith(
-        "Ship student.onnx with ONNX Runtime: the fastest here that keeps its fp32 validation accuracy to 0.5 points."
-    )
+    assert len(found.sentences) == 3
     assert (found.row, found.baseline, found.batch) == (row.key, "ensemble, merged on onnxruntime", 1)
+
+
+def said(rows, files):
+    return verdict_on(rows, students=STUDENTS, files=files, validation_acc=ACC, losses={}, seed=0).sentences
+
+
+def test_files_that_cannot_be_told_apart_and_faster_ones_at_other_batches_are_named():
+    files = {"kd on onnxruntime": "a.onnx", "kd on openvino": "a.onnx", "kd (int8) on onnxruntime": "b.onnx"}
+    rows = [row_of("kd on onnxruntime", 2.0, "worse"), row_of("kd on openvino", 2.1, "worse")]
+    rows[0] = dataclasses.replace(rows[0], p50_ms=Estimate(2.0, 1.9, 2.1))
+    rows[1] = dataclasses.replace(rows[1], p50_ms=Estimate(2.15, 2.05, 2.25))
+    rows += [row_of("kd on onnxruntime", 9.0, "worse", batch=64), row_of("kd on openvino", 8.0, "worse", batch=64)]
+    assert said(rows, files)[1].endswith(
+        "a.onnx in ONNX Runtime is the fastest at batch 1 (a.onnx in OpenVINO cannot be told from it), "
+        "a.onnx in OpenVINO is at batch 64."
+    )
+    apart = dataclasses.replace(rows[1], p50_ms=Estimate(2.3, 2.15, 2.4))
+    assert "cannot be told" not in said([rows[0], apart], files)[1]
+
+
+def test_one_teacher_is_named_and_what_is_doubtful_about_the_speed():
+    row = row_of("kd on onnxruntime", 2.0, "worse")
+    teacher = Against("teacher 0 on onnxruntime", "teacher", Estimate(1.01, 0.99, 1.03), accuracy_of("undecided"))
+    doubtful = dataclasses.replace(row.against[0], doubts=("9.00 times as fast with 4.00 times fewer FLOPs",))
+    row = dataclasses.replace(row, against=(doubtful, teacher), flags=("noise: the coefficient of variation is 12%",))
+    baseline = Row(subject="ensemble, merged", backend="onnxruntime", batch=1, flags=("drift: by 7 %",))
+    assert said([row, baseline], {})[-2:] == (
+        "One teacher alone has 97.60 %: the student differs by 0.00 points (-0.80 to +0.80), not decided, at 1.01 "
+        "(0.99-1.03) times its speed.",
+        "Doubts about the speed: 9.00 times as fast with 4.00 times fewer FLOPs; flagged while it was measured: drift, "
+        "noise.",
+    )
 
 
 def test_interval_of_a_difference_in_loss_is_paired():

@@ -27,6 +27,7 @@ from edc.bench.specs import base_subject, precision_class
 from edc.bench.steps import step
 from edc.bench.sweep import Throughput, batch_sizes, sweep
 from edc.bench.verdict import BenchVerdict, verdict_on
+from edc.errors import FailedError
 from edc.files import write_json
 from edc.report.page.write import write_page
 from edc.report.progress import console
@@ -44,11 +45,13 @@ def bench(artifact: Path, options: BenchOptions) -> BenchResult:
 
     Raises:
         EdcError: as `edc.bench.request.prepare`, before anything is measured.
+        FailedError: not one row ran; the files of the last bench are still there.
     """
     request = prepare(artifact, options)
     environment = environment_now(threads=options.threads)
     measured = _measure(request, options)
     result = _result(request, options, measured, environment.at_end())
+    _require_some_row(result.rows)
     document = result.to_json()
     write_json(artifact / "bench.json", document)
     write_page(document, artifact / "report.html")
@@ -92,7 +95,7 @@ def _measure(request: BenchRequest, options: BenchOptions) -> _Measured:
 def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, environment: Environment) -> BenchResult:
     """Returns what the figures amount to: rows with their comparisons, the verdict, and what the report shows."""
     seed, specs, qualities, predictions = options.seed, request.specs, measured.qualities, measured.predictions
-    rows = _rows(specs, measured.loads, measured.timings, qualities, seed=seed)
+    rows = _rows(request, measured, seed=seed)
     verdict = _verdict(rows, request, qualities, seed=seed)
     return BenchResult(
         artifact=request.artifact.resolve().name,
@@ -119,6 +122,13 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
         disagreements=_disagreements(predictions, qualities, specs, verdict, seed=seed),
         curves=training_curves(options.run, request.recipe, request.data),
     )
+
+
+def _require_some_row(rows: tuple[Row, ...]) -> None:
+    reasons = dict.fromkeys(f"{row.key}: {row.reason_not_run}" for row in rows)
+    if all(row.reason_not_run for row in rows):
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise FailedError(f"bench: no row could run, so nothing was written. {next(iter(reasons), 'No rows')}{more}")
 
 
 def _sweep_batches(request: BenchRequest, options: BenchOptions) -> list[int]:
@@ -175,27 +185,20 @@ def _serve(pool: WorkerPool, request: BenchRequest, options: BenchOptions, timin
         return serve_loads(pool, timings, pairs, plan=plan.server, bound_ms=options.latency_bound_ms, seed=options.seed)
 
 
-def _rows(
-    specs: tuple[RowSpec, ...],
-    loads: Mapping[RowSpec, LoadReport | NotRun],
-    timings: Mapping[int, Timings],
-    qualities: Qualities,
-    *,
-    seed: int,
-) -> tuple[Row, ...]:
+def _rows(request: BenchRequest, measured: _Measured, *, seed: int) -> tuple[Row, ...]:
     rows = []
-    for batch, of_batch in timings.items():
-        against = compare_all(specs, of_batch, qualities.correct, seed=seed)
+    for batch, timings in measured.timings.items():
+        against = compare_all(request.specs, timings, measured.qualities.correct, seed=seed, flops=request.flops)
         rows += [
             row_of(
                 spec,
                 batch=batch,
-                load=loads[spec],
-                timing=of_batch[spec],
-                quality=qualities.quality[spec],
+                load=measured.loads[spec],
+                timing=timings[spec],
+                quality=measured.qualities.quality[spec],
                 against=against[spec],
             )
-            for spec in specs
+            for spec in request.specs
         ]
     return with_corrected_p(rows)
 

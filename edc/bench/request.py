@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edc.bench.backends import BackendName, available_backends, needs_run, require_installed
 from edc.bench.compatible import require_rows_in_common, require_same_classes
+from edc.bench.flops import flops_by_subject
 from edc.bench.options import BenchOptions
 from edc.bench.pool import RowSpec
 from edc.bench.saved_bench import saved_bench
@@ -37,6 +38,8 @@ class BenchRequest:
     specs: tuple[RowSpec, ...]
     parameters: dict[str, int]
     """By key."""
+    flops: dict[str, int]
+    """Of one image, by key, where the artifact has the file to count them in."""
 
 
 def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
@@ -66,15 +69,19 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
         _require_readable(options.run, recipe, data)
     specs = row_specs(artifact, manifest, recipe, options.run, backends, options.data_root)
     parameters = _parameters(manifest, recipe, options.run, specs)
+    flops = _flops(artifact, manifest, recipe, specs)
     for other, label in _also_labels(options.also, artifact).items():
-        added, of_other = _also(other, manifest, options, backends, label=label)
+        added, parameters_of_other, flops_of_other = _also(other, manifest, options, backends, label=label)
         specs += added
-        parameters |= of_other
+        parameters |= parameters_of_other
+        flops |= flops_of_other
     if options.compare_with is not None:
         old = saved_bench(options.compare_with, name="--compare")
         require_same_classes(manifest.classes, old)
         require_rows_in_common([(spec.key, batch) for spec in specs for batch in batches], old)
-    return BenchRequest(artifact, manifest, recipe, data, backends, tuple(batches), max_batch, tuple(specs), parameters)
+    return BenchRequest(
+        artifact, manifest, recipe, data, backends, tuple(batches), max_batch, tuple(specs), parameters, flops
+    )
 
 
 def _also_labels(others: Sequence[Path], artifact: Path) -> dict[Path, str]:
@@ -92,13 +99,18 @@ def _also_labels(others: Sequence[Path], artifact: Path) -> dict[Path, str]:
 
 def _also(
     other: Path, main: Manifest, options: BenchOptions, backends: tuple[BackendName, ...], *, label: str
-) -> tuple[list[RowSpec], dict[str, int]]:
-    """Returns the rows of another artifact, and their parameters; its run is looked for beside the artifact's own."""
+) -> tuple[list[RowSpec], dict[str, int], dict[str, int]]:
+    """Returns the rows of another artifact, their parameters and FLOPs; its run is looked for beside this one's."""
     manifest = load_manifest(other)
     verify_files(other, manifest)
     recipe, run = _recipe(other), options.run.parent / manifest.run
     specs = also_specs(other, manifest, recipe, run, backends, options.data_root, main=main, label=label)
-    return specs, _parameters(manifest, recipe, run, specs)
+    return specs, _parameters(manifest, recipe, run, specs), _flops(other, manifest, recipe, specs)
+
+
+def _flops(artifact: Path, manifest: Manifest, recipe: Recipe, specs: Sequence[RowSpec]) -> dict[str, int]:
+    found = flops_by_subject(artifact, manifest, recipe)
+    return {spec.key: found[base_subject(spec)] for spec in specs if base_subject(spec) in found}
 
 
 def _parameters(manifest: Manifest, recipe: Recipe, run: Path, specs: Sequence[RowSpec]) -> dict[str, int]:

@@ -27,8 +27,9 @@ from edc.metrics import Quality
 __all__ = ["Against", "Basis", "Row", "RowQuality", "fastest", "plain", "quality_of", "row_of", "speedup"]
 
 
-Basis = Literal["ensemble", "ensemble in torch", "fp32"]
-"""Why a row is held to another: the ensemble on its own backend and precision, the one in torch, its own fp32 file."""
+Basis = Literal["ensemble", "ensemble in torch", "teacher", "fp32"]
+"""Why a row is held to another: the ensemble on its own backend and precision, the one in torch, one teacher alone on
+its own backend and precision, its own fp32 file."""
 
 PERCENTS = np.linspace(0, 1, 101)
 
@@ -54,6 +55,14 @@ class Against:
     basis: Basis
     speedup: Estimate | None = None
     accuracy: AccuracyComparison | None = None
+    accuracy_baseline: str | None = None
+    """What `accuracy` is against: the baseline in fp32, because one that was damaged by 8 bits would hide damage."""
+    flops_ratio: float | None = None
+    """FLOPs of the baseline over the row's: the speed-up to expect where nothing else costs time."""
+    throughput_ratio: float | None = None
+    """The row's images per second over the baseline's, from the same samples, outliers included."""
+    doubts: tuple[str, ...] = ()
+    """Why the speed-up may be wrong."""
 
 
 @dataclass(frozen=True)

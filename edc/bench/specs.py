@@ -13,7 +13,7 @@ from edc.errors import RequestError
 from edc.recipe import Recipe
 from edc.run import RunFolder
 
-__all__ = ["INT8", "also_specs", "base_subject", "is_ensemble", "is_int8", "precision_class", "row_specs"]
+__all__ = ["CUDA_GRAPH", "INT8", "also_specs", "base_subject", "is_ensemble", "is_int8", "precision_class", "row_specs"]
 
 CUDA_GRAPH = " (CUDA graph)"
 INT8 = " (int8)"
@@ -59,7 +59,11 @@ def row_specs(
     for backend in backends:
         if needs_run(backend):
             ensemble = {"teacher 0": "teacher 0", "ensemble, in turn": "ensemble"}
-            found = _of_run(ensemble | _students(recipe, recipe.students), run, data_root)
+            # Compiling takes minutes a row: with torch.compile, what the comparison needs and no more.
+            students = {recipe.deploy: recipe.deploy}
+            if backend != "torch-compile":
+                students = _students(recipe, recipe.students)
+            found = _of_run(ensemble | students, run, data_root)
         else:
             found = _of_artifact(artifact, manifest, recipe.deploy, backend)
         specs += [_spec(each, backend) for each in found]
@@ -99,7 +103,10 @@ def also_specs(
             found = [each for each in found if _belongs_to(each.label, recipe.deploy, with_ensemble=is_other_ensemble)]
         elif has_run:
             ensemble = {"ensemble, in turn": "ensemble"} if is_other_ensemble else {}
-            found = _of_run(ensemble | _students(recipe, (recipe.deploy,)), run, data_root)
+            students = {recipe.deploy: recipe.deploy}
+            if backend != "torch-compile":
+                students = _students(recipe, (recipe.deploy,))
+            found = _of_run(ensemble | students, run, data_root)
         else:
             continue
         specs += [_spec(each, backend, artifact=label) for each in found]

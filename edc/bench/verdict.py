@@ -1,4 +1,4 @@
-"""The bench in two sentences: how much faster and how much worse, and which file to ship on this machine."""
+"""The bench in words: how much faster and how much worse, which file to ship on this machine, and what to doubt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from edc.bench.rows import Against, Row
+from edc.bench.rows import Against, Basis, Row
 from edc.bench.statistics import MARGIN, AccuracyComparison, Estimate
 
 __all__ = ["BenchVerdict", "loss_difference", "row_to_ship", "verdict_on"]
@@ -28,9 +28,12 @@ BACKEND_WORDS = {
 
 @dataclass(frozen=True)
 class BenchVerdict:
-    """Two sentences on one row against the ensemble's best form, both named by key."""
+    """What is to be said of one row against the ensemble's best form, both named by key.
 
-    sentences: tuple[str, str]
+    `sentences`: the two that matter (speed and accuracy; which file), then calibration, one teacher, and doubts.
+    """
+
+    sentences: tuple[str, ...]
     baseline: str
     row: str
     batch: int
@@ -51,11 +54,18 @@ def row_to_ship(
     """
     timed = [row for row in rows if row.key in students and row.p50_ms and row.key in validation_acc]
     smallest = min((row.batch for row in timed), default=0)
-    timed = [row for row in timed if row.batch == smallest and _ensemble(row) is not None]
+    return min(_holding(rows, smallest, students, validation_acc, margin), key=_p50, default=None)
+
+
+def _holding(
+    rows: Sequence[Row], batch: int, students: Mapping[str, str], validation_acc: Mapping[str, float], margin: float
+) -> list[Row]:
+    """Returns the rows of one batch size to choose from: files that keep the student's validation accuracy."""
+    timed = [row for row in rows if row.batch == batch and row.key in students and row.p50_ms]
+    timed = [row for row in timed if row.key in validation_acc and _against(row, "ensemble") is not None]
     files = [row for row in timed if not row.backend.startswith("torch")] or timed
     full = max((acc for key, acc in validation_acc.items() if students.get(key) == "fp32"), default=0.0)
-    holding = [row for row in files if validation_acc[row.key] >= full - margin]
-    return min(holding, key=_p50, default=None)
+    return [row for row in files if validation_acc[row.key] >= full - margin]
 
 
 def verdict_on(
@@ -67,7 +77,7 @@ def verdict_on(
     losses: Mapping[str, NDArray[np.float64]],
     seed: int,
 ) -> BenchVerdict | None:
-    """Returns the two sentences, or None if no student could be held to an ensemble on its own backend.
+    """Returns the sentences, or None if no student could be held to an ensemble on its own backend.
 
     Args:
         students: by key, the precision of the rows to choose from.
@@ -76,22 +86,75 @@ def verdict_on(
         losses: by key, the calibrated -log p(label) of each test image (N,).
     """
     row = row_to_ship(rows, students=students, validation_acc=validation_acc)
-    against = None if row is None else _ensemble(row)
+    against = None if row is None else _against(row, "ensemble")
     if row is None or against is None or against.speedup is None or against.accuracy is None:
         return None
+    candidates = {
+        batch: _holding(rows, batch, students, validation_acc, MARGIN)
+        for batch in sorted({each.batch for each in rows})
+    }
+    sentences = (
+        _speed_and_accuracy(row, against, against.accuracy, against.speedup),
+        _file_to_ship(row, candidates, files),
+        _calibration(row, against, losses, seed=seed),
+        _one_teacher(row),
+        _doubts(row, next((each for each in rows if (each.key, each.batch) == (against.baseline, row.batch)), None)),
+    )
+    return BenchVerdict(tuple(filter(None, sentences)), against.baseline, row.key, row.batch)
+
+
+def _speed_and_accuracy(row: Row, against: Against, accuracy: AccuracyComparison, speedup: Estimate) -> str:
     form = against.baseline.rsplit(" on ", 1)[0].removeprefix("ensemble, ")
-    backend = BACKEND_WORDS.get(row.backend, row.backend)
-    first = (
-        f"{row.subject} is {_times(against.speedup)} times as fast as the ensemble's best form ({form}) in {backend} "
-        f"at batch {row.batch}, with {_points(against.accuracy)} of accuracy: "
-        f"{WORDS[against.accuracy.verdict]} at the {100 * against.accuracy.margin:g}-point margin."
+    of_row, of_ensemble = accuracy.paired.candidate_accuracy, accuracy.paired.reference_accuracy
+    return (
+        f"{row.subject} is {_times(speedup)} times as fast as the ensemble's best form ({form}) in {_backend(row)} at "
+        f"batch {row.batch}, and right on {100 * of_row:.2f} % of the test images where the ensemble is right on "
+        f"{100 * of_ensemble:.2f} %: {_points(accuracy)}, {WORDS[accuracy.verdict]} at the "
+        f"{100 * accuracy.margin:g}-point margin."
     )
-    calibration = _calibration(row, against, losses, seed=seed)
-    what = files.get(row.key, row.subject)
-    reason = f"the fastest here that keeps its fp32 validation accuracy to {100 * MARGIN:g} points."
-    return BenchVerdict(
-        (first, f"{calibration}Ship {what} with {backend}: {reason}"), against.baseline, row.key, row.batch
+
+
+def _file_to_ship(row: Row, candidates: Mapping[int, Sequence[Row]], files: Mapping[str, str]) -> str:
+    """Returns which of the student's files is fastest, which cannot be told from it, and what larger batches say."""
+
+    def named(each: Row) -> str:
+        return f"{files.get(each.key, each.subject)} in {_backend(each)}"
+
+    limit = row.p50_ms.high if row.p50_ms and row.p50_ms.high else _p50(row)
+    equals = [each for each in candidates[row.batch] if each.key != row.key and each.p50_ms]
+    equals = [each for each in equals if each.p50_ms and (each.p50_ms.low or each.p50_ms.value) <= limit]
+    sentence = (
+        f"Of the student's files that keep its fp32 validation accuracy to {100 * MARGIN:g} points, {named(row)} is "
+        f"the fastest at batch {row.batch}"
     )
+    if equals:
+        sentence += f" ({', '.join(map(named, equals))} cannot be told from it)"
+    for batch, holding in candidates.items():
+        best = min(holding, key=_p50, default=None)
+        if best is not None and batch > row.batch:
+            sentence += f", {'it is' if best.key == row.key else f'{named(best)} is'} at batch {batch}"
+    return sentence + "."
+
+
+def _one_teacher(row: Row) -> str:
+    """Returns how the student does against what costs the same without any distillation."""
+    against = _against(row, "teacher")
+    if against is None or against.accuracy is None:
+        return ""
+    speed = "" if against.speedup is None else f", at {_times(against.speedup)} times its speed"
+    acc = 100 * against.accuracy.paired.reference_accuracy
+    verdict = WORDS[against.accuracy.verdict]
+    return f"One teacher alone has {acc:.2f} %: the student differs by {_points(against.accuracy)}, {verdict}{speed}."
+
+
+def _doubts(row: Row, baseline: Row | None) -> str:
+    """Returns what was flagged while the speed-up was measured, and why it may be wrong."""
+    against = _against(row, "ensemble")
+    doubts = list(against.doubts) if against else []
+    flags = {flag.split(":")[0] for each in (row, baseline) if each is not None for flag in each.flags}
+    if flags:
+        doubts.append(f"flagged while it was measured: {', '.join(sorted(flags))}")
+    return f"Doubts about the speed: {'; '.join(doubts)}." if doubts else ""
 
 
 def loss_difference(row: NDArray[np.float64], baseline: NDArray[np.float64], *, seed: int) -> Estimate:
@@ -110,19 +173,24 @@ def loss_difference(row: NDArray[np.float64], baseline: NDArray[np.float64], *, 
 
 
 def _calibration(row: Row, against: Against, losses: Mapping[str, NDArray[np.float64]], *, seed: int) -> str:
-    if row.key not in losses or against.baseline not in losses:
+    baseline = against.accuracy_baseline or against.baseline
+    if row.key not in losses or baseline not in losses:
         return ""
-    of_row, of_baseline = losses[row.key], losses[against.baseline]
+    of_row, of_baseline = losses[row.key], losses[baseline]
     change = loss_difference(of_row, of_baseline, seed=seed)
     interval = "" if change.low is None else f" ({change.low:+.3f} to {change.high:+.3f})"
     return (
         f"Each with its own temperature, its NLL is {of_row.mean():.3f} and the ensemble's {of_baseline.mean():.3f}, "
-        f"a difference of {change.value:+.3f}{interval}. "
+        f"a difference of {change.value:+.3f}{interval}."
     )
 
 
-def _ensemble(row: Row) -> Against | None:
-    return next((against for against in row.against if against.basis == "ensemble"), None)
+def _against(row: Row, basis: Basis) -> Against | None:
+    return next((against for against in row.against if against.basis == basis), None)
+
+
+def _backend(row: Row) -> str:
+    return BACKEND_WORDS.get(row.backend, row.backend)
 
 
 def _p50(row: Row) -> float:
@@ -139,4 +207,4 @@ def _points(accuracy: AccuracyComparison) -> str:
     value = "0.00" if difference.value == 0 else f"{100 * difference.value:+.2f}"
     if difference.low is None or difference.high is None:
         return f"{value} points"
-    return f"{value} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
+    return f"{value} points ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
