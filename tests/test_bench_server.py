@@ -7,7 +7,15 @@ from tiny_onnx import tiny_images, write_tiny_onnx
 from edc.bench.arrivals import poisson_arrivals, serve_requests
 from edc.bench.backends.contract import OnnxSubject
 from edc.bench.pool import NotRun, RowSpec, Timing, WorkerPool
-from edc.bench.server import ServerPlan, ServerPoint, highest_rate, latency_bound_ms, num_requests_at, serve_loads
+from edc.bench.server import (
+    ServerPlan,
+    ServerPoint,
+    capacity,
+    latency_bound_ms,
+    next_load,
+    num_requests_at,
+    serve_loads,
+)
 from edc.bench.timing import RowSamples, WarmUp, inputs_in_rotation
 
 SERVICE_NS = 1_000_000
@@ -70,19 +78,34 @@ def point(rate, p99):
 
 
 @pytest.mark.parametrize(
-    ("p99s", "highest"),
+    ("p99s", "between"),
     [
-        ([1, 2, 3], 300),
-        ([1, 2, 3.1], 200),
-        ([4, 2, 2], None),
-        ([1, 9, 1], 100),  # a rate above one that failed is luck
-        ([1, None, 1], 100),
-        ([], None),
+        ([1, 2, 3], (300, None)),
+        ([1, 2, 3.1], (200, 300)),
+        ([4, 2, 2], (None, 100)),
+        ([1, 9, 1], (100, 200)),  # a rate above one that failed is luck
+        ([1, None, 9], (100, None)),  # nobody knows what happened between
+        ([None], (None, None)),
+        ([], (None, None)),
     ],
 )
-def test_highest_rate_is_the_last_before_the_bound_breaks(p99s, highest):
+def test_capacity_is_between_the_last_rate_before_the_bound_breaks_and_the_next(p99s, between):
     points = [point(100 * (i + 1), p99) for i, p99 in enumerate(p99s)]
-    assert highest_rate(points[::-1], bound_ms=3.0) == highest
+    assert capacity(points[::-1], bound_ms=3.0) == between
+
+
+def test_loads_close_in_on_where_the_bound_breaks():
+    """A server whose p99 leaves the bound at 1370 requests a second, starting from a coarse grid."""
+    points = [point(rate, 1 if rate <= 1370 else 9) for rate in (100, 300, 900, 2700)]
+    for _ in range(5):
+        for load in next_load(points, 1e6, bound_ms=3.0):
+            rate = load * 1000  # 1 ms an answer: a load of 1 is 1000 requests a second
+            points.append(point(rate, 1 if rate <= 1370 else 9))
+    passing, failing = capacity(points, bound_ms=3.0)
+    assert passing <= 1370 < failing < 1.1 * passing
+    assert len(points) == 8  # and stops then
+    assert next_load([point(900, 9)], 1e6, bound_ms=3.0) == pytest.approx((0.3,))  # downwards from the lowest
+    assert next_load([point(900, 1)], 1e6, bound_ms=3.0) == ()  # never upwards
 
 
 def test_bound_is_three_medians_of_the_ensemble():
@@ -105,7 +128,9 @@ def test_real_workers_are_served_in_turn_and_keep_what_they_measured(tmp_path):
     ]
     run_ns = 200_000
     timing = Timing(1, RowSamples({0: np.full(9, run_ns)}), WarmUp(3, is_stable=True, run_ns=run_ns), None)
-    plan = ServerPlan(loads=(0.2, 0.5), num_rounds=3, seconds_per_point=0.2, least_requests=600, most_seconds=1.0)
+    plan = ServerPlan(
+        loads=(0.2, 0.5), num_refinements=0, num_rounds=3, seconds_per_point=0.2, least_requests=600, most_seconds=1.0
+    )
     with WorkerPool(images=tiny_images(16), threads=1) as pool:
         for spec in specs:
             pool.load(spec)

@@ -23,7 +23,7 @@ from edc.bench.result import BenchResult
 from edc.bench.robustness import robustness, robustness_specs
 from edc.bench.rows import Row, row_of
 from edc.bench.server import ServerLoad, serve_loads
-from edc.bench.specs import base_subject, precision_class
+from edc.bench.specs import base_subject, is_ensemble, precision_class
 from edc.bench.steps import step
 from edc.bench.sweep import Throughput, batch_sizes, sweep
 from edc.bench.verdict import BenchVerdict, verdict_on
@@ -111,6 +111,7 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
         environment=environment,
         rows=rows,
         parameters=request.parameters,
+        flops=request.flops,
         dee=_dee(request, qualities, predictions),
         students=frozenset(spec.key for spec in specs if _is_student(spec, request)),
         verdict=verdict,
@@ -240,7 +241,7 @@ def _disagreements(
 
 
 def _dee(request: BenchRequest, qualities: Qualities, predictions: Predictions) -> dict[str, float | None]:
-    """Returns the deep-ensemble equivalent of each row, from its own calibrated NLL.
+    """Returns the deep-ensemble equivalent of each row but the ensemble's own, from its own calibrated NLL.
 
     The ensembles it is read off were measured on all test images, so fewer (a quick bench) give none.
     """
@@ -250,7 +251,7 @@ def _dee(request: BenchRequest, qualities: Qualities, predictions: Predictions) 
     if not nlls or len(predictions.test_labels) < len(request.data.test):
         return found
     for spec, quality in qualities.quality.items():
-        if isinstance(quality, NotRun) or quality.calibrated is None:
+        if isinstance(quality, NotRun) or quality.calibrated is None or (is_ensemble(spec) and not spec.artifact):
             continue
         value = metrics.dee(quality.calibrated.nll, nlls)
         found[spec.key] = value if np.isfinite(value) else None

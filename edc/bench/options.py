@@ -66,6 +66,6 @@ QUICK = BenchPlan(
     timing=TimingPlan(seconds_per_row=0.2, num_rounds=12, min_rounds=8, window_ms=10.0, max_windows=12, settle_ms=1.0),
     sweep=TimingPlan(seconds_per_row=0.05, num_rounds=3, min_rounds=3, window_ms=5.0, max_windows=6, settle_ms=1.0),
     sweep_factor=8,
-    server=ServerPlan(loads=(0.3, 0.6, 0.9), num_rounds=3, seconds_per_point=0.2, most_seconds=0.8),
+    server=ServerPlan(loads=(0.2, 0.5, 0.8), num_refinements=1, num_rounds=3, seconds_per_point=0.2, most_seconds=0.8),
     quality_images=2000,
 )

@@ -36,8 +36,10 @@ class BenchResult:
     environment: Environment
     rows: tuple[Row, ...]
     parameters: dict[str, int]
+    flops: dict[str, int]
+    """Of one image; two a multiply-add."""
     dee: dict[str, float | None]
-    """0 is worse than one teacher, infinity (here None) better than all."""
+    """Of what is not the ensemble itself: 0 is worse than one teacher, None better than all."""
     students: frozenset[str] = frozenset()
     """The rows that are the student to be deployed."""
     verdict: BenchVerdict | None = None
@@ -48,6 +50,16 @@ class BenchResult:
     server: tuple[ServerLoad, ...] = ()
     disagreements: Disagreements | None = None
     curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
+
+    def _of_subject(self, key: str) -> dict[str, Any]:
+        """Returns what does not depend on the batch; `dee_at_least` stands in where no `dee` can be read off."""
+        is_better_than_all = key in self.dee and self.dee[key] is None
+        return {
+            "parameters": self.parameters.get(key),
+            "flops": self.flops.get(key),
+            "dee": self.dee.get(key),
+            "dee_at_least": self.ensemble_size if is_better_than_all else None,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Returns the document, of JSON values only."""
@@ -65,10 +77,7 @@ class BenchResult:
             "plan": dataclasses.asdict(self.plan),
             "environment": self.environment.to_json(),
             "verdict": None if self.verdict is None else _document(self.verdict),
-            "rows": [
-                {**row.to_json(), "parameters": self.parameters.get(row.key), "dee": self.dee.get(row.key)}
-                for row in self.rows
-            ],
+            "rows": [{**row.to_json(), **self._of_subject(row.key)} for row in self.rows],
             "details": {
                 key: {"reliability": _document(diagram), "robustness": self.robustness.get(key, [])}
                 for key, diagram in self.reliability.items()

@@ -1,5 +1,6 @@
 """A server at several loads: latency against the offered rate, and the highest rate that keeps it under a bound."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +13,34 @@ from edc.bench.statistics import Estimate, quantile
 from edc.bench.timing import RowSamples, Samples
 from edc.seeding import derive_seed
 
-__all__ = ["BOUND_FACTOR", "ServerLoad", "ServerPlan", "ServerPoint", "highest_rate", "latency_bound_ms", "serve_loads"]
+__all__ = [
+    "BOUND_FACTOR",
+    "ServerLoad",
+    "ServerPlan",
+    "ServerPoint",
+    "capacity",
+    "latency_bound_ms",
+    "next_load",
+    "serve_loads",
+]
+
+FINE_ENOUGH = 1.1
+_Rounds = dict[int, tuple[Samples, float]]
+"""By round: the latency of each request in nanoseconds, and how long they took together in seconds."""
 
 BOUND_FACTOR = 3.0
 """Times the median of the ensemble's best form; one bound for all rows of a backend, because users of a service wait
-for an answer, whatever network gives it. At three, an ensemble alone on its server can be half busy."""
+for an answer, whatever network gives it. At three, with inferences that all take as long, an ensemble alone on its
+server can be a third busy before one answer in a hundred is late."""
 
 
 @dataclass(frozen=True)
 class ServerPlan:
     """Which loads, as shares of what a row can answer when it never waits, and for how long."""
 
-    loads: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 0.9)
+    loads: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    num_refinements: int = 3
+    """Further loads of each row, between the highest that stays under the bound and the lowest that does not."""
     num_rounds: int = 5
     """Of each row and load, in turn with the others; each begins with an empty queue."""
     seconds_per_point: float = 1.5
@@ -51,12 +68,17 @@ class ServerPoint:
 
 @dataclass(frozen=True)
 class ServerLoad:
-    """A row's points, and the highest of their rates up to which p99 stays under the bound; None: not one does."""
+    """A row's points, and between which rates its p99 leaves the bound.
+
+    `highest_rate_per_second` is the highest measured up to which p99 stays under it (None: not even at the lowest),
+    `lowest_failing_rate_per_second` the next one, at which it does not (None: it does at all of them).
+    """
 
     key: str
     bound_ms: float
     points: tuple[ServerPoint, ...]
     highest_rate_per_second: float | None
+    lowest_failing_rate_per_second: float | None
 
 
 def latency_bound_ms(ensemble: Timing) -> float:
@@ -90,9 +112,34 @@ def serve_loads(
         for spec in bounds
         if isinstance(timing := timings[spec], Timing) and len(timing.samples.all)
     }
-    turns = [(spec, load, number) for spec in services for load in plan.loads for number in range(plan.num_rounds)]
+    taken: dict[RowSpec, dict[float, _Rounds]] = {spec: {} for spec in services}
+    loads: dict[RowSpec, tuple[float, ...]] = dict.fromkeys(services, plan.loads)
+    for _ in range(1 + plan.num_refinements):
+        for spec, of_spec in _serve(pool, services, loads, plan=plan, seed=seed).items():
+            taken[spec] |= of_spec
+        loads = {
+            spec: next_load(_points(taken[spec], service_ns), service_ns, bound_ms=bounds[spec])
+            for spec, service_ns in services.items()
+        }
+    found = []
+    for spec, service_ns in services.items():
+        points = _points(taken[spec], service_ns)
+        found.append(ServerLoad(spec.key, bounds[spec], points, *capacity(points, bound_ms=bounds[spec])))
+    return found
+
+
+def _serve(
+    pool: WorkerPool,
+    services: Mapping[RowSpec, float],
+    loads: Mapping[RowSpec, tuple[float, ...]],
+    *,
+    plan: ServerPlan,
+    seed: int,
+) -> dict[RowSpec, dict[float, _Rounds]]:
+    """Returns the latencies of every row at its loads, all rounds in one random order."""
+    turns = [(spec, load, number) for spec in services for load in loads[spec] for number in range(plan.num_rounds)]
     random.Random(seed).shuffle(turns)
-    taken: dict[tuple[RowSpec, float], dict[int, tuple[Samples, float]]] = {}
+    taken: dict[RowSpec, dict[float, _Rounds]] = {spec: {} for spec in services}
     for spec, load, number in turns:
         rate = load * 1e9 / services[spec]
         num_requests = max(2, num_requests_at(rate, plan) // plan.num_rounds)
@@ -103,14 +150,20 @@ def serve_loads(
         latencies = pool.serve(spec, arrivals)
         if not isinstance(latencies, NotRun):
             seconds = float(arrivals[-1] + latencies[-1] - arrivals[num_warm_up]) / 1e9
-            taken.setdefault((spec, load), {})[number] = latencies[num_warm_up:], seconds
-    found = []
-    for spec, service_ns in services.items():
-        points = tuple(
-            _point(load * 1e9 / service_ns, taken[spec, load]) for load in plan.loads if (spec, load) in taken
-        )
-        found.append(ServerLoad(spec.key, bounds[spec], points, highest_rate(points, bound_ms=bounds[spec])))
-    return found
+            taken[spec].setdefault(load, {})[number] = latencies[num_warm_up:], seconds
+    return taken
+
+
+def next_load(points: Sequence[ServerPoint], service_ns: float, *, bound_ms: float) -> tuple[float, ...]:
+    """Returns the load to try next, in the middle (by ratio) of where the bound is crossed; none if that is known.
+
+    Below the lowest that was tried, a third of it; above the highest, none: a server is not run closer to its limit.
+    """
+    passing, failing = capacity(points, bound_ms=bound_ms)
+    if failing is None or (passing is not None and failing / passing < FINE_ENOUGH):
+        return ()
+    rate = failing / 3 if passing is None else math.sqrt(passing * failing)
+    return (rate * service_ns / 1e9,)
 
 
 def num_requests_at(rate_per_second: float, plan: ServerPlan) -> int:
@@ -119,17 +172,26 @@ def num_requests_at(rate_per_second: float, plan: ServerPlan) -> int:
     return int(min(wanted, rate_per_second * plan.most_seconds, plan.most_requests))
 
 
-def highest_rate(points: Sequence[ServerPoint], *, bound_ms: float) -> float | None:
-    """Returns the highest offered rate, of those measured, up to which every p99 is known and within the bound."""
+def capacity(points: Sequence[ServerPoint], *, bound_ms: float) -> tuple[float | None, float | None]:
+    """Returns the highest offered rate up to which every p99 is within the bound, and the next one, whose p99 is not.
+
+    A rate at which there were too few requests for a p99 says neither, nor do the rates above it.
+    """
     highest = None
     for point in sorted(points, key=lambda point: point.offered_per_second):
-        if point.p99_ms is None or point.p99_ms > bound_ms:
+        if point.p99_ms is None:
             break
+        if point.p99_ms > bound_ms:
+            return highest, point.offered_per_second
         highest = point.offered_per_second
-    return highest
+    return highest, None
 
 
-def _point(rate: float, rounds: Mapping[int, tuple[Samples, float]]) -> ServerPoint:
+def _points(rounds_by_load: Mapping[float, _Rounds], service_ns: float) -> tuple[ServerPoint, ...]:
+    return tuple(_point(load * 1e9 / service_ns, rounds) for load, rounds in sorted(rounds_by_load.items()))
+
+
+def _point(rate: float, rounds: _Rounds) -> ServerPoint:
     samples = RowSamples({number: latencies for number, (latencies, _) in rounds.items()})
     seconds = sum(seconds for _, seconds in rounds.values())
     p50, p90, p99 = (quantile(samples, q) for q in (0.5, 0.9, 0.99))

@@ -36,6 +36,7 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
         "?: not decided",
         highlight=False,
     )
+    _print_baselines(result, console)
     _print_servers(result, console)
     for row in result.rows:
         if row.reason_not_run:
@@ -52,9 +53,32 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
 
 def _print_servers(result: BenchResult, console: Console) -> None:
     for server in result.server:
-        rate = server.highest_rate_per_second
-        answer = "none of the loads tried" if rate is None else f"{rate:,.0f} requests/s"
+        answer = _capacity(server.highest_rate_per_second, server.lowest_failing_rate_per_second)
         console.print(f"{server.key} as a server: {answer} with p99 under {server.bound_ms:.3g} ms", highlight=False)
+
+
+def _capacity(highest: float | None, failing: float | None) -> str:
+    if highest is None:
+        return "not known (too few requests for a p99)" if failing is None else f"under {failing:,.0f} requests/s"
+    return f"{highest:,.0f} requests/s" + ("" if failing is None else f" (under {failing:,.0f})")
+
+
+def _print_baselines(result: BenchResult, console: Console) -> None:
+    """Prints what the ratios of each backend and precision are against, and how fast that is."""
+    by_key = {(row.key, row.batch): row for row in result.rows}
+    said: dict[str, dict[int, str]] = {}
+    for row in result.rows:
+        for against in row.against:
+            baseline = by_key.get((against.baseline, row.batch))
+            if against.basis == "ensemble" and baseline is not None:
+                said.setdefault(against.baseline, {})[row.batch] = f"{_ms(baseline.p50_ms)} ms @{row.batch}"
+    for key, by_batch in said.items():
+        console.print(f"x is against: {key}, {', '.join(by_batch.values())}", highlight=False)
+    student = next((row for row in result.rows if result.verdict and row.key == result.verdict.row), None)
+    in_torch = next((a for a in student.against if a.basis == "ensemble in torch"), None) if student else None
+    if student is not None and in_torch is not None and in_torch.speedup is not None:
+        ratio = f"{_ratio(in_torch.speedup)} times as fast as {in_torch.baseline}"
+        console.print(f"{student.key} @{student.batch}: {ratio}", highlight=False)
 
 
 def _print_table(title: str, columns: list[Column], result: BenchResult, console: Console) -> None:
