@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["cpu_flags", "cpu_name", "free_memory_bytes", "num_cpus", "processors_in_use"]
+__all__ = ["cgroup_free_bytes", "cpu_flags", "cpu_name", "free_memory_bytes", "num_cpus", "processors_in_use"]
 
 
 def cpu_name() -> str:
@@ -35,8 +35,48 @@ def num_cpus() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Returns the memory that the system could give to programs now."""
-    return int(psutil.virtual_memory().available)
+    """Returns the memory that this process could have now: what the system has free, and its container allows."""
+    allowed = cgroup_free_bytes(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    available = int(psutil.virtual_memory().available)
+    return available if allowed is None else min(available, allowed)
+
+
+def cgroup_free_bytes(mount: Path, memberships: Path) -> int | None:
+    """Returns what the control groups of this process (containers, SLURM jobs) leave it; None: they set no limit.
+
+    Every group from the process's own up to the root counts. The cache of files that nobody reads counts as free, as
+    it does for the kernel before it kills a process.
+
+    Args:
+        mount: where control groups are mounted; version 1 has its memory controller in a folder of its own there.
+        memberships: /proc/self/cgroup, with lines number:controllers:path.
+    """
+    try:
+        lines = [line.split(":", 2) for line in memberships.read_text().splitlines()]
+    except OSError:  # not Linux
+        return None
+    paths = {controllers: path for _, controllers, path in lines}
+    found = []
+    for root, path, limit, usage, cache in (
+        (mount, paths.get(""), "memory.max", "memory.current", "inactive_file"),
+        (
+            mount / "memory",
+            paths.get("memory"),
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
+        own = root / (path or "/").strip("/")
+        for group in [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]:
+            try:
+                most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            except OSError:  # the root of version 2 has no limit; inside a container, neither has a path of the host
+                continue
+            if most != "max" and int(most) < 1 << 60:  # no limit, in the words of version 2 and of version 1
+                found.append(max(int(most) - used + int(stat.get(cache, 0)), 0))
+    return min(found, default=None)
 
 
 def processors_in_use(*, seconds: float = 0.5) -> float:

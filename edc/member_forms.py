@@ -4,11 +4,13 @@
     sequential   N rows M times, each with its own backward pass: memory does not depend on M, BatchNorm statistics are
                  those of one member's rows at a time
 
-Both train the same parameters, so a checkpoint does not care. `auto` takes the joint form where its activations fit.
+Both train the same parameters, so a checkpoint does not care; results do, through BatchNorm, so the form is a column of
+the result. `auto` takes the joint form where its activations fit.
 """
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +23,16 @@ from torch import Tensor, nn
 from edc.batch_ensemble import ensemble_size_of
 from edc.files import write_json
 from edc.machine import free_memory_bytes
-from edc.recipe import StudentSection, TrainingSection
+from edc.recipe import Recipe, StudentSection, TrainingSection
+from edc.run import RunFolder
 from edc.step import autocast
 
-__all__ = ["MemberForm", "activation_bytes", "batchnorm_momentum_shared", "choose_form"]
+__all__ = ["MemberForm", "activation_bytes", "batchnorm_momentum_shared", "choose_form", "form_of"]
 
 MemberForm = Literal["joint", "sequential"]
 SHARE_OF_MEMORY = 0.5
 """Of the free memory, what activations may take: gradients, optimizer, teachers and the allocator need theirs."""
+KEPT = "member_form.json"
 
 
 @contextmanager
@@ -67,20 +71,42 @@ def choose_form(
         return section.member_form, ""
     if ensemble_size_of(network) == 1 or (folder / "weights.safetensors").is_file():
         return "joint", ""
-    kept = folder / "member_form.json"
+    kept = folder / KEPT
     if kept.is_file():
         form: MemberForm = json.loads(kept.read_text())["form"]
         return form, f"as {kept} says"
     rows = min(training.batch_size // accelerator.num_processes, training.micro_batch_size or training.batch_size)
     needed = activation_bytes(network, image_shape, training) * rows * ensemble_size_of(network)
-    on_gpu = accelerator.device.type == "cuda"
-    free = torch.cuda.mem_get_info(accelerator.device)[0] if on_gpu else free_memory_bytes()
+    free = _free_bytes(accelerator)
     fits = torch.tensor(float(needed <= SHARE_OF_MEMORY * free), device=accelerator.device)
     all_fit = bool(accelerator.reduce(fits, "sum") == accelerator.num_processes)  # the same on every process
     form = "joint" if all_fit else "sequential"
     if accelerator.is_main_process:
         write_json(kept, {"form": form, "activation_bytes": needed, "free_bytes": free})
     return form, f"whose activations take {needed / 1e9:.1f} GB together; {free / 1e9:.1f} GB are free"
+
+
+def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
+    """Returns the form that student `name` of the run was trained in; None: one network, or not recorded."""
+    section = recipe.students[name]
+    if section.method == "kd" or recipe.teachers.size == 1:
+        return None
+    if section.member_form != "auto":
+        return section.member_form
+    kept = run.student_path(name) / KEPT
+    if not kept.is_file():  # trained by an edc that did not choose yet
+        return None
+    form: MemberForm = json.loads(kept.read_text())["form"]
+    return form
+
+
+def _free_bytes(accelerator: Accelerator) -> float:
+    """Returns the memory that this process could have for itself, where its network runs."""
+    device = accelerator.device
+    if device.type == "cuda":  # what torch's allocator keeps for later is free for us, though not for others
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + cached)
+    return free_memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
 
 
 def activation_bytes(network: nn.Module, image_shape: tuple[int, int, int], training: TrainingSection) -> int:

@@ -16,6 +16,7 @@ from edc import metrics
 from edc.batch_ensemble import ensemble_size_of
 from edc.data import DataSet
 from edc.machine import cpu_name
+from edc.member_forms import MemberForm, form_of
 from edc.metrics import Metrics
 from edc.networks import count_parameters
 from edc.predict import labels_of, predict_logits
@@ -42,7 +43,7 @@ def summarise(
     """Returns the document of summary.json: a row for each teacher, the ensemble, each student unfolded and folded.
 
     `fold_choice` holds the validation NLL of both folds of each student with members, so that the choice between them
-    is a measurement, and never one on test images.
+    is a measurement, and never one on test images. `member_form` of a student's rows is the form it was trained in.
     """
     labels = labels_of(data.test), labels_of(data.validation)
 
@@ -60,7 +61,16 @@ def summarise(
     nlls = metrics.ensemble_nll_by_size(test, labels[0], validation_log_probs=validation, validation_labels=labels[1])
     rows = []
 
-    def add(subject: str, kind: str, test: LogProbs, validation: LogProbs, *, parameters: int, forwards: int) -> None:
+    def add(
+        subject: str,
+        kind: str,
+        test: LogProbs,
+        validation: LogProbs,
+        *,
+        parameters: int,
+        forwards: int,
+        form: MemberForm | None = None,
+    ) -> None:
         result = metrics.evaluate(
             metrics.ensemble_log_probs(test),
             labels[0],
@@ -72,9 +82,8 @@ def summarise(
             dee=metrics.dee(result.calibrated.nll, nlls),
             diversity=metrics.diversity(test) if len(test) > 1 else None,
         )
-        rows.append(
-            {"subject": subject, "kind": kind, "parameters": parameters, "forwards": forwards, **_plain(result)}
-        )
+        row = {"subject": subject, "kind": kind, "parameters": parameters, "forwards": forwards, **_plain(result)}
+        rows.append(row if form is None else row | {"member_form": form})
 
     sizes = [count_parameters(teacher) for teacher in teachers.members]
     sizes = sizes if any(sizes) else [sum(p.numel() for p in teacher.parameters()) for teacher in teachers.members]
@@ -83,6 +92,7 @@ def summarise(
     add("ensemble", "ensemble", test, validation, parameters=sum(sizes), forwards=len(sizes))
     fold_choice = {}
     for name, network in students.items():
+        form = form_of(recipe, name, run=run)
         if ensemble_size_of(network) > 1:
             add(
                 f"{name} (members)",
@@ -90,13 +100,14 @@ def summarise(
                 *predict(network),
                 parameters=count_parameters(network),
                 forwards=ensemble_size_of(network),
+                form=form,
             )
             fold_choice[name] = {
                 kind: _validation_nll(predict(fold_student(network, recipe, name, data, kind=kind))[1], labels[1])
                 for kind in ("mean_weights", "mean_factors")
             }
         plain = deployable(network, recipe, name, data, accelerator=accelerator)
-        add(name, "student", *predict(plain), parameters=count_parameters(plain), forwards=1)
+        add(name, "student", *predict(plain), parameters=count_parameters(plain), forwards=1, form=form)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,

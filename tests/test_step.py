@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import reference
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edc.batch_ensemble import select_members, to_batch_ensemble
 from edc.bench.memory import peak_growth
+from edc.machine import cgroup_free_bytes
 from edc.member_forms import activation_bytes, batchnorm_momentum_shared, choose_form
 from edc.networks import build_network
 from edc.perturb import draw_pair, perturb
@@ -233,8 +235,53 @@ def test_auto_is_joint_where_it_fits_and_sequential_where_not_and_stays_what_it_
         return form
 
     assert form_with(2.01 * needed, "a") == "joint"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert form_with(2 * 2.01 * needed, "two processes") == "joint"
+    assert form_with(2 * 1.99 * needed, "two processes, too much") == "sequential"
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert form_with(1.99 * needed, "b") == "sequential"
     assert form_with(9 * needed, "b") == "sequential", "a resumed run goes on in the form it was begun in"
+
+
+MIB = 1 << 20
+
+
+def group(folder: Path, version: int, *, limit: str, usage: int, cache: int) -> None:
+    """Writes what a kernel shows of a control group: its limit and usage, of which `cache` is of files nobody reads."""
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}[version]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{usage}\n")
+    both = f"inactive_file {cache}\n" + (f"total_inactive_file {cache}\n" if version == 1 else "")
+    (folder / "memory.stat").write_text(f"cache {cache + 5}\n{both}")
+
+
+def test_container_allows_what_the_tightest_group_above_the_process_leaves(tmp_path):
+    mount, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text("0::/slurm/job7/step0\n")
+    assert cgroup_free_bytes(mount, tmp_path / "none") is None
+    assert cgroup_free_bytes(mount, own) is None
+    group(mount / "slurm/job7/step0", 2, limit="max", usage=90 * MIB, cache=0)
+    assert cgroup_free_bytes(mount, own) is None
+    group(mount / "slurm/job7", 2, limit=str(1000 * MIB), usage=300 * MIB, cache=100 * MIB)
+    assert cgroup_free_bytes(mount, own) == (1000 - 300 + 100) * MIB
+    group(mount / "slurm/another", 2, limit=str(MIB), usage=0, cache=0)
+    group(mount / "slurm", 2, limit=str(2000 * MIB), usage=1900 * MIB, cache=0)
+    assert cgroup_free_bytes(mount, own) == 100 * MIB
+    group(mount / "slurm", 2, limit=str(2000 * MIB), usage=2001 * MIB, cache=0)
+    assert cgroup_free_bytes(mount, own) == 0
+
+
+def test_container_of_version_1_is_found_by_its_own_path_or_at_the_mount(tmp_path):
+    mount, own = tmp_path / "cgroup", tmp_path / "own"
+    own.write_text("9:name=systemd:/\n4:memory:/docker/a:b\n0::/\n")
+    group(mount / "memory", 1, limit=str((1 << 63) - 4096), usage=0, cache=0)
+    assert cgroup_free_bytes(mount, own) is None, "that number is no limit"
+    group(mount / "memory/docker/a:b", 1, limit=str(500 * MIB), usage=200 * MIB, cache=MIB)
+    assert cgroup_free_bytes(mount, own) == 301 * MIB
+    own.write_text("4:memory:/path/of/the/host\n")
+    group(mount / "memory", 1, limit=str(64 * MIB), usage=4 * MIB, cache=0)
+    assert cgroup_free_bytes(mount, own) == 60 * MIB
 
 
 def test_selected_member_is_a_tensor_that_is_made_once():
