@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands: `edc --help` and a mistake in a recipe are answered before torch loads.
 """
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -90,13 +91,13 @@ def distill(
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
     accelerator = accelerator_on(device, threads)
-    if dry_run:
-        _show_costs(loaded, accelerator, as_json=as_json)
-        return
     from edc.run import RunFolder
     from edc.signals import stop_at_once
 
     folder = RunFolder(run or runs / loaded.name)
+    if dry_run:
+        _show_costs(loaded, folder, accelerator, as_json=as_json)
+        return
     if profile:
         _show_profile(loaded, folder, accelerator, as_json=as_json)
         return
@@ -162,17 +163,23 @@ def show(
     _show_summaries([folder.summary() for folder in folders], as_json=as_json)
 
 
-def _show_costs(recipe: Any, accelerator: Any, *, as_json: bool) -> None:
+def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> None:
     import dataclasses
 
     import yaml
 
     from edc.cost import estimate_costs
     from edc.data import load_data
+    from edc.distill import require_trainable
+    from edc.files import require_free_disk
     from edc.report.tables import print_costs
 
+    run.require_claimable(recipe)  # what the run itself would refuse, in its order
     data = load_data(recipe.data.model_copy(update={"download": False}))
+    require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     costs = estimate_costs(recipe, data, accelerator=accelerator)
+    if not accelerator.is_main_process:
+        return
     document = recipe.model_dump(mode="json", exclude_none=True)
     if as_json:
         rows = [{**dataclasses.asdict(cost), "seconds": cost.seconds} for cost in costs]
@@ -205,6 +212,11 @@ def _show_summaries(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
     print_summaries(summaries, console=table_console(as_json))
 
 
+def _is_main_process() -> bool:
+    """Returns whether this is the one process that may print a document; asked before torch is there to tell."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 cli_deploy.add_commands(app)
 cli_bench.add_commands(app)
 
@@ -214,7 +226,7 @@ def main() -> None:
     try:
         app()
     except EdcError as error:
-        if "--json" in sys.argv:
+        if "--json" in sys.argv and _is_main_process():
             print_json({"error": {"kind": type(error).__name__, "message": str(error)}})
         say(f"error: {error}")
         sys.exit(error.exit_code)
@@ -224,7 +236,7 @@ def main() -> None:
     except SystemExit as end:  # Typer's own: a usage error, already explained on stderr, or Ctrl-C outside training
         if end.code == 130:
             say("\ninterrupted; what was written before is intact")
-        elif end.code == 2 and "--json" in sys.argv:
+        elif end.code == 2 and "--json" in sys.argv and _is_main_process():
             print_json(
                 {"error": {"kind": "UsageError", "message": f"see {shlex.join(['edc', *sys.argv[1:2]])} --help"}}
             )

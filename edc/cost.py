@@ -1,20 +1,25 @@
 """What a run will cost: in forward passes of one network, and in time measured on this machine."""
 
+import statistics
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from edc.data import DataSet, steps_per_epoch, train_batches
-from edc.member_forms import MemberForm
+from edc.data import DataSet, steps_per_epoch
+from edc.member_forms import MemberForm, form_of
 from edc.recipe import Recipe, StudentSection
-from edc.schedule import build_optimizer
-from edc.seeding import generator_for
-from edc.step import Batch, LossOf, backward_through, to_device
-from edc.student import build_student, student_loss
-from edc.teacher import TeacherEnsemble, build_teacher, teacher_loss
+from edc.rehearsal import few_images, few_steps
+from edc.run import RunFolder
+from edc.student import train_student
+from edc.teacher import build_teacher, load_own_teachers, load_teachers, obtain_teacher
 
 __all__ = ["Cost", "estimate_costs", "units_per_step"]
 
@@ -29,6 +34,8 @@ class Cost:
     units_per_step: int
     num_steps: int
     seconds_per_step: float
+    member_form: MemberForm | None = None
+    """How the members of a student go through a step, as the run would choose it here; None: there is one network."""
 
     @property
     def seconds(self) -> float:
@@ -43,49 +50,49 @@ def units_per_step(student: StudentSection, ensemble_size: int) -> int:
 
 
 def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -> list[Cost]:
-    """Returns the cost of each training of the run, from a few timed steps of networks with random weights."""
+    """Returns the cost of each training of the run, from a few steps of it in a folder that is thrown away.
+
+    All processes take part, each with its share of every batch. The user's own teachers answer if the recipe lists
+    them, else untrained ones: they take as long. What a run refuses besides is for `require_trainable` to say first.
+
+    Raises:
+        CheckpointError, RecipeError: a teacher of the user's own that cannot teach, as in a run.
+    """
     steps = steps_per_epoch(data.train, recipe.training.batch_size)
-    size = recipe.teachers.size
-    teachers = TeacherEnsemble([build_teacher(recipe, data) for _ in range(size)]).to(accelerator.device)
+    size, short = recipe.teachers.size, few_steps(recipe)
+    num_images = (WARMUP_STEPS + TIMED_STEPS) * recipe.training.batch_size
+    few = few_images(data, num_images, num_processes=accelerator.num_processes)
     costs = []
-    if not recipe.teachers.checkpoints:
-        seconds = _seconds_per_step(build_teacher(recipe, data), teacher_loss, recipe, data, accelerator)
-        num_steps = recipe.training_of(recipe.teachers).epochs * steps
-        costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
-    for name, student in recipe.students.items():
-        form: MemberForm = "sequential" if student.member_form == "sequential" else "joint"
-        loss_of = student_loss(student, teachers, form=form)
-        seconds = _seconds_per_step(build_student(recipe, name, data), loss_of, recipe, data, accelerator)
-        costs.append(Cost(name, units_per_step(student, size), recipe.training_of(student).epochs * steps, seconds))
+    with tempfile.TemporaryDirectory(prefix="edc-dry-run-") as temporary:
+        run = RunFolder(Path(temporary) / "run")
+        own = load_own_teachers(recipe, data) or [build_teacher(short, data, fresh=False) for _ in range(size)]
+        teachers = load_teachers(short, data, own=own, teachers_path=run.teachers_path, accelerator=accelerator)
+        if not recipe.teachers.checkpoints:
+            train = partial(obtain_teacher, short, few, 0, teachers_path=run.teachers_path, accelerator=accelerator)
+            seconds = _seconds_per_step(train, accelerator.device)
+            num_steps = recipe.training_of(recipe.teachers).epochs * steps
+            costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
+        for name, student in recipe.students.items():
+            learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator)
+            seconds = _seconds_per_step(learn, accelerator.device)
+            num_steps = recipe.training_of(student).epochs * steps
+            form = form_of(recipe, name, run=run)
+            costs.append(Cost(name, units_per_step(student, size), num_steps, seconds, form))
     return costs
 
 
-def _seconds_per_step(
-    network: nn.Module, loss_of: LossOf, recipe: Recipe, data: DataSet, accelerator: Accelerator
-) -> float:
-    """Returns the median time of a step, data loading included."""
-    training, device = recipe.training, accelerator.device
-    network = network.to(device).train()
-    optimizer = build_optimizer(network, training)
-    batches = train_batches(data.train, recipe.data, batch_size=training.batch_size, seed=0, epoch=0)
-    times = []
-    started = time.perf_counter()
-    for number, (pixels, labels) in enumerate(batches):
-        batch = Batch(
-            images=to_device(pixels, device, training),
-            labels=labels.to(device),
-            generator=generator_for("dry run", number),
-            rows=slice(None),
-            num_rows=len(labels),
-        )
-        optimizer.zero_grad(set_to_none=True)
-        backward_through(loss_of, network, network, batch, training=training, accelerator=accelerator)
-        optimizer.step()
+def _seconds_per_step(train: Callable[[], object], device: torch.device) -> float:
+    """Returns the median time from the end of one optimiser step of `train` to the end of the next, data included."""
+    ends: list[float] = []
+
+    def after_step(*_: object) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        if len(times) == WARMUP_STEPS + TIMED_STEPS:
-            break
-    timed = sorted(times[WARMUP_STEPS:] or times)
-    return timed[len(timed) // 2]
+        ends.append(time.perf_counter())
+
+    hook = register_optimizer_step_post_hook(after_step)
+    try:
+        train()
+    finally:
+        hook.remove()
+    return statistics.median(end - start for start, end in pairwise(ends[WARMUP_STEPS - 1 :]))

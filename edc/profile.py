@@ -26,10 +26,10 @@ from torch.profiler import ProfilerActivity, record_function
 
 from edc.bench.memory import peak_growth
 from edc.data import DataSet, load_data
-from edc.data.data_set import limit, take
 from edc.distill import require_trainable
 from edc.files import write_atomically, write_json
 from edc.recipe import Recipe
+from edc.rehearsal import few_images, few_steps
 from edc.run import RunFolder
 from edc.student import train_student
 from edc.teacher import TeacherEnsemble, build_teacher, load_teachers, teacher_key
@@ -103,9 +103,9 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
         _steps_recorded_by(profiler, on_gpu=on_gpu) as memory,
     ):
         train_student(
-            _few_steps(recipe),
+            few_steps(recipe),
             recipe.deploy,
-            _few_images(recipe, data, accelerator.num_processes),
+            few_images(data, NUM_STEPS * recipe.training.batch_size, num_processes=accelerator.num_processes),
             teachers,
             run=RunFolder(Path(temporary)),
             accelerator=accelerator,
@@ -145,20 +145,6 @@ def _teachers(
         kind = "trained" if all((folder / "weights.safetensors").is_file() for folder in folders) else "untrained"
         own = [build_teacher(recipe, data, fresh=False) for _ in folders] if kind == "untrained" else None
     return load_teachers(recipe, data, teachers_path=teachers_path, accelerator=accelerator, own=own), kind
-
-
-def _few_steps(recipe: Recipe) -> Recipe:
-    """Returns the recipe of one epoch of the deployed student, with steps too small to diverge."""
-    training = recipe.training.model_copy(update={"epochs": 1, "warmup_epochs": 0, "learning_rate": 1e-9})
-    student = recipe.students[recipe.deploy].model_copy(update={"epochs": None})
-    return recipe.model_copy(update={"training": training, "students": {recipe.deploy: student}})
-
-
-def _few_images(recipe: Recipe, data: DataSet, num_processes: int) -> DataSet:
-    """Returns training images for `NUM_STEPS` batches, repeated if there are not as many, and hardly any others."""
-    rows = torch.arange(NUM_STEPS * recipe.training.batch_size) % len(data.train)
-    few = limit(data.validation, num_processes)
-    return dataclasses.replace(data, train=take(data.train, rows), validation=few, test=few)
 
 
 @contextmanager

@@ -12,12 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import command_worker
 import pytest
 from command_line import Called, commands, edc
 from conftest import TINY_RECIPE, Workshop, environment
 from PIL import Image
+from processes import found_by
 
 from edc.bench.backends import BACKENDS
+from edc.cost import TIMED_STEPS, WARMUP_STEPS
 from edc.doctor import Check
 
 HEAVY = ("torch", "numpy", "accelerate", "timm", "onnx", "onnxruntime", "sklearn", "scipy", "matplotlib")
@@ -168,6 +171,30 @@ def test_dry_run_prints_recipe_and_costs_and_changes_nothing(desk):
         assert cost["seconds"] > 0
 
 
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """What each of two processes saw of the same commands: name to (how it ended, rows of every training pass)."""
+    folder = tmp_path_factory.mktemp("of_two")
+    (folder / "tiny.yaml").write_text(command_worker.RECIPE)
+    return found_by("command_worker.py", folder, num_processes=2)
+
+
+@pytest.mark.parametrize("name", command_worker.COMMANDS)
+def test_of_several_processes_one_prints_the_document(of_two, name):
+    (main, _), (other, _) = (found[name] for found in of_two)
+    assert main.exit_code == other.exit_code == (2 if name in ("refused", "bad recipe", "usage") else 0)
+    assert other.stdout == ""
+    assert isinstance(main.document, dict)
+
+
+def test_dry_run_gives_each_process_its_share_of_the_batch(of_two):
+    for process in of_two:
+        _, rows = process["dry run"]
+        steps = WARMUP_STEPS + TIMED_STEPS
+        assert rows.count(8) == 2 * steps, "a teacher and a student, on half of 16 images"
+        assert set(rows) == {2, 8}, "2: networks are tried"
+
+
 def test_teach_prints_the_folders_of_teachers_and_trains_none_twice(workshop: Workshop):
     before = contents(workshop.folder / "runs")
     called = edc("teach", "tiny.yaml", "--member", "1", "--device", "cpu", "--json", cwd=workshop.folder)
@@ -180,6 +207,36 @@ def test_show_prints_one_summary_or_a_list(workshop: Workshop):
     summary = workshop.distilled.document
     assert edc("show", "--json", cwd=workshop.folder).document == summary
     assert edc("show", "runs/tiny", "runs/tiny", "--json", cwd=workshop.folder).document == [summary, summary]
+
+
+def test_form_of_the_members_is_in_the_summary_and_below_the_table(workshop: Workshop):
+    rows = {row["subject"]: row.get("member_form") for row in workshop.distilled.document["rows"]}
+    kept = json.loads((workshop.run / "students/latent_be/member_form.json").read_text())
+    assert kept["form"] == "joint"
+    assert rows == dict.fromkeys(["teacher 0", "teacher 1", "ensemble", "kd"]) | {
+        "latent_be (members)": "joint",
+        "latent_be": "joint",
+    }
+    called = edc("show", "runs/tiny", cwd=workshop.folder)
+    assert "latent_be: trained with joint members" in called.stdout
+    assert "warning" not in called.stdout
+
+
+def test_runs_that_differ_in_the_form_of_their_members_are_averaged_with_a_warning(workshop: Workshop, desk):
+    for seed, form in enumerate(("joint", "sequential", "joint")):
+        summary = json.loads((workshop.run / "summary.json").read_text())
+        for row in summary["rows"]:
+            if row.get("member_form"):
+                row["member_form"] = form
+        (desk / f"runs/{seed}").mkdir(parents=True)
+        (desk / f"runs/{seed}/summary.json").write_text(json.dumps(summary | {"seed": seed}))
+    called = edc("show", "runs/2", "runs/1", "runs/0", cwd=desk)
+    said = " ".join(called.stdout.split())
+    assert "warning: latent_be was trained with members joint at seed 0, sequential at seed 1, joint at seed 2" in said
+    assert "students.latent_be.member_form" in said
+    alike = edc("show", "runs/2", "runs/0", cwd=desk)
+    assert "trained with joint members" in alike.stdout
+    assert "warning" not in alike.stdout
 
 
 def test_export_prints_the_manifest(workshop: Workshop):
@@ -306,9 +363,10 @@ def test_list_of_own_teachers_leaves_nothing_to_teach(desk):
 # Folders that hold something else
 
 
-def test_run_folder_with_another_recipe_is_left_alone(workshop: Workshop):
+@pytest.mark.parametrize("asked", [[], ["--dry-run"]], ids=["run", "dry_run"])
+def test_run_folder_with_another_recipe_is_left_alone(workshop: Workshop, asked):
     before = contents(workshop.folder)
-    called = edc("distill", "tiny.yaml", "--set", "training.epochs=3", "--device", "cpu", cwd=workshop.folder)
+    called = edc("distill", "tiny.yaml", "--set", "training.epochs=3", "--device", "cpu", *asked, cwd=workshop.folder)
     refused(called, "runs/tiny: already holds another recipe", "training.epochs (2 there, 3 asked for)", "--run")
     assert contents(workshop.folder) == before
 
@@ -494,34 +552,51 @@ def own_teachers(workshop: Workshop) -> str:
     return f"teachers={{checkpoints: [{files[0]}, {files[1]}]}}"
 
 
-def test_checkpoint_of_another_architecture_names_the_first_differing_keys(workshop: Workshop, desk):
+TRIED = pytest.mark.parametrize("asked", [[], ["--dry-run"]], ids=["run", "dry_run"])
+"""A dry run refuses what a run would, with the same words."""
+
+
+@TRIED
+def test_checkpoint_of_another_architecture_names_the_first_differing_keys(workshop: Workshop, desk, asked):
     before = contents(desk)
     overrides = ["--set", own_teachers(workshop), "--set", "network=wrn16x1"]
-    called = edc("distill", "tiny.yaml", *overrides, "--device", "cpu", cwd=desk)
+    called = edc("distill", "tiny.yaml", *overrides, "--device", "cpu", *asked, cwd=desk)
     refused(called, "weights.safetensors", "network.blocks.1.", "(32,) in the file, (16,) in the network")
     assert contents(desk) == before
 
 
-def test_checkpoint_of_another_number_of_classes_is_refused(workshop: Workshop, desk):
+@TRIED
+def test_checkpoint_of_another_number_of_classes_is_refused(workshop: Workshop, desk, asked):
     before = contents(desk)
     overrides = ["--set", own_teachers(workshop), "--set", "data.num_classes=5"]
-    called = edc("distill", "tiny.yaml", *overrides, "--device", "cpu", cwd=desk)
+    called = edc("distill", "tiny.yaml", *overrides, "--device", "cpu", *asked, cwd=desk)
     refused(called, "weights.safetensors", "4", "5", "classes")
     assert contents(desk) == before
 
 
-def test_checkpoint_that_is_not_there_is_named(desk):
+@TRIED
+def test_checkpoint_that_is_not_there_is_named(desk, asked):
     before = contents(desk)
-    called = edc("distill", "tiny.yaml", "--set", "teachers={checkpoints: [a.pt, b.pt]}", "--device", "cpu", cwd=desk)
+    own = ["--set", "teachers={checkpoints: [a.pt, b.pt]}"]
+    called = edc("distill", "tiny.yaml", *own, "--device", "cpu", *asked, cwd=desk)
     refused(called, f"{desk / 'a.pt'}: no such checkpoint")
     assert contents(desk) == before
 
 
-def test_batch_larger_than_the_data_is_refused_before_the_run_folder_is_made(desk):
+@TRIED
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["training.batch_size=65"], ["training.batch_size: found 65", "only 64 training images"]),
+        (["training.batch_size=1"], ["training.batch_size: 1 leaves a single image", "BatchNorm"]),
+        (["network=torchvision/vit_b_32"], ["torchvision/vit_b_32: does not take images of (3, 8, 8)", "Expected 224"]),
+    ],
+    ids=["too_large", "too_small", "another_size"],
+)
+def test_what_cannot_be_trained_is_refused_before_the_run_folder_is_made(desk, overrides, expected, asked):
     before = contents(desk)
-    refused(
-        edc("distill", "tiny.yaml", "--set", "training.batch_size=65", "--device", "cpu", cwd=desk), "batch_size", "65"
-    )
+    options = [word for override in overrides for word in ("--set", override)]
+    refused(edc("distill", "tiny.yaml", *options, "--device", "cpu", *asked, cwd=desk), *expected)
     assert contents(desk) == before
 
 

@@ -1,11 +1,16 @@
 """The cost of a run in METHOD.md's units, held against the forward passes that really happen."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 from training_cases import TRAINING, plain, small_data
 
 from edc.batch_ensemble import ensemble_size_of, to_batch_ensemble
-from edc.cost import estimate_costs, units_per_step
+from edc.checkpoint import save_state
+from edc.cost import TIMED_STEPS, WARMUP_STEPS, estimate_costs, units_per_step
+from edc.data import load_data
 from edc.recipe import Recipe, StudentSection
 from edc.step import Batch
 from edc.student import student_loss
@@ -63,11 +68,47 @@ def test_estimate_has_a_line_for_every_training(accelerator):
             "students": {"kd": {"method": "kd", "epochs": 9}, "be": {"perturbation": "tdiv_sdiv"}},
         }
     )
-    from edc.data import load_data
-
     costs = estimate_costs(recipe, load_data(recipe.data), accelerator=accelerator)
-    found = [(cost.name, cost.units_per_step, cost.num_steps) for cost in costs]
-    assert found == [("2 teachers", 3, 40), ("kd", 5, 36), ("be", 14, 24)]
+    found = [(cost.name, cost.units_per_step, cost.num_steps, cost.member_form) for cost in costs]
+    assert found == [("2 teachers", 3, 40, None), ("kd", 5, 36, None), ("be", 14, 24, "joint")]
     for cost in costs:
         assert 0 < cost.seconds_per_step < 10
         assert cost.seconds == cost.num_steps * cost.seconds_per_step
+
+
+def test_steps_are_timed_with_the_users_own_teachers_and_in_the_form_the_run_would_choose(
+    tmp_path, accelerator, monkeypatch
+):
+    """Rows through each network, in train mode (the students) and in eval mode (the teachers), are counted."""
+    for m in range(3):
+        save_state(tmp_path / f"{m}.safetensors", plain(m).state_dict())
+    recipe = Recipe.model_validate(
+        {
+            "name": "r",
+            "data": {"kind": "synthetic", "num_images": 64, "image_size": 8, "num_classes": 3},
+            "network": "wrn10x1",
+            "training": TRAINING.model_dump(),
+            "teachers": {
+                "checkpoints": [
+                    {"file": str(tmp_path / f"{m}.safetensors"), "network": "cifar_resnet8"} for m in range(3)
+                ]
+            },
+            "students": {"be": {}},
+        }
+    )
+    rows: Counter[tuple[str, bool, int]] = Counter()
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows[type(module).__name__, module.training, len(inputs[0])] += 1
+
+    monkeypatch.setattr("edc.member_forms.free_memory_bytes", lambda: 1)
+    hook = register_module_forward_pre_hook(count)
+    try:
+        (cost,) = estimate_costs(recipe, load_data(recipe.data), accelerator=accelerator)
+    finally:
+        hook.remove()
+    assert cost.member_form == "sequential"
+    steps = WARMUP_STEPS + TIMED_STEPS
+    assert rows["CifarResNet", False, 16] == 3 * steps
+    assert rows["WideResNet", True, 16] == 3 * steps, "three members, one after another"
+    assert rows["WideResNet", True, 48] == 0

@@ -17,25 +17,44 @@ COLUMNS = ("acc %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) -> None:
-    """Prints a row a network; over several runs of one recipe, mean and standard deviation over the seeds."""
+    """Prints a row a network; over several runs of one recipe, mean and standard deviation over the seeds.
+
+    Says in which form members were trained, and warns where runs that are averaged differ in it.
+    """
     seeds = sorted(summary["seed"] for summary in summaries)
     first = summaries[0]
     data = first["data"]
     title = f"{first['name']}: {data['kind']}, {data['train']:,} training and {data['test']:,} test images, "
     title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        caption="c: after one temperature fitted on validation; runs: forward passes an image costs",
-        caption_justify="left",
-    )
+    forms = _member_forms(summaries)
+    caption = "c: after one temperature fitted on validation; runs: forward passes an image costs"
+    for name, by_seed in forms.items():
+        caption += f"\n{name}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("network")
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for row in mean_rows(summaries):
         table.add_row(row["subject"], *row["cells"], style="bold" if row["subject"] == first["deploy"] else None)
     console.print(table)
+    for name, by_seed in forms.items():
+        if len(set(by_seed.values())) > 1:
+            found = ", ".join(f"{form} at seed {seed}" for seed, form in by_seed.items())
+            console.print(
+                f"warning: {name} was trained with members {found}: BatchNorm's statistics are not the same, and the "
+                f"spread is not of the seeds alone. students.{name}.member_form in the recipe fixes one of them.",
+                highlight=False,
+            )
+
+
+def _member_forms(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[int, str]]:
+    """Returns the form of the members of each student that has some, by seed."""
+    forms: dict[str, dict[int, str]] = {}
+    for summary in sorted(summaries, key=lambda summary: int(summary["seed"])):
+        for row in summary["rows"]:
+            if row["kind"] == "student" and "member_form" in row:
+                forms.setdefault(row["subject"], {})[summary["seed"]] = row["member_form"]
+    return forms
 
 
 def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -78,7 +97,7 @@ def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
         table.add_column(column, justify="right")
     for cost in costs:
         table.add_row(
-            cost.name,
+            cost.name if cost.member_form is None else f"{cost.name} ({cost.member_form} members)",
             str(cost.units_per_step),
             f"{cost.num_steps:,}",
             f"{cost.units_per_step * cost.num_steps:,}",

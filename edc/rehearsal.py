@@ -1,0 +1,43 @@
+"""A few steps of a training as the run itself would make them: what a dry run times, and a profile looks into.
+
+They go through `train_student` and `obtain_teacher`, in a folder that is thrown away: what those refuse, choose or
+share among processes is refused, chosen and shared here too.
+"""
+
+import dataclasses
+
+import torch
+
+from edc.data import DataSet
+from edc.data.data_set import limit, take
+from edc.recipe import NetworkSection, Recipe
+
+__all__ = ["few_images", "few_steps"]
+
+
+def few_steps(recipe: Recipe) -> Recipe:
+    """Returns the recipe with one epoch for every training, of steps too small to diverge.
+
+    No checkpoint is written on the way, and no library's weights are fetched: a step takes as long without them.
+    """
+
+    def bare(section: NetworkSection | None) -> NetworkSection | None:
+        return section and section.model_copy(update={"pretrained": False})
+
+    shared = {"epochs": 1, "warmup_epochs": 0, "learning_rate": 1e-9, "checkpoint_every": 2}
+    return recipe.model_copy(
+        update={
+            "network": bare(recipe.network),
+            "training": recipe.training.model_copy(update=shared),
+            "teachers": recipe.teachers.model_copy(update={"epochs": None, "network": bare(recipe.teachers.network)}),
+            "students": {name: s.model_copy(update={"epochs": None}) for name, s in recipe.students.items()},
+        }
+    )
+
+
+def few_images(data: DataSet, num_images: int, *, num_processes: int) -> DataSet:
+    """Returns so many training images, repeated if there are not as many, and hardly any others."""
+    few = limit(data.validation, num_processes)
+    return dataclasses.replace(
+        data, train=take(data.train, torch.arange(num_images) % len(data.train)), validation=few, test=few
+    )
