@@ -61,12 +61,19 @@ class RunFolder:
             raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
 
     def claim(self, recipe: Recipe) -> None:
-        """Makes the folder this recipe's own; raises `RunError` as `require_claimable` does."""
+        """Makes the folder this recipe's own; raises `RunError` as `require_claimable` does.
+
+        Of a run that goes on with another allowance for bad images the latest is kept: others read its data later.
+        """
         self.require_claimable(recipe)
+        kept = recipe
         if self.recipe_path.is_file():
-            return
+            held = self.recipe()
+            kept = held.operated_as(recipe)
+            if kept == held:
+                return
         with write_atomically(self.recipe_path) as temporary:
-            document = recipe.model_dump(mode="json", exclude_none=True)
+            document = kept.model_dump(mode="json", exclude_none=True)
             temporary.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
     def recipe(self) -> Recipe:
@@ -119,7 +126,7 @@ def _first_difference(held: Recipe, asked: Recipe) -> str:
             return {prefix: document}
         return {k: v for key, value in document.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
 
-    before, after = (flat(recipe.model_dump(mode="json")) for recipe in (held, asked))
+    before, after = (flat(recipe.identity()) for recipe in (held, asked))
     for field in [*before, *after]:
         if before.get(field) != after.get(field):
             return f"{field} ({before.get(field)!r} there, {after.get(field)!r} asked for)"

@@ -22,6 +22,7 @@ from processes import found_by
 from edc.bench.backends import BACKENDS
 from edc.cost import TIMED_STEPS, WARMUP_STEPS
 from edc.doctor import Check
+from edc.run import RunFolder
 
 HEAVY = ("torch", "numpy", "accelerate", "timm", "onnx", "onnxruntime", "sklearn", "scipy", "matplotlib")
 COMMANDS = ("distill", "teach", "show", "export", "verify", "doctor", "bench")
@@ -534,6 +535,19 @@ def test_unreadable_image_is_named_by_its_path(photos):
     message = refused(edc("distill", "folder.yaml", "--device", "cpu", cwd=photos), "not a readable image")
     assert (photos / message.split(":")[0]).is_file()
     assert not list(photos.rglob("*.safetensors"))
+
+
+def test_run_that_ended_at_an_unreadable_image_goes_on_with_a_higher_allowance(photos):
+    for path in photos.glob("photos/*/[03].png"):
+        path.write_bytes(path.read_bytes()[:20])
+    refused(edc("distill", "folder.yaml", "--device", "cpu", cwd=photos), "not a readable image")
+    assert (photos / "runs/folder/recipe.yaml").is_file()
+    allowance = ["--set", "data.max_bad_fraction=0.6", "--set", "training.checkpoint_every=2"]
+    called = edc("distill", "folder.yaml", *allowance, "--device", "cpu", "--json", cwd=photos)
+    assert called.exit_code == 0, called.stderr
+    kept = RunFolder(photos / "runs/folder").recipe()
+    assert (kept.data.max_bad_fraction, kept.training.checkpoint_every) == (0.6, 2)
+    assert kept.digest() == called.document["recipe_sha256"], "an artifact of it would not be known as its own"
 
 
 def test_number_of_classes_that_does_not_match_is_refused(photos):

@@ -1,5 +1,8 @@
 """What a recipe accepts, refuses and means."""
 
+import hashlib
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -126,6 +129,17 @@ def test_plain_student_has_no_members_that_disagree():
     refused("'tdiv_sdiv' needs members to disagree", students={"x": {"method": "kd", "perturbation": "tdiv_sdiv"}})
 
 
+@pytest.mark.parametrize(("field", "value"), [("member_form", "sequential"), ("fold", "mean_factors")])
+def test_what_is_about_members_is_refused_of_a_student_that_has_none(field, value):
+    refused(
+        rf"{field}: found '{value}', which has no effect with method 'kd'",
+        students={"x": {"method": "kd", field: value}},
+    )
+    assert getattr(recipe(students={"x": {field: value}}).students["x"], field) == value
+    default = StudentSection.model_fields[field].default
+    recipe(students={"x": {"method": "kd", field: default}})  # as the resolved recipe of a run has it
+
+
 def test_checkpoints_say_how_many_teachers_there_are():
     teachers = TeachersSection.model_validate({"checkpoints": ["a.pt", {"file": "b.pt", "network": "wrn16x2"}]})
     assert teachers.size == 2
@@ -182,6 +196,14 @@ def test_digest_ignores_where_the_data_is_and_how_it_is_fetched():
     base = recipe(data={"kind": "cifar10"})
     for where in ({"root": "/elsewhere"}, {"download": False}, {"num_workers": 0}):
         assert recipe(data={"kind": "cifar10", **where}).digest() == base.digest()
+
+
+def test_digest_ignores_how_a_run_is_operated_and_is_the_one_it_was_before_it_did():
+    base = recipe(data={"kind": "parquet", "image_size": 8})
+    assert recipe(data={"kind": "parquet", "image_size": 8, "max_bad_fraction": 0.2}).digest() == base.digest()
+    assert recipe(training={"checkpoint_every": 7}).digest() == recipe().digest()
+    whole = base.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
+    assert base.digest() == hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,14 @@ def test_same_recipe_claims_its_folder_again_and_changes_nothing(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_run_goes_on_with_another_allowance_for_bad_images_and_keeps_it(tmp_path):
+    run = RunFolder(tmp_path / "r")
+    data = {"kind": "parquet", "image_size": 8, "root": "here"}
+    run.claim(recipe(data=data))
+    run.claim(recipe(data=data | {"max_bad_fraction": 0.2, "root": "there"}, training={"checkpoint_every": 3}))
+    assert run.recipe() == recipe(data=data | {"max_bad_fraction": 0.2}, training={"checkpoint_every": 3})
+
+
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [
@@ -57,6 +65,7 @@ def test_same_recipe_claims_its_folder_again_and_changes_nothing(tmp_path):
             "students.kd.temperature (4.0 there, 1.0 asked for)",
         ),
         ({"students": {"kd": {"method": "kd"}, "x": {}}, "deploy": "kd"}, "students.x.method (None there, 'latent_be'"),
+        ({"data": {"kind": "synthetic", "root": "x", "test": 9}}, "data.test (None there, 9 asked for)"),
     ],
 )
 def test_folder_of_another_recipe_is_refused_and_left_alone(tmp_path, changes, difference):
