@@ -15,7 +15,7 @@ from page_reader import Page, bounds, lines_of, number
 
 from edc.report.page import page_from_bench, write_page
 from edc.report.page.calibration import ece_of
-from edc.report.page.numbers import interval, milliseconds
+from edc.report.page.numbers import interval, milliseconds, typeset
 from edc.report.page.pareto import MEASURES
 
 SECTIONS = (
@@ -107,10 +107,25 @@ def test_comparisons_hold_every_ratio_and_difference(document, page):
     for row, against in expected:
         line = found[f"against {against['baseline']}", name_of(row), row["backend"], f"{row['batch']}"]
         speedup, accuracy = against["speedup"], against["accuracy"]
-        assert line[4] == f"{speedup['value']:.2f} ({speedup['low']:.2f}-{speedup['high']:.2f})"
-        assert bounds(line[5]) == pytest.approx([100 * value for value in accuracy["difference"].values()], abs=0.005)
-        assert line[6:9] == [accuracy["verdict"], "4", str(accuracy["paired"]["num_gained"])]
-        assert line[9:] == ["0.754", "1.000"]
+        in_doubt = " ?" if against["doubts"] else ""
+        assert line[4] == f"{speedup['value']:.2f} ({speedup['low']:.2f}\u2013{speedup['high']:.2f}){in_doubt}"
+        assert line[5] == ("\u2013" if (ratio := against["throughput_ratio"]) is None else f"{ratio:.2f}")
+        assert line[6] == f"{against['flops_ratio']:.2f}"
+        assert bounds(line[7]) == pytest.approx([100 * value for value in accuracy["difference"].values()], abs=0.005)
+        assert line[8] == {"undecided": "not decided", "worse": "worse"}[accuracy["verdict"]]
+        assert line[9:11] == ["4", str(accuracy["paired"]["num_gained"])]
+        assert line[11:] == ["0.754", "1.000"]
+
+
+def test_comparisons_of_a_bench_without_flops_have_no_columns_for_them(document):
+    document = copy.deepcopy(document)
+    for row in document["rows"]:
+        for against in row["against"]:
+            for name in ("flops_ratio", "throughput_ratio", "doubts"):
+                del against[name]
+    page = Page(page_from_bench(document))
+    assert page.tables["comparisons"][0][3:5] == ["times as fast", "accuracy, points"]
+    assert "FLOPs" not in "".join(page.text.values())
 
 
 def test_throughput_load_and_robustness_tables_hold_every_point(document, page):
@@ -121,7 +136,10 @@ def test_throughput_load_and_robustness_tables_hold_every_point(document, page):
         assert line[-2:] == [str(entry["best_batch"]), "yes" if entry["saturated"] else "no"]
     points = [(entry, point) for entry in document["server"] for point in entry["points"]]
     for line, (entry, point) in zip(lines_of(page, "server"), points, strict=True):
-        assert line[0].startswith(f"{entry['key']}: p99 within 10 ms ")
+        highest, lowest_failing = entry["highest_rate_per_second"], entry["lowest_failing_rate_per_second"]
+        upto = f"up to {highest:,.0f} requests/s, and no longer at {lowest_failing:,.0f}" if highest else ""
+        assert line[0] == f"{entry['key']}: p99 within 10 ms: {upto or f'under {lowest_failing:,.0f} requests/s'}"
+        assert line[0].partition(": p99 within 10 ms: ")[2] in page.text["server"]
         assert number(line[1]) == round(point["offered_per_second"])
         assert (line[6] == "\u2013") == (point["p99_ms"] is None)
     records = [(key, r) for key, details in document["details"].items() for r in details["robustness"]]
@@ -129,14 +147,60 @@ def test_throughput_load_and_robustness_tables_hold_every_point(document, page):
         assert line[:3] == [key, record["corruption"].replace("_", " "), str(record["severity"])]
         assert number(line[3]) == pytest.approx(100 * record["acc"], abs=0.005)
         assert number(line[8]) == pytest.approx(record["calibrated_ece"], abs=0.000501)
+        assert number(line[9]) == pytest.approx(100 * record["agreement"], abs=0.0501)
+        if record["acc_difference"] is None:
+            assert line[10] == "\u2013"
+        else:
+            expected = [100 * value for value in record["acc_difference"].values()]
+            assert bounds(line[10]) == pytest.approx(expected, abs=0.00501)
+        assert line[11] == "400"
+    assert "400 of the 500 test images, damaged" in page.text["robustness"]
+
+
+def test_robustness_of_an_older_bench_has_no_columns_for_what_it_did_not_measure(document):
+    document = copy.deepcopy(document)
+    for record in (each for details in document["details"].values() for each in details["robustness"]):
+        for name in ("num_images", "agreement", "acc_difference"):
+            del record[name]
+    for entry in document["server"]:
+        del entry["lowest_failing_rate_per_second"]
+    page = Page(page_from_bench(document))
+    assert page.tables["corruptions"][0][-1] == "cECE"
+    assert "agreement" not in page.text["robustness"]
+    assert "at no rate tried" in page.text["server"]
+    highest = document["server"][-1]["highest_rate_per_second"]
+    assert f"up to {highest:,.0f} requests/s\n" in page.text["server"].replace("<", "\n") + "\n"
+
+
+@pytest.mark.parametrize("measure", ["agreement with the ensemble", "against the ensemble"])
+def test_robustness_beside_the_ensemble_is_drawn_for_the_student_in_8_bits_too(document, measure):
+    text = page_from_bench(document)
+    section = re.search(r'<section id="robustness">.*?</section>', text, re.DOTALL).group()
+    at = re.search(rf'id="robustness-0-(\d)"[^>]*><span>{measure}</span>', section).group(1)
+    panel = re.search(rf'<figure class="panel panel-{at}">(.*?)</figure>', section, re.DOTALL).group(1)
+    for key in (f"{STUDENT} on onnxruntime", f"{STUDENT} (int8) on onnxruntime"):
+        records = {(r["corruption"], r["severity"]): r for r in document["details"][key]["robustness"]}
+        record = records["blur", 3]
+        value = record["agreement"] if measure.startswith("agreement") else record["acc_difference"]["value"]
+        tip = next(t for t in re.findall(r"<title>(.*?)</title>", panel, re.DOTALL) if t.startswith(f"{key}, blur"))
+        line = next(line for line in tip.splitlines() if line.startswith("severity 3: "))
+        assert number(line.rpartition(" ")[2]) == pytest.approx(100 * value, abs=0.000501)
 
 
 def test_verdict_flags_and_command_are_said_in_full(document, page):
     for sentence in document["verdict"]["sentences"]:
-        assert sentence in page.text["verdict"]
+        assert typeset(sentence) in page.text["verdict"]
     row = next(row for row in document["rows"] if key_of(row) == document["verdict"]["row"] and row["batch"] == 1)
     assert interval(row["against"][0]["speedup"], 2) in page.text["verdict"]
-    assert f"3 of {len(document['rows'])} rows flagged; 2 did not run" in page.text["verdict"]
+    accuracy = row["against"][0]["accuracy"]
+    points = interval(accuracy["difference"], 2, scale=100, sign=True)
+    said = "not decided at the 0.5-point margin, against ensemble, merged on onnxruntime"
+    assert f"accuracy, points{points}{said}" in page.text["verdict"]
+    teacher = row["against"][1]
+    points = interval(teacher["accuracy"]["difference"], 2, scale=100, sign=True)
+    times = interval(teacher["speedup"], 2)
+    assert f"against one teacher{points}points of accuracy, not decided; {times} times as fast" in page.text["verdict"]
+    assert f"3 of {len(document['rows'])} rows flagged; 2 did not run; speed-ups in doubt: 3." in page.text["verdict"]
     flags = page.text["flags"]
     assert flags.count("noise: the coefficient of variation is 30%") == 3
     assert f"batch 8, 64 did not run: {NO_GPU}" in flags
@@ -186,6 +250,27 @@ def test_reliability_says_the_calibration_error_of_its_bins(document, page):
         assert ece_of(details[kind]) == pytest.approx(expected)
         assert f"ECE {expected:.3f}" in page.text["calibration"]
     assert ece_of([{"low": 0, "high": 1, "count": 0, "confidence": None, "accuracy": None}]) is None
+
+
+def test_doubts_and_flags_of_the_rows_of_the_verdict_stand_beside_it(document):
+    document = copy.deepcopy(document)
+    verdict = document["verdict"]
+    doubt = "The speed-up against ensemble, merged on onnxruntime is in doubt: 3.37 times as fast, by FLOPs 2.00"
+    page = Page(page_from_bench(document))
+    assert doubt in page.text["verdict"]
+    assert "is flagged" not in page.text["verdict"]
+    for row in document["rows"]:
+        if key_of(row) in (verdict["row"], verdict["baseline"]):
+            row["flags"] = [f"drift of {row['subject']}"]
+    verdict["sentences"].append("Doubts about the speed: 3.37 times as fast, by FLOPs 2.00.")
+    page = Page(page_from_bench(document))
+    assert doubt not in page.text["verdict"]  # said already
+    for key in (verdict["row"], verdict["baseline"]):
+        assert f"{key}, batch 1, is flagged: drift of {key.rpartition(' on ')[0]}" in page.text["verdict"]
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    links = [attributes["href"][1:] for tag, attributes in page.tags if tag == "a" and "href" in attributes]
+    assert [link for link in links if link not in targets] == []
+    assert sum(link.startswith("doubt-") for link in links) == 3
 
 
 EVIL = "<script>alert(1)</script>\"'&{{7*7}}</style>"
@@ -256,7 +341,7 @@ def test_figures_that_could_not_be_taken_are_dashes(document):
         if row["p50_ms"]:
             row["p50_ms"].update(low=None, high=None)
         for against in row["against"]:
-            against.update(accuracy=None, speedup=None)
+            against.update(accuracy=None, speedup=None, flops_ratio=None, throughput_ratio=None, doubts=[])
     for details in document["details"].values():
         details["reliability"]["calibrated"] = None
         details["robustness"] = [{**r, "calibrated_nll": None, "calibrated_ece": None} for r in details["robustness"]]

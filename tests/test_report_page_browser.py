@@ -184,6 +184,28 @@ def test_names_in_tables_are_read_to_their_end_on_a_phone(browser, url):
     assert 100 < narrowest <= widest <= 0.5 * 360
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_label_of_the_pareto_picture_is_crossed_by_a_bar_or_the_front(browser, url, width):
+    show(browser, url, width=width)
+    crossed = """(() => {
+        const svg = [...document.querySelectorAll('#pareto svg')].filter((e) => e.checkVisibility({}))
+            .find((e) => e.querySelector('.front'));
+        const strokes = [...svg.querySelectorAll('path.e, path.front')].flatMap((path) =>
+            path.getAttribute('d').slice(1).split('L').map((at) => at.split(' ').map(Number))
+                .map((at, n, all) => [at, all[n + 1]]).filter(([, end]) => end));
+        const labels = [...svg.querySelectorAll('text.t')].filter((e) => !/^[\\d.]/.test(e.textContent));
+        const meets = (box, [[x, y], [right, bottom]]) =>
+            Math.min(x, right) < box.x + box.width && Math.max(x, right) > box.x &&
+            Math.min(y, bottom) < box.y + box.height - 3 && Math.max(y, bottom) > box.y + 3;
+        return [labels.length, strokes.length,
+            labels.filter((e) => strokes.some((stroke) => meets(e.getBBox(), stroke))).map((e) => e.textContent)];
+    })()"""
+    num_labels, num_strokes, found = browser.evaluate(crossed)
+    assert num_labels > 5
+    assert num_strokes > 15
+    assert found == []
+
+
 def test_page_without_script_keeps_switches_and_tooltips(browser, url):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:

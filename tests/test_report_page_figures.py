@@ -8,7 +8,7 @@ from page_reader import MINUS
 
 from edc.report.page.calibration import wilson
 from edc.report.page.document import Bench
-from edc.report.page.numbers import interval, milliseconds, tick
+from edc.report.page.numbers import interval, milliseconds, tick, typeset
 from edc.report.page.pareto import front
 from edc.report.page.svg import Scale
 
@@ -64,7 +64,7 @@ def test_network_is_hollow_where_it_ran_in_16_bits_or_fewer_whatever_its_name():
 
 
 def test_figures_are_written_one_way():
-    assert interval({"value": 4.031, "low": 3.949, "high": 4.14}, 2) == "4.03 (3.95-4.14)"
+    assert interval({"value": 4.031, "low": 3.949, "high": 4.14}, 2) == "4.03 (3.95\u20134.14)"
     assert interval({"value": -0.002, "low": -0.008, "high": 0.004}, 1, scale=100, sign=True) == (
         f"{MINUS}0.2 ({MINUS}0.8 to +0.4)"
     )
@@ -75,6 +75,16 @@ def test_figures_are_written_one_way():
     assert [tick(value) for value in (0, 0.3, 0.30000000000000004, 1500, 20000, -0.05)] == [
         "0", "0.3", "0.3", "1500", "20,000", f"{MINUS}0.05",
     ]  # fmt: skip
+
+
+def test_sentences_of_the_terminal_get_the_signs_of_the_page_and_names_keep_theirs():
+    said = (
+        "wrn-28-4 is 3.91 (3.75-4.08) times as fast, -3.03 points (-3.60 to +2.47): bf-16, the 0.5-point margin, a(-1)"
+    )
+    assert typeset(said) == (
+        f"wrn-28-4 is 3.91 (3.75\u20134.08) times as fast, {MINUS}3.03 points ({MINUS}3.60 to +2.47): bf-16, "
+        f"the 0.5-point margin, a({MINUS}1)"
+    )
 
 
 @pytest.mark.parametrize("is_log", [False, True])

@@ -22,6 +22,12 @@ class RobustnessMeasure:
     name: str
     scale: float = 1
 
+    def values(self, record: Figures) -> list[float]:
+        """Returns the figure of a record, with the bounds of its interval if it has one; nothing without a figure."""
+        found = record.get(self.field)
+        known = [found.get(name) for name in ("value", "low", "high")] if isinstance(found, Mapping) else [found]
+        return [self.scale * value for value in known if value is not None]
+
 
 ROBUSTNESS = (
     RobustnessMeasure("acc", "accuracy, %", 100),
@@ -30,6 +36,8 @@ ROBUSTNESS = (
     RobustnessMeasure("brier", "Brier score"),
     RobustnessMeasure("calibrated_nll", "calibrated NLL"),
     RobustnessMeasure("calibrated_ece", "calibrated ECE"),
+    RobustnessMeasure("agreement", "agreement with the ensemble, %", 100),
+    RobustnessMeasure("acc_difference", "against the ensemble, points of accuracy", 100),
 )
 
 
@@ -54,15 +62,18 @@ def robustness(
     axes(drawing, x, y, x_label="severity", y_label="", x_ticks=severities, y_ticks=y.ticks(6))
     for key, line in sorted(lines.items(), key=lambda item: bench.is_drawn_last(item[0])):
         series = bench.series(key)
-        tip = [f"{key}, {corruption}", *(f"severity {at}: {measure.name} {fixed(value, 3)}" for at, value in line)]
-        _line(drawing, [(x(at), y(value)) for at, value in line], series, tip)
+        tip = [f"{key}, {corruption}", *(f"severity {at}: {measure.name} {fixed(v[0], 3)}" for at, v in line)]
+        for at, (_, *bounds) in line:
+            if len(bounds) == 2:
+                drawing.line((x(at), y(bounds[0])), (x(at), y(bounds[1])), f"e c{series.colour}")
+        _line(drawing, [(x(at), y(values[0])) for at, values in line], series, tip)
     return drawing
 
 
 def robustness_scale(records: Mapping[str, Sequence[Figures]], measure: RobustnessMeasure) -> Scale | None:
     """Returns the scale that all corruptions of a measure share, or None if there are no figures."""
-    values = [row[measure.field] for rows in records.values() for row in rows if row.get(measure.field) is not None]
-    return scale([measure.scale * value for value in values], BOTTOM, TOP) if values else None
+    values = [value for rows in records.values() for row in rows for value in measure.values(row)]
+    return scale(values, BOTTOM, TOP) if values else None
 
 
 def throughput(entries: Sequence[Figures], bench: Bench) -> Drawing | None:
@@ -160,12 +171,12 @@ def _line(drawing: Drawing, points: Sequence[tuple[float, float]], series: Serie
         drawing.marker(point, series.shape, f"{series.css} q")
 
 
-def _by_severity(rows: Sequence[Figures], corruption: str, measure: RobustnessMeasure) -> list[tuple[int, float]]:
-    """Returns (severity, value) of a corruption; the images as they are begin every line."""
+def _by_severity(rows: Sequence[Figures], corruption: str, measure: RobustnessMeasure) -> list[tuple[int, list[float]]]:
+    """Returns (severity, value and bounds) of a corruption; the images as they are begin every line."""
     found = {
-        row["severity"]: measure.scale * row[measure.field]
+        row["severity"]: values
         for row in rows
-        if row["corruption"] in {"none", corruption} and row.get(measure.field) is not None
+        if row["corruption"] in {"none", corruption} and (values := measure.values(row))
     }
     return sorted(found.items())
 

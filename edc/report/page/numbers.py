@@ -1,6 +1,7 @@
 """Figures as text for the page: one way to write a latency, an interval, a size. What is missing is a dash."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,15 @@ __all__ = [
     "signed",
     "size",
     "tick",
+    "typeset",
 ]
 
 MISSING = "\u2013"
 MINUS = "\u2212"
 """As wide as a digit, which a hyphen is not."""
+
+TO = "\u2013"
+"""Between the bounds of a range: neither a hyphen nor a minus."""
 
 
 def fixed(value: float | None, digits: int, *, scale: float = 1) -> str:
@@ -39,7 +44,7 @@ def signed(value: float | None, digits: int, *, scale: float = 1) -> str:
 
 
 def interval(estimate: Mapping[str, Any] | None, digits: int, *, scale: float = 1, sign: bool = False) -> str:
-    """Returns `4.03 (3.95-4.14)`, `-0.2 (-0.8 to 0.4)`, or what is known of it where a bound is not.
+    """Returns `4.03 (3.95-4.14)`, `-0.2 (-0.8 to +0.4)`, or what is known of it where a bound is not.
 
     Args:
         estimate: value, low and high, as bench.json has them.
@@ -56,7 +61,7 @@ def interval(estimate: Mapping[str, Any] | None, digits: int, *, scale: float = 
         return value
     if low is None or high is None:
         return f"{value} (up to {high})" if low is None else f"{value} (from {low})"
-    between = " to " if sign or MINUS in low + high else "-"
+    between = " to " if sign or MINUS in low + high else TO
     return f"{value} ({low}{between}{high})"
 
 
@@ -104,3 +109,9 @@ def tick(value: float) -> str:
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return text.replace("-", MINUS)
+
+
+def typeset(sentence: str) -> str:
+    """Returns a sentence of the terminal with the signs that the figures of the page have: `-0.2 (1-2)`."""
+    sentence = re.sub(r"(?<![\w.)\]-])-(?=\d)", MINUS, sentence)
+    return re.sub(r"\((\d[\d.,]*)-(\d[\d.,]*)\)", rf"(\1{TO}\2)", sentence)

@@ -13,6 +13,9 @@ from edc.report.page.svg import Drawing, Scale, axes, log_scale, scale
 __all__ = ["MEASURES", "Measure", "front", "pareto"]
 
 Row = dict[str, Any]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
 LETTER_WIDTH, LINE_HEIGHT, NEAR = 6.6, 12.0, 40.0
 """Of the labels, in units of the drawing, on the generous side; one label does for markers so near to each other."""
 
@@ -59,6 +62,22 @@ class _Point:
     ms: float
     quality: float
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the median in ms; the median itself where a bound is not known."""
+        low, high = (self.row["p50_ms"].get(bound) or self.ms for bound in ("low", "high"))
+        return low, high
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A place where no label can stand any more; of a label also what it says, and of which marker."""
+
+    box: Box
+    words: str = ""
+    x: float = 0
+    y: float = 0
+
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Returns the numbers of the points (latency, quality) that no other beats, fastest first; more quality is better.
@@ -94,14 +113,14 @@ def pareto(bench: Bench, *, batch: int, measure: Measure, width: float, height: 
     upright = Scale(min(y.low, y.high), max(y.low, y.high), 0, 1)
     unit = "ms an image" if batch == 1 else f"ms a batch of {batch}"
     axes(drawing, x, y, x_label=f"median latency, {unit} (logarithmic)", y_label=measure.axis, y_ticks=upright.ticks(5))
-    if measure.sign > 0:
-        _sampling_error(drawing, bench, points, y)
+    boxes = [(x(point.ms) - 7, y(point.quality) - 7, x(point.ms) + 7, y(point.quality) + 7) for point in points]
+    boxes += _sampling_error(drawing, bench, points, y) if measure.sign > 0 else []
     best = front([(point.ms, measure.sign * point.quality) for point in points])
-    _draw_front(drawing, [(x(points[n].ms), y(points[n].quality)) for n in best], right=x.end)
+    boxes += _draw_front(drawing, [(x(points[n].ms), y(points[n].quality)) for n in best], right=x.end)
     for point in reversed(points):
-        low, high = (point.row["p50_ms"].get(bound) or point.ms for bound in ("low", "high"))
-        at = y(point.quality)
+        (low, high), at = point.interval, y(point.quality)
         drawing.line((x(low), at), (x(high), at), f"e c{point.series.colour}")
+        boxes.append((x(low), at - 2, x(high), at + 2))
     for point in sorted(points, key=lambda point: not bench.is_student(point.row)):  # the large ones below
         drawing.marker(
             (x(point.ms), y(point.quality)),
@@ -111,61 +130,83 @@ def pareto(bench: Bench, *, batch: int, measure: Measure, width: float, height: 
             size="large" if bench.is_student(point.row) else "medium",
             target=f"row-{bench.number(point.row)}",
         )
-    order = [*best, *(n for n in range(len(points)) if n not in best)]
-    _label(drawing, [(points[n], x(points[n].ms), y(points[n].quality), n in best) for n in order])
+    others = [point for n, point in enumerate(points) if n not in best]
+    taken = [_Taken(box) for box in boxes]
+    _label(drawing, [points[n] for n in best], x, y, taken, css="t best")
+    _label(drawing, others, x, y, taken, css="t")
     return drawing
 
 
-def _draw_front(drawing: Drawing, corners: Sequence[tuple[float, float]], *, right: float) -> None:
-    """Draws the front as steps: from each point on, this quality can be had; the next costs the next one's latency."""
+def _draw_front(drawing: Drawing, corners: Sequence[tuple[float, float]], *, right: float) -> list[Box]:
+    """Draws the front as steps: from each point on, this quality can be had; the next costs the next one's latency.
+
+    Returns:
+        The boxes of its strokes.
+    """
     steps = [corners[0]]
     for before, after in pairwise(corners):
         steps += [(after[0], before[1]), after]
-    drawing.polyline([*steps, (right, corners[-1][1])], "front", tip="Pareto front: no row is both faster and better")
+    steps.append((right, corners[-1][1]))
+    drawing.polyline(steps, "front", tip="Pareto front: no row is both faster and better")
+    return [
+        (min(x, at) - 1, min(y, height) - 1, max(x, at) + 1, max(y, height) + 1)
+        for (x, y), (at, height) in pairwise(steps)
+    ]
 
 
-def _sampling_error(drawing: Drawing, bench: Bench, points: Sequence[_Point], y: Scale) -> None:
-    """Draws how far one accuracy lies from the truth, so that nobody reads a rank out of sampling noise."""
+def _sampling_error(drawing: Drawing, bench: Bench, points: Sequence[_Point], y: Scale) -> list[Box]:
+    """Draws how far one accuracy lies from the truth, so that nobody reads a rank out of sampling noise.
+
+    Returns:
+        The boxes of what was drawn.
+    """
     num_images = bench.document.get("num_test_images")
     if not num_images:
-        return
+        return []
     share = max(point.quality for point in points) / 100
     half = 100 * 1.96 * math.sqrt(max(share * (1 - share), 1e-9) / num_images)
     pixels = abs(y(half) - y(0))
     words = f"95 % interval of one accuracy on {num_images:,} images: ±{half:.2f}"
+    length = LETTER_WIDTH * len(words)
     if 2 * pixels > y.start - y.end - 30:
         drawing.text((58, y.start - 8), words)
-        return
+        return [(58, y.start - 8 - LINE_HEIGHT, 58 + length, y.start)]
     left, bottom = drawing.width - 24, y.start - 8
     drawing.line((left, bottom), (left, bottom - 2 * pixels), "whisker")
     for at in (bottom, bottom - 2 * pixels):
         drawing.line((left - 4, at), (left + 4, at), "whisker")
     drawing.text((left - 8, bottom), words, anchor="end")
+    return [
+        (left - 8 - length, bottom - LINE_HEIGHT, left - 8, bottom + 3),
+        (left - 4, bottom - 2 * pixels, left + 4, bottom),
+    ]
 
 
-def _label(drawing: Drawing, points: Sequence[tuple[_Point, float, float, bool]]) -> None:
+def _label(drawing: Drawing, points: Sequence[_Point], x: Scale, y: Scale, taken: list[_Taken], *, css: str) -> None:
     """Writes the backend beside each marker, in the first free place around it; where there is none, hovering tells."""
-    taken = [(x - 7, y - 7, x + 7, y + 7) for _, x, y, _ in points]
-    labelled: list[tuple[str, float, float]] = []
-    for point, x, y, is_best in points:
-        words = str(point.row["backend"])
-        if any(words == other and math.hypot(x - at, y - height) < NEAR for other, at, height in labelled):
+    for point in points:
+        words, at, height = str(point.row["backend"]), x(point.ms), y(point.quality)
+        if any(other.words == words and math.hypot(at - other.x, height - other.y) < NEAR for other in taken):
             continue
         width = LETTER_WIDTH * len(words)
+        left, right = min(at - 10, x(point.interval[0]) - 4), max(at + 10, x(point.interval[1]) + 4)
         # Where the text is anchored, and which share of it is left of there.
-        places = ((x + 10, y + 4, 0.0), (x - 10, y + 4, 1.0), (x, y - 11, 0.5), (x, y + 19, 0.5))
-        for at, baseline, share in places:
-            box = (at - share * width, baseline - LINE_HEIGHT + 3, at + (1 - share) * width, baseline + 3)
-            if box[0] < 52 or box[2] > drawing.width - 2 or any(_overlap(box, other) for other in taken):
+        places = (
+            *((right, height + 4, 0.0), (left, height + 4, 1.0), (at, height - 11, 0.5), (at, height + 19, 0.5)),
+            *((at - 4, edge, 0.0) for edge in (height - 11, height + 19)),
+            *((at + 4, edge, 1.0) for edge in (height - 11, height + 19)),
+        )
+        for start, baseline, share in places:
+            box = (start - share * width, baseline - LINE_HEIGHT + 3, start + (1 - share) * width, baseline + 3)
+            if box[0] < 52 or box[2] > drawing.width - 2 or any(_overlap(box, other.box) for other in taken):
                 continue
             anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
-            drawing.text((at, baseline), words, "t best" if is_best else "t", anchor=anchor)
-            taken.append(box)
-            labelled.append((words, x, y))
+            drawing.text((start, baseline), words, css, anchor=anchor)
+            taken.append(_Taken(box, words, at, height))
             break
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

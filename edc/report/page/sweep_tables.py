@@ -1,13 +1,13 @@
 """The tables of what is measured beside the rows: throughput, load, robustness."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from edc.report.page.document import Bench
-from edc.report.page.numbers import MISSING, fixed, milliseconds, tick
+from edc.report.page.numbers import MISSING, fixed, interval, milliseconds, tick
 from edc.report.page.table import Cell, Line, Table
 
-__all__ = ["robustness_table", "server_table", "throughput_table"]
+__all__ = ["capacity", "robustness_table", "server_table", "throughput_table"]
 
 
 def _keyed(bench: Bench, entry: Mapping[str, Any], *cells: Cell) -> Line:
@@ -35,9 +35,7 @@ def server_table(bench: Bench) -> Table:
     """Returns latency by offered rate."""
     groups = []
     for entry in bench.document.get("server") or []:
-        rate = entry.get("highest_rate_per_second")
         bound = "" if entry.get("bound_ms") is None else f" within {tick(entry['bound_ms'])} ms"
-        upto = "at no rate tried" if rate is None else f"up to {fixed(rate, 0)} requests per second"
         lines = tuple(
             Line(
                 (
@@ -50,10 +48,22 @@ def server_table(bench: Bench) -> Table:
             )
             for point in entry.get("points") or []
         )
-        groups.append((f"{entry['key']}: p99{bound} {upto}", lines))
+        groups.append((f"{entry['key']}: p99{bound}: {capacity(entry)}", lines))
     columns = ("offered/s", "achieved/s", "requests", "p50 ms", "p90 ms", "p99 ms")
     note = "Requests of one image arrive at random times at the offered rate; latency includes waiting."
     return Table("server", "Under load", columns, tuple(groups), 0, note)
+
+
+def capacity(entry: Mapping[str, Any]) -> str:
+    """Returns between which of the rates that were tried p99 leaves its bound."""
+    holds, fails = entry.get("highest_rate_per_second"), entry.get("lowest_failing_rate_per_second")
+    if holds is None:
+        return "at no rate tried" if fails is None else f"under {fixed(fails, 0)} requests/s"
+    if fails is None:
+        return f"up to {fixed(holds, 0)} requests/s" + (
+            " and more" if "lowest_failing_rate_per_second" in entry else ""
+        )
+    return f"up to {fixed(holds, 0)} requests/s, and no longer at {fixed(fails, 0)}"
 
 
 def _with_bounds(point: Mapping[str, Any], name: str) -> dict[str, float | None] | None:
@@ -63,9 +73,18 @@ def _with_bounds(point: Mapping[str, Any], name: str) -> dict[str, float | None]
     return {"value": value, "low": point.get(f"{name}_low_ms"), "high": point.get(f"{name}_high_ms")}
 
 
+BESIDE: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "agreement": ("agree %", lambda share: fixed(share, 1, scale=100)),
+    "acc_difference": ("vs. ensemble", lambda estimate: interval(estimate, 2, scale=100, sign=True)),
+    "num_images": ("images", lambda number: fixed(number, 0)),
+}
+
+
 def robustness_table(bench: Bench) -> Table:
-    """Returns quality by corruption and severity."""
+    """Returns quality by corruption and severity, and what is known of it beside the ensemble on the same images."""
     groups = []
+    records = [record for details in bench.details.values() for record in details.get("robustness") or []]
+    beside = {name: column for name, column in BESIDE.items() if any(each.get(name) is not None for each in records)}
     for key, details in bench.details.items():
         lines = [
             Line(
@@ -77,11 +96,16 @@ def robustness_table(bench: Bench) -> Table:
                         fixed(record.get(name), 3)
                         for name in ("nll", "ece", "brier", "calibrated_nll", "calibrated_ece")
                     ),
+                    *(write(record.get(name)) for name, (_, write) in beside.items()),
                 )
             )
             for record in details.get("robustness") or []
         ]
         groups.append((key, tuple(lines)))
-    columns = ("corruption", "severity", "acc %", "NLL", "ECE", "Brier", "cNLL", "cECE")
+    measures = ("acc %", "NLL", "ECE", "Brier", "cNLL", "cECE")
+    columns = ("corruption", "severity", *measures, *(heading for heading, _ in beside.values()))
     note = "cNLL and cECE: with the temperature fitted on clean validation images."
+    if beside:
+        note += " agree: same class as the ensemble; vs. ensemble: points of accuracy, with a 95 % interval; both on "
+        note += "the same damaged images."
     return Table("corruptions", "Robustness", columns, tuple(g for g in groups if g[1]), note=note, is_open=False)

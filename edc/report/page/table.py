@@ -1,12 +1,13 @@
 """What a table of the page is, before the template writes it."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from edc.report.page.document import Series
+from edc.report.page.document import Bench, Series, key_of
 
-__all__ = ["Cell", "Line", "Table", "with_quiet_interval"]
+__all__ = ["Cell", "Line", "Table", "line_of", "with_breaks", "with_quiet_interval"]
 
 Cell = str | Markup
 
@@ -32,6 +33,17 @@ class Table:
     num_words: int = 1
     note: str = ""
     is_open: bool = True
+
+
+def line_of(bench: Bench, row: dict[str, Any], *cells: Cell, identity: str = "") -> Line:
+    """Returns the line of a row: its subject, then the cells."""
+    series = bench.series(key_of(row))
+    return Line((series.name, *cells), series, bench.is_student(row), identity)
+
+
+def with_breaks(name: str) -> Markup:
+    """Returns the name with places to wrap it: after each underscore, as programs write their words."""
+    return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
 
 
 def with_quiet_interval(cell: Cell) -> Cell:

@@ -5,11 +5,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from edc.report.page.document import Bench, key_of
+from edc.report.page.comparison_table import comparison_table
+from edc.report.page.document import Bench
 from edc.report.page.latency import rounds_line
-from edc.report.page.numbers import MISSING, fixed, interval, megabytes, milliseconds, p_value
+from edc.report.page.numbers import MISSING, fixed, megabytes, milliseconds
 from edc.report.page.sweep_tables import robustness_table, server_table, throughput_table
-from edc.report.page.table import Cell, Line, Table
+from edc.report.page.table import Line, Table, line_of
 from edc.report.tables import count
 
 __all__ = ["tables"]
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 
 def tables(bench: Bench) -> list[Table]:
     """Returns the tables that have a line, in the order of the page."""
-    made = (_quality, _speed, _comparisons, _what_ran, _parts, throughput_table, server_table, robustness_table)
+    made = (_quality, _speed, comparison_table, _what_ran, _parts, throughput_table, server_table, robustness_table)
     return [table for table in (make(bench) for make in made) if any(lines for _, lines in table.groups)]
 
 
@@ -36,11 +37,6 @@ def _grouped(
     return tuple(groups)
 
 
-def _line(bench: Bench, row: Row, *cells: Cell, identity: str = "") -> Line:
-    series = bench.series(key_of(row))
-    return Line((series.name, *cells), series, bench.is_student(row), identity)
-
-
 def _quality(bench: Bench) -> Table:
     def line(row: Row) -> Line | None:
         quality = row.get("quality")
@@ -48,7 +44,7 @@ def _quality(bench: Bench) -> Table:
             return None
         raw, calibrated = quality["raw"], quality.get("calibrated") or {}
         parameters = row.get("parameters")
-        return _line(
+        return line_of(
             bench,
             row,
             fixed(raw["acc"], 2, scale=100),
@@ -100,9 +96,9 @@ def _speed(bench: Bench) -> Table:
         spark = rounds_line(row.get("round_medians_ms"))
         if row.get("reason_not_run") and not row.get("num_samples"):
             cells = (f"{row['batch']:,}", Markup('<a href="#flags">did not run</a>'), *[MISSING] * 7)
-            return _line(bench, row, *cells, identity=f"row-{number}")
+            return line_of(bench, row, *cells, identity=f"row-{number}")
         shown = Markup('<a href="#flag-{}">{}</a>').format(number, len(flags)) if flags else ""
-        return _line(
+        return line_of(
             bench,
             row,
             f"{row['batch']:,}",
@@ -124,56 +120,6 @@ def _speed(bench: Bench) -> Table:
     return Table("speed", "Speed", columns, _grouped(bench, bench.rows, line), note=note)
 
 
-def _comparisons(bench: Bench) -> Table:
-    by_baseline: dict[str, list[Line]] = {}
-    for row in bench.rows:
-        for against in row.get("against") or []:
-            accuracy = against.get("accuracy") or {}
-            paired = accuracy.get("paired") or {}
-            line = _line(
-                bench,
-                row,
-                str(row["backend"]),
-                f"{row['batch']:,}",
-                interval(against.get("speedup"), 2),
-                interval(accuracy.get("difference"), 2, scale=100, sign=True),
-                accuracy.get("verdict") or MISSING,
-                *(fixed(paired.get(name), 0) for name in ("num_lost", "num_gained")),
-                p_value(paired.get("p_value")),
-                p_value(accuracy.get("p_corrected", paired.get("p_corrected"))),
-            )
-            by_baseline.setdefault(f"against {against['baseline']}", []).append(line)
-    columns = (
-        "network",
-        "backend",
-        "batch",
-        "times as fast",
-        "accuracy, points",
-        "verdict",
-        "lost",
-        "gained",
-        "p",
-        "p, Holm",
-    )
-    note = (
-        "times as fast: ratio of medians round by round, 95 % interval over rounds. accuracy: 95 % interval over "
-        "images; the verdict is about the margin"
-        + _margin(bench)
-        + ". lost, gained: images right in one and wrong in the other; p: McNemar, then corrected for all rows."
-    )
-    return Table("comparisons", "Comparisons", columns, tuple((k, tuple(v)) for k, v in by_baseline.items()), 2, note)
-
-
-def _margin(bench: Bench) -> str:
-    margins = {
-        against["accuracy"]["margin"]
-        for row in bench.rows
-        for against in row.get("against") or []
-        if against.get("accuracy") and against["accuracy"].get("margin") is not None
-    }
-    return "" if len(margins) != 1 else f" of {fixed(margins.pop(), 1, scale=100)} points"
-
-
 def _what_ran(bench: Bench) -> Table:
     def line(row: Row) -> Line | None:
         ran = row.get("what_ran")
@@ -182,7 +128,7 @@ def _what_ran(bench: Bench) -> Table:
         notes = ", ".join(ran.get("notes") or ())
         times = (milliseconds(row.get(name)) for name in ("load_ms", "first_inference_ms"))
         cells = (ran["provider"], ran["precision"], ran["version"], notes, str(ran["threads"]), *times)
-        return _line(bench, row, *cells)
+        return line_of(bench, row, *cells)
 
     columns = ("network", "provider", "precision", "version", "notes", "threads", "load ms", "first ms")
     note = (
@@ -199,7 +145,7 @@ def _parts(bench: Bench) -> Table:
         parts = row.get("parts_ms") or {}
         if not parts:
             return None
-        return _line(bench, row, f"{row['batch']:,}", *(milliseconds(parts.get(part)) for part in PARTS))
+        return line_of(bench, row, f"{row['batch']:,}", *(milliseconds(parts.get(part)) for part in PARTS))
 
     columns = ("network", "batch", "copy in ms", "compute ms", "copy out ms", "enqueue ms")
     return Table("parts", "Where a GPU's time goes", columns, _grouped(bench, bench.rows, line))

@@ -7,10 +7,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from edc.report.page.document import Bench, key_of
-from edc.report.page.numbers import MISSING, fixed, interval, megabytes, milliseconds, size
+from edc.report.page.document import Bench, against_on, key_of
+from edc.report.page.numbers import MISSING, fixed, interval, megabytes, milliseconds, size, typeset
 
-__all__ = ["Disagreement", "Fact", "Flagged", "disagreements", "environment", "facts", "flagged", "not_run", "subtitle"]
+__all__ = [
+    "Disagreement",
+    "Doubted",
+    "Fact",
+    "Flagged",
+    "decision",
+    "disagreements",
+    "doubted",
+    "environment",
+    "facts",
+    "flagged",
+    "not_run",
+    "reservations",
+    "sentences",
+    "subtitle",
+]
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -32,6 +47,18 @@ class Flagged:
     key: str
     batch: int
     flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Doubted:
+    """A comparison with why it may be wrong; `identity` is of its place on the page, `number` that of its row."""
+
+    identity: str
+    number: int
+    key: str
+    batch: int
+    baseline: str
+    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -62,6 +89,32 @@ def subtitle(bench: Bench) -> str:
     return " · ".join(parts) + (" · quick" if document.get("quick") else "")
 
 
+def sentences(bench: Bench) -> list[str]:
+    """Returns the verdict; the first sentence is the one to quote."""
+    return [typeset(sentence) for sentence in (bench.verdict or {}).get("sentences") or []]
+
+
+def reservations(bench: Bench) -> list[str]:
+    """Returns what makes the verdict doubtful: doubts about its comparisons, flags of its row and its baseline.
+
+    A doubt that a sentence of the verdict says already is not said again.
+    """
+    verdict = bench.verdict or {}
+    said = " ".join(verdict.get("sentences") or [])
+    found = []
+    for role in ("row", "baseline"):
+        row = bench.row(verdict.get(role), verdict.get("batch"))
+        if row is None:
+            continue
+        for against in row.get("against") or [] if role == "row" else []:
+            if against["baseline"] == verdict["baseline"] or against.get("basis") == "teacher":
+                new = [doubt for doubt in against.get("doubts") or [] if doubt not in said]
+                found += [typeset(f"The speed-up against {against['baseline']} is in doubt: {doubt}") for doubt in new]
+        if row.get("flags"):
+            found.append(typeset(f"{key_of(row)}, batch {row['batch']:,}, is flagged: {'; '.join(row['flags'])}"))
+    return found
+
+
 def facts(bench: Bench) -> list[Fact]:
     """Returns the figures behind the verdict; none without one."""
     verdict = bench.verdict
@@ -74,12 +127,15 @@ def facts(bench: Bench) -> list[Fact]:
     accuracy = against.get("accuracy") or {}
     found = []
     if against.get("speedup"):
-        latencies = f"{_median(row)} ms against {_median(baseline)} ms, batch {row['batch']}"
-        found.append(Fact("times as fast", interval(against["speedup"], 2), latencies))
+        beside = f"{_median(row)} ms against {_median(baseline)} ms, batch {row['batch']:,}"
+        if against.get("flops_ratio") is not None:
+            beside += f"; {fixed(against['flops_ratio'], 2)} times fewer FLOPs"
+        found.append(Fact("times as fast", interval(against["speedup"], 2), beside))
     if accuracy.get("difference"):
-        beside = f"{accuracy.get('verdict')}, margin {fixed(accuracy.get('margin'), 1, scale=100)}"
-        difference = interval(accuracy["difference"], 2, scale=100, sign=True)
-        found.append(Fact("accuracy, points", difference, beside))
+        beside = f"{decision(accuracy)} at the {fixed(accuracy.get('margin'), 1, scale=100)}-point margin, against "
+        beside += against.get("accuracy_baseline") or against["baseline"]
+        found.append(Fact("accuracy, points", _points(accuracy), beside))
+    found += _against_one_teacher(row)
     ours, theirs = (((r.get("quality") or {}).get("calibrated") or {}).get("nll") for r in (row, baseline))
     if ours is not None and theirs is not None:
         found.append(Fact("calibrated NLL", fixed(ours, 3), f"ensemble {fixed(theirs, 3)}"))
@@ -88,12 +144,50 @@ def facts(bench: Bench) -> list[Fact]:
     return found
 
 
+def _against_one_teacher(row: dict[str, Any]) -> list[Fact]:
+    """Returns how the row does against what costs as much without any distillation, if that was measured."""
+    against = against_on(row, "teacher")
+    accuracy = (against or {}).get("accuracy") or {}
+    if against is None or not accuracy.get("difference"):
+        return []
+    speedup = "" if against.get("speedup") is None else f"{interval(against['speedup'], 2)} times as fast; "
+    beside = f"points of accuracy, {decision(accuracy)}; {speedup}{against['baseline']}"
+    return [Fact("against one teacher", _points(accuracy), beside)]
+
+
+def decision(accuracy: Mapping[str, Any]) -> str:
+    """Returns what the interval says of the margin, in the words of the terminal."""
+    verdict = accuracy.get("verdict")
+    return "not decided" if verdict == "undecided" else str(verdict or MISSING)
+
+
+def _points(accuracy: Mapping[str, Any]) -> str:
+    return interval(accuracy["difference"], 2, scale=100, sign=True)
+
+
 def flagged(bench: Bench) -> list[Flagged]:
     """Returns the rows with flags."""
     return [
         Flagged(number, key_of(row), row["batch"], tuple(row["flags"]))
         for number, row in enumerate(bench.rows)
         if row.get("flags")
+    ]
+
+
+def doubted(bench: Bench) -> list[Doubted]:
+    """Returns the comparisons that may be wrong."""
+    return [
+        Doubted(
+            f"{number}-{at}",
+            number,
+            key_of(row),
+            row["batch"],
+            against["baseline"],
+            tuple(map(typeset, against["doubts"])),
+        )
+        for number, row in enumerate(bench.rows)
+        for at, against in enumerate(row.get("against") or [])
+        if against.get("doubts")
     ]
 
 

@@ -10,9 +10,10 @@ from markupsafe import Markup
 from edc.files import write_atomically
 from edc.report.page import words
 from edc.report.page.document import Bench
-from edc.report.page.sections import legend_mark, sections
+from edc.report.page.figure import legend_mark
+from edc.report.page.sections import sections
 from edc.report.page.svg import marker_definitions
-from edc.report.page.table import with_quiet_interval
+from edc.report.page.table import with_breaks, with_quiet_interval
 from edc.report.page.tables import tables
 
 __all__ = ["page_from_bench", "write_page"]
@@ -42,7 +43,10 @@ def page_from_bench(document: dict[str, Any]) -> str:
         document={name: document.get(name) for name in SAID_AS_IT_IS},
         machine_flags=bench.environment.get("flags") or (),
         subtitle=words.subtitle(bench),
+        sentences=words.sentences(bench),
+        reservations=words.reservations(bench),
         facts=words.facts(bench),
+        doubted=words.doubted(bench),
         flagged=words.flagged(bench),
         not_run=words.not_run(bench),
         figures={figure.name: figure for figure in figures},
@@ -55,6 +59,7 @@ def page_from_bench(document: dict[str, Any]) -> str:
         mark=legend_mark,
         markers=marker_definitions(),
         num_not_run=sum(bool(row.get("reason_not_run")) for row in bench.rows),
+        with_breaks=with_breaks,
         with_quiet_interval=with_quiet_interval,
     )
 
