@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import warnings
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,18 +80,60 @@ def load_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - the two libraries raise a dozen kinds for a bad file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of unknown protocols, which are no pickles
+            document = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - the two libraries raise a dozen kinds for a bad file, in words of their own
         raise CheckpointError(
-            f"{path}: not readable as weights ({reason}). Expected a state dict saved with torch.save or safetensors."
+            f"{path}: not readable as weights: {_what_it_is(path)}. Expected a state dict saved with torch.save or "
+            "safetensors."
         ) from None
     for key in ("state_dict", "model", "model_state_dict", "state_dict_ema"):
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
     if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
-        raise CheckpointError(f"{path}: holds {type(document).__name__}, expected a state dict (names to tensors)")
+        found = type(document).__name__
+        if isinstance(document, dict):
+            keys = ", ".join(map(str, list(document)[:5]))
+            found += f" ({keys}{', ...' if len(document) > 5 else ''})"
+        raise CheckpointError(f"{path}: holds {found}, expected a state dict (names to tensors)")
     return document
+
+
+def _what_it_is(path: Path) -> str:
+    """Returns what a file is that is not readable as weights, in words that say what to do about it."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    text = head.decode("utf-8", "ignore")
+    is_text = len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text)
+    named_safetensors, is_zip = path.suffix == ".safetensors", zipfile.is_zipfile(path)
+    is_safetensors = head[8:9] == b"{"  # after eight bytes of its length comes a header in JSON
+    kinds = [
+        (not head, "it is empty"),
+        (
+            head.startswith(b"version https://git-lfs"),
+            "it is a pointer of Git LFS, not what it points to; fetch that with: git lfs pull",
+        ),
+        (
+            head.lstrip().lower().startswith((b"<!doctype html", b"<html")),
+            "it is a web page (HTML), as downloads that need a login leave",
+        ),
+        (is_text, f"it is text, which begins {text[:30]!r}"),
+        (is_zip and named_safetensors, "it is no safetensors file but one of torch.save; name it .pt"),
+        (
+            is_zip,
+            "it holds more than tensors, perhaps a whole pickled network, which could run any code; save its "
+            "state_dict()",
+        ),
+        (head.startswith(b"PK"), "it is a file of torch.save that is cut short or damaged"),
+        (
+            is_safetensors and not named_safetensors,
+            "it is a safetensors file under another name; name it .safetensors",
+        ),
+        (is_safetensors, "it is a safetensors file that is cut short or damaged"),
+        (True, f"it begins with the bytes {head[:8].hex(' ')}, as neither kind of file does"),
+    ]
+    return next(words for applies, words in kinds if applies)
 
 
 def append_metrics(path: Path, record: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints and weights on disk: what is read back, and what is said of a file that cannot be."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,15 @@ from edc.errors import CheckpointError
 def network(seed: int = 0, size: int = 3) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(2, size), nn.BatchNorm1d(size), nn.Linear(size, 2))
+
+
+def cut(path: Path, kind: str) -> None:
+    """Writes two thirds of a file with weights."""
+    if kind == "pt":
+        torch.save(network().state_dict(), path)
+    else:
+        save_state(path, network().state_dict())
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
 
 
 def stepped(net: nn.Module) -> torch.optim.Optimizer:
@@ -94,22 +104,45 @@ def test_shared_and_channels_last_weights_are_saved_as_plain_ones(tmp_path):
     ("write", "message"),
     [
         (lambda path: None, "no such checkpoint"),
-        (lambda path: path.write_bytes(b"junk"), "not readable as weights"),
-        (lambda path: path.write_bytes(b""), "not readable as weights"),
+        (lambda path: path.write_bytes(b"hello world\n" * 99), "N: it is text, which begins 'hello world.*EXPECTED"),
+        (lambda path: path.write_bytes("Grüße, größer".encode()), "N: it is text, which begins 'Grüße"),
+        (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>"), "N: it is a web page"),
+        (
+            lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid"),
+            "N: .* git lfs pull. EXPECTED",
+        ),
+        (lambda path: path.write_bytes(b""), "N: it is empty. EXPECTED"),
+        (lambda path: path.write_bytes(bytes(range(200, 220))), "N: it begins with the bytes c8 c9 ca"),
         (lambda path: torch.save([1, 2], path), "holds list, expected a state dict"),
-        (lambda path: torch.save({"a": 3}, path), "holds dict, expected a state dict"),
-        (lambda path: torch.save(network(), path), "not readable as weights"),
+        (lambda path: torch.save({"a": 3, "net": {}}, path), r"holds dict \(a, net\), expected a state dict"),
+        (
+            lambda path: torch.save(network(), path),
+            r"N: it holds more than tensors.* save its state_dict\(\). EXPECTED",
+        ),
+        (lambda path: cut(path, "pt"), "N: it is a file of torch.save that is cut short"),
+        (lambda path: save_state(path, network().state_dict()), "N: it is a safetensors file .* name it .safetensors"),
     ],
 )
 def test_file_that_holds_no_state_dict_says_what_it_is(tmp_path, write, message):
     write(tmp_path / "w.pt")
-    with pytest.raises(CheckpointError, match=rf"w\.pt: {message}"):
+    expected = message.replace("N:", "not readable as weights:")
+    expected = expected.replace("EXPECTED", r"Expected a state dict saved with torch.save or safetensors\.$")
+    with pytest.raises(CheckpointError, match=rf"w\.pt: {expected}") as caught:
         load_state(tmp_path / "w.pt")
+    assert len(str(caught.value).splitlines()) == 1
 
 
-def test_damaged_safetensors_file_says_so(tmp_path):
-    (tmp_path / "w.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
-    with pytest.raises(CheckpointError, match="not readable as weights"):
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: cut(path, "safetensors"), "it is a safetensors file that is cut short or damaged"),
+        (lambda path: torch.save(network().state_dict(), path), "it is no safetensors file .* name it .pt"),
+        (lambda path: path.write_bytes(b"hello"), "it is text, which begins 'hello'"),
+    ],
+)
+def test_damaged_safetensors_file_says_so(tmp_path, write, message):
+    write(tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=rf"w\.safetensors: not readable as weights: {message}"):
         load_state(tmp_path / "w.safetensors")
 
 
