@@ -44,8 +44,9 @@ class DataSection(Section):
     """The training images have no labels (a `train` folder without class folders, shards without .cls, parquet without
     a label column). Only with one's own teachers and alpha 1; validation and test images still need labels."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest part of the images of a split that may be unreadable: each is replaced by another of its class, the rest
-    of a truncated shard is left out, and all are named. 0: the first one ends the run."""
+    """Largest part of the training images that may be unreadable: each is replaced by another of its class, the rest
+    of a truncated shard is left out, and all are named. 0: the first one ends the run, as it always does in validation
+    and test images."""
     split_seed: int = 0
     image_size: PositiveInt | None = None
     """Side of the square that files are resized and cropped to; None: the images' own size."""

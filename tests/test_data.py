@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 from edc.data import DataSet, FileImages, MemoryImages, evaluation_batches, load_data, steps_per_epoch, train_batches
 from edc.data.batches import crop_and_flip
 from edc.data.images import resize_and_crop
+from edc.data.names import Names
 from edc.data.sources import FASHION_MNIST_PACKAGE
 from edc.errors import DataError
 from edc.recipe import DataSection
@@ -252,7 +253,7 @@ def test_folder_without_splits_is_split_by_the_seed_with_classes_in_proportion(t
     assert len(set(names)) == 40
     again = load_data(folder_section(tmp_path / "images", validation=6, test=10))
     other = load_data(folder_section(tmp_path / "images", validation=6, test=10, split_seed=1))
-    assert data.test.names == again.test.names != other.test.names
+    assert list(data.test.names) == list(again.test.names) != list(other.test.names)
 
 
 def test_folder_with_val_alone_tests_on_it(folder):
@@ -306,7 +307,7 @@ def test_training_view_is_a_resized_random_area_or_its_mirror_image(tmp_path):
     ramp[..., 0] = np.arange(width)[None] * 3
     ramp[..., 1] = np.arange(height)[:, None] * 3
     images = FileImages(
-        names=("ramp",),
+        names=Names.of(["ramp"]),
         labels=torch.zeros(1, dtype=torch.int64),
         read=lambda _index: encoded(ramp),
         size=16,

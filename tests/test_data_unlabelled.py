@@ -1,11 +1,11 @@
 """Training images without labels, and images that cannot be read."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from data_files import WITH_WORKERS, digest_of, jpeg, samples_of, write_class_folders, write_parquet
 
 from edc.data import DataSet, evaluation_batches, load_data, train_batches
@@ -26,6 +26,15 @@ def write_flat(folder: Path, num_images: int = 24) -> None:
         path = folder / ("" if i % 3 else f"part{i % 2}") / f"{i:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(i))
+
+
+def epoch_of(data: DataSet, options: DataSection) -> list[tuple[bytes, int]]:
+    """Returns (pixels, label) of every image of an epoch of training."""
+    return [
+        (row, label)
+        for pixels, labels in train_batches(data.train, options, batch_size=6, seed=1, epoch=0)
+        for row, label in zip(digest_of(pixels), labels.tolist(), strict=True)
+    ]
 
 
 def contents(data: DataSet, split: str) -> list[tuple[bytes, int]]:
@@ -96,7 +105,7 @@ def test_limit_of_unlabelled_images_is_a_seeded_draw(tmp_path):
     write_flat(tmp_path / "train")
     write_class_folders(tmp_path / "val", HELD_OUT)
     drawn = [load_data(section(tmp_path, unlabelled=True, train_limit=9, split_seed=k)).train for k in (0, 0, 1)]
-    assert drawn[0].names == drawn[1].names != drawn[2].names
+    assert list(drawn[0].names) == list(drawn[1].names) != list(drawn[2].names)
     assert len(set(drawn[0].names)) == 9
 
 
@@ -148,8 +157,8 @@ def damaged(tmp_path: Path) -> Path:
 
 def test_image_that_is_no_image_ends_the_run_unless_some_are_allowed(damaged):
     data = load_data(section(damaged))
-    with pytest.raises(DataError, match=r"train/class0/00022.jpg: not a readable image .* Replace or remove it"):
-        list(evaluation_batches(data.train, batch_size=24))
+    with pytest.raises(DataError, match=r"train/class./000(22|07).jpg: not a readable image .* Replace or remove it.$"):
+        epoch_of(data, section(damaged))
 
 
 @WITH_WORKERS
@@ -157,28 +166,54 @@ def test_image_that_is_no_image_ends_the_run_unless_some_are_allowed(damaged):
 def test_unreadable_images_are_replaced_by_others_of_their_class_and_named_once(damaged, num_workers, capsys):
     options = section(damaged, max_bad_fraction=0.1, num_workers=num_workers, augmentation="none")
     data = load_data(options)
-    pixels, labels = zip(*evaluation_batches(data.train, batch_size=5, num_workers=num_workers), strict=True)
-    assert torch.equal(torch.cat(labels), data.train.labels)
-    rows = dict(zip(data.train.names, digest_of(torch.cat(pixels)), strict=True))
-    assert rows["class0/00022.jpg"] == rows["class0/00000.jpg"]
-    assert rows["class1/00007.jpg"] == rows["class1/00009.jpg"]
-    assert len(set(rows.values())) == 22
-    said = capsys.readouterr().err.replace("\n", " ")
-    assert "2 unreadable images, each replaced by another of its class: class0/00022.jpg, class1/00007.jpg" in said
-    epochs = [
-        [digest_of(p) for p, _ in train_batches(data.train, options, batch_size=6, seed=1, epoch=0)] for _ in range(2)
+    stand_ins = {"class0/00022.jpg": "class0/00000.jpg", "class1/00007.jpg": "class1/00009.jpg"}
+    row_of = {name: row for row, name in enumerate(data.train.names)}
+    expected = [
+        (digest_of(data.train[row_of[stand_ins.get(name, name)]][0][None])[0], int(data.train.labels[row]))
+        for name, row in row_of.items()
     ]
-    assert epochs[0] == epochs[1]
+    first = epoch_of(data, options)
+    assert Counter(first) == Counter(expected)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "2 unreadable images, each replaced by another of its class: class" in said
+    assert "class0/00022.jpg" in said
+    assert "class1/00007.jpg" in said
+    assert epoch_of(data, options) == first
     assert capsys.readouterr().err == ""
+
+
+@WITH_WORKERS
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"not an image", "its 12 bytes are in no format that Pillow knows, or break off in the header"),
+        (HELD_OUT[7].content[:-80], "image file is truncated (30 bytes not processed)"),
+    ],
+)
+def test_no_other_image_takes_the_place_of_an_unreadable_test_image(damaged, content, reason, num_workers):
+    """Counted twice, the other one would make figures of a split that is not there."""
+    path = damaged / "test/class1/00007.jpg"
+    path.write_bytes(content)
+    data = load_data(section(damaged, max_bad_fraction=0.9))
+    assert len(list(evaluation_batches(data.validation, batch_size=4, num_workers=num_workers))) == 2
+    with pytest.raises(DataError) as refusal:
+        list(evaluation_batches(data.test, batch_size=4, num_workers=num_workers))
+    assert str(refusal.value) == (
+        f"{path}: not a readable image ({reason}). Replace or remove it. Figures are of whole splits, so edc does not "
+        "do it for a validation or test image."
+    )
 
 
 def test_too_many_unreadable_images_end_the_run(damaged):
     data = load_data(section(damaged, max_bad_fraction=0.05))  # 1 of 24 is fewer, 2 are more
     message = (
-        r"00007.jpg: not a readable image.*\n  2 of 24 images could not be read: more than data.max_bad_fraction, 0.05"
+        r"000(07|22).jpg: not a readable image.*\n"
+        r"  2 of 24 images could not be read: more than data.max_bad_fraction, 0.05"
     )
     with pytest.raises(DataError, match=message):
-        list(evaluation_batches(data.train, batch_size=24))
+        epoch_of(data, section(damaged))
 
 
 def test_class_without_a_readable_image_is_an_error(tmp_path):
@@ -188,7 +223,7 @@ def test_class_without_a_readable_image_is_an_error(tmp_path):
         path.write_bytes(b"junk")
     data = load_data(section(tmp_path, max_bad_fraction=0.9))
     with pytest.raises(DataError, match=r"and so are the 8 images tried in its place"):
-        list(evaluation_batches(data.train, batch_size=4))
+        epoch_of(data, section(tmp_path))
 
 
 def test_rate_counts_distinct_images():

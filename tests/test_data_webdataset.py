@@ -127,11 +127,19 @@ def test_keys_end_at_the_first_dot_and_folders_belong_to_them(tmp_path):
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     index = index_of_shard(fsspec.filesystem("file"), str(tmp_path / "train-0.tar"))
-    assert index.names == ("a/x.jpg", "b/x.jpeg")
+    assert list(index.names) == ["a/x.jpg", "b/x.jpeg"]
     assert index.labels.tolist() == [3, 10]
     content = (tmp_path / "train-0.tar").read_bytes()
     assert [content[o : o + s] for o, s in zip(index.offsets, index.sizes, strict=True)] == [b"22", b"333"]
     assert not index.damage
+
+
+def test_names_tell_shards_of_one_name_in_several_folders_apart(tmp_path):
+    write_shards(tmp_path / "train", "part", TRAIN, 20)
+    write_shards(tmp_path / "val", "part", VALIDATION, 8)
+    data = load_data(section(tmp_path, validation=4))
+    assert sorted(data.test.names) == [f"val/part-000000.tar/{s.key}.jpg" for s in VALIDATION]
+    assert sorted([*data.train.names, *data.validation.names]) == [f"train/part-000000.tar/{s.key}.jpg" for s in TRAIN]
 
 
 # Damage ---------------------------------------------------------------------------------------------------------------
@@ -184,7 +192,47 @@ def test_samples_lost_with_shards_count_towards_the_rate_of_bad_images(shards):
     (shards / "train-000000.tar").write_bytes(broken)
     data = load_data(section(shards, max_bad_fraction=0.19))
     with pytest.raises(DataError, match=r"1 of \d+ images could not be read and \d lost with damaged shards"):
-        list(evaluation_batches(data.train, batch_size=4))
+        loaded(data, epoch=0)
+
+
+@pytest.mark.parametrize("whole_last", [False, True])
+def test_loss_is_unknown_and_refused_without_a_whole_shard_to_compare_with(tmp_path, whole_last):
+    for split, samples in (("val", VALIDATION), ("test", TEST)):
+        write_shards(tmp_path, split, samples, 8)
+    write_shards(tmp_path, "train", samples_of(70 if whole_last else 60), 60)  # a last shard of 10 says nothing of 60
+    shard = tmp_path / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[: data_offsets(shard)["00030.jpg"]])
+    message = (
+        r"train-000000.tar breaks off .*, 30 samples before it: how many are lost is unknown, because no whole shard "
+        r"shows how many one holds \(the last may hold fewer\). Fetch the damaged ones again, or remove them.$"
+    )
+    with pytest.raises(DataError, match=message):
+        load_data(section(tmp_path, max_bad_fraction=0.9))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_damaged_shard_of_a_split_that_figures_are_made_of_is_refused_at_any_rate(tmp_path, split):
+    for name in ("train", "val", "test"):
+        write_shards(tmp_path, name, TRAIN, 8)
+    shard = tmp_path / f"{split}-000001.tar"
+    shard.write_bytes(shard.read_bytes()[: data_offsets(shard)["00012.jpg"]])
+    message = rf"{split}-000001.tar breaks off .*, 4 samples before it. Figures are of whole splits: fetch validation"
+    with pytest.raises(DataError, match=message):
+        load_data(section(tmp_path, max_bad_fraction=0.9))
+
+
+def test_unreadable_image_is_named_by_its_shard_and_key(shards):
+    shard = shards / "test-000000.tar"
+    content, at = bytearray(shard.read_bytes()), data_offsets(shard)["00003.jpg"]
+    content[at : at + 200] = bytes(200)
+    shard.write_bytes(content)
+    with pytest.raises(DataError) as refusal:
+        list(evaluation_batches(load_data(section(shards, max_bad_fraction=0.9)).test, batch_size=4))
+    assert str(refusal.value) == (
+        f"{shard}/00003.jpg: not a readable image (its {len(TEST[3].content)} bytes are in no format that Pillow "
+        "knows, or break off in the header). Replace or remove it. Figures are of whole splits, so edc does not do it "
+        "for a validation or test image."
+    )
 
 
 def test_file_that_is_no_archive_is_named(shards):

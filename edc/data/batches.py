@@ -5,7 +5,7 @@ for images in memory, per image for files.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,8 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
 
+    With a GPU in the machine they lie in pinned memory, from which it copies while the CPU goes on.
+
     Shapes: images (batch_size / num_processes, C, H, W) uint8, labels (batch_size / num_processes,) int64.
 
     Raises:
@@ -59,8 +61,9 @@ def train_batches(
     batches = [order[b * batch_size : (b + 1) * batch_size] for b in range(first_batch, num_batches)]
     if isinstance(images, FileImages):
         resized = data.augmentation == "resized_crop_flip"
-        requests = [[(i, sample_seed(seed, epoch, i) if resized else None) for i in b[mine].tolist()] for b in batches]
-        loaded = _loaded(images, requests, data.num_workers)
+        # Drawn up batch by batch: a million tuples would be copied page by page between this process and its workers.
+        requests = ([(i, sample_seed(seed, epoch, i) if resized else None) for i in b[mine].tolist()] for b in batches)
+        loaded = _loaded(images, requests, data.num_workers, replace=True)
     else:
         loaded = (images[batch[mine]] for batch in batches)
     for number, (unchanged, labels) in enumerate(loaded, start=first_batch):
@@ -74,7 +77,7 @@ def train_batches(
                 rows=mine,
                 num_rows=batch_size,
             )
-        yield pixels, labels
+        yield _pinned(pixels), _pinned(labels)
 
 
 def evaluation_batches(
@@ -83,14 +86,21 @@ def evaluation_batches(
     """Yields every image once over all processes, in order within a process (rows rank, rank + P, ...).
 
     Raises:
-        DataError: an image that cannot be read.
+        DataError: an image that cannot be read. Figures are of whole splits, so that `max_bad_fraction` is no matter.
     """
     order = torch.arange(len(images))[rank::num_processes]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if isinstance(images, MemoryImages):
-        yield from (images[batch] for batch in batches)
+        for pixels, labels in (images[batch] for batch in batches):
+            yield _pinned(pixels), _pinned(labels)
     elif batches:
-        yield from _loaded(images, [[(i, None) for i in batch.tolist()] for batch in batches], num_workers)
+        requests = ([(i, None) for i in batch.tolist()] for batch in batches)
+        yield from _loaded(images, requests, num_workers, replace=False)
+
+
+def _pinned(rows: Tensor) -> Tensor:
+    """Returns `rows` in memory that a GPU copies from without the CPU's help; without a GPU, as they are."""
+    return rows.pin_memory() if torch.cuda.is_available() else rows
 
 
 def crop_and_flip(
@@ -126,21 +136,26 @@ def crop_and_flip(
     ]
 
 
+WHOLE_SPLITS = "Figures are of whole splits, so edc does not do it for a validation or test image."
+
+
 class _Requests(Dataset[Any]):
-    """Answers (index, augmentation seed) requests; an unreadable image comes back as its error.
+    """Answers (index, augmentation seed) requests; an image without an answer comes back as its error.
 
     An exception raised in a worker would reach the user wrapped in the worker's traceback.
     """
 
-    def __init__(self, images: FileImages) -> None:
-        self.images = images
+    def __init__(self, images: FileImages, *, replace: bool) -> None:
+        self.images, self.replace = images, replace
 
     def __getitem__(self, request: Any) -> Any:
         index, augment_seed = request
         try:
-            return self.images.load_or_replace(index, augment_seed=augment_seed)
+            if self.replace:
+                return self.images.load_or_replace(index, augment_seed=augment_seed)
+            return *self.images.load(index, augment_seed=augment_seed), {}
         except DataError as error:
-            return error
+            return error if self.replace else DataError(f"{error} {WHOLE_SPLITS}")
 
 
 def _collate(items: Sequence[Any]) -> Any:
@@ -157,10 +172,12 @@ def _ignore_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _loaded(images: FileImages, batches: list[Any], num_workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _loaded(
+    images: FileImages, batches: Iterable[Any], num_workers: int, *, replace: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     num_workers = min(num_workers, num_cpus())  # torch warns at every epoch about more
     loader = DataLoader(
-        _Requests(images),
+        _Requests(images, replace=replace),
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_collate,

@@ -1,9 +1,12 @@
 """The data set of a run: three splits, class names, and what determines them."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edc.data.bad_images import BadImages
 from edc.data.images import Images, MemoryImages
@@ -52,10 +55,10 @@ def take(images: Images, indices: torch.Tensor) -> Images:
     """Returns the images at `indices` (1-d int64), in that order."""
     if isinstance(images, MemoryImages):
         return MemoryImages(images.images[indices], images.labels[indices])
-    rows = indices.tolist()
+    rows = indices.numpy()
     return replace(
         images,
-        names=tuple(images.names[row] for row in rows),
+        names=images.names.take(rows),
         labels=images.labels[indices],
         read=_Subset(images.read, rows),
         file_bytes=images.file_bytes[indices],
@@ -66,11 +69,11 @@ def take(images: Images, indices: torch.Tensor) -> Images:
 class _Subset:
     """Reads row `rows[index]` of another reader; picklable."""
 
-    def __init__(self, read: object, rows: list[int]) -> None:
+    def __init__(self, read: Callable[[int], bytes], rows: NDArray[np.int64]) -> None:
         self.read, self.rows = read, rows
 
     def __call__(self, index: int) -> bytes:
-        return self.read(self.rows[index])  # type: ignore[operator, no-any-return]
+        return self.read(int(self.rows[index]))
 
 
 def limit(images: Images, num_images: int | None) -> Images:

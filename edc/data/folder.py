@@ -1,13 +1,18 @@
 """Folders of image files: a folder a class, or training images of no class at all."""
 
+import os
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from edc.data.images import FileImages, FolderReader, crop_fraction_of
+from edc.data.names import Names
 from edc.data.tar_index import NO_LABEL
 from edc.errors import DataError
 from edc.recipe import DataSection
@@ -30,7 +35,8 @@ def load_image_folder(data: DataSection) -> DataSet:
         if not (root / "train").is_dir():
             raise DataError(f"data.root: no folder {(root / 'train').absolute()} for the unlabelled training images")
         class_names = tuple(sorted({name for folder in held_out.values() for name in _class_folders(folder)}))
-        train = _file_images(data, train_folder, _images_under(train_folder, "folder"), NO_LABEL)
+        found = _images_under(train_folder, "folder")
+        train = _file_images(data, train_folder, ((path, num_bytes, NO_LABEL) for path, num_bytes in found))
     else:
         class_names = _class_folders(train_folder)
         train = _labelled_images(data, train_folder, class_names)
@@ -56,38 +62,70 @@ def _labelled_images(data: DataSection, folder: Path, class_names: tuple[str, ..
     unknown = sorted(set(_class_folders(folder)) - set(class_names))
     if unknown:
         raise DataError(f"{folder}: classes {', '.join(unknown[:5])} are not among the training classes")
-    paths: list[Path] = []
-    labels: list[int] = []
     missing = [name for name in class_names if not (folder / name).is_dir()]
     if missing:
         console.print(
             f"data: {folder} has no images of {len(missing)} of {len(class_names)} classes ({missing[0]}, ...)",
             highlight=False,
         )
-    for label, name in enumerate(class_names):
-        if not (folder / name).is_dir():
-            continue  # a class without images to test on; an empty folder would be a mistake
-        found = _images_under(folder / name, "class folder")
-        paths += found
-        labels += [label] * len(found)
-    return _file_images(data, folder, paths, labels)
+
+    def rows() -> Iterator[tuple[str, int, int]]:
+        for label, name in enumerate(class_names):
+            if name not in missing:  # a class without images to test on; an empty folder would be a mistake
+                found = _images_under(folder / name, "class folder")
+                yield from ((f"{name}/{path}", num_bytes, label) for path, num_bytes in found)
+
+    return _file_images(data, folder, rows())
 
 
-def _images_under(folder: Path, what: str) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
+def _images_under(folder: Path, what: str) -> Iterator[tuple[str, int]]:
+    """Yields (path below `folder`, size in bytes) of the images there, in the order of the parts of their paths."""
+    found = _walk(str(folder), "")
+    first = next(found, None)
+    if first is None:
         raise DataError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this {what}")
-    return found
+    yield first
+    yield from found
 
 
-def _file_images(data: DataSection, folder: Path, paths: list[Path], labels: list[int] | int) -> FileImages:
+def _walk(folder: str, below: str) -> Iterator[tuple[str, int]]:
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
+    for entry in listed:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, f"{below}{entry.name}/")
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - a Path costs as much as the rest
+            yield f"{below}{entry.name}", _size_of(entry)
+
+
+def _size_of(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a link to nowhere, as far as can be told: reading it will say so, and count it
+        return 0
+
+
+def _file_images(data: DataSection, folder: Path, rows: Iterator[tuple[str, int, int]]) -> FileImages:
+    """Returns the images of `rows`: path below `folder`, size in bytes, label."""
     assert data.image_size is not None  # the recipe's rule
+    file_bytes, labels = array("q"), array("q")
+
+    def paths() -> Iterator[str]:
+        for path, num_bytes, label in rows:
+            file_bytes.append(num_bytes)
+            labels.append(label)
+            yield path
+
+    names = Names.of(paths())
     return FileImages(
-        names=tuple(path.relative_to(folder).as_posix() for path in paths),
+        names=names,
         root=str(folder),
-        file_bytes=torch.tensor([path.stat().st_size for path in paths]),
-        labels=torch.tensor([labels] * len(paths) if isinstance(labels, int) else labels),
-        read=FolderReader(tuple(paths)),
+        file_bytes=torch.from_numpy(np.array(file_bytes)),
+        labels=torch.from_numpy(np.array(labels)),
+        read=FolderReader(str(folder), names),
         size=data.image_size,
         crop_fraction=crop_fraction_of(data),
         bad=BadImages(data.max_bad_fraction),

@@ -6,20 +6,29 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from edc.data.bad_images import BadImages
+from edc.data.names import Names
 from edc.errors import DataError
 from edc.recipe import DataSection
 from edc.seeding import derive_seed
 
-__all__ = ["FileImages", "FolderReader", "Images", "MemoryImages", "crop_fraction_of", "decode_image", "sample_seed"]
+__all__ = [
+    "FileImages",
+    "FolderReader",
+    "Images",
+    "MemoryImages",
+    "crop_fraction_of",
+    "decode_image",
+    "opened",
+    "sample_seed",
+]
 
 NUM_STAND_INS = 8
 """Images that are tried in place of an unreadable one."""
@@ -55,7 +64,7 @@ class FileImages:
     An item is (C, size, size) uint8: resized and centre-cropped, or, with a seed, cropped at random as that seed says.
     """
 
-    names: tuple[str, ...]
+    names: Names
     labels: Tensor
     read: Callable[[int], bytes]
     size: int
@@ -66,7 +75,7 @@ class FileImages:
     """Encoded sizes (N,) int64, which tell other images under the same names apart."""
     num_channels: int = 3
     bad: BadImages = field(default_factory=BadImages)
-    """Unreadable images that were met; without any allowed, the first one is an error."""
+    """Unreadable images that were met in training; without any allowed, the first one is an error."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -85,6 +94,8 @@ class FileImages:
 
     def load_or_replace(self, index: int, *, augment_seed: int | None) -> tuple[Tensor, Tensor, dict[str, str]]:
         """Returns image `index`, or where `bad` allows for unreadable ones, the next readable one of its class.
+
+        For training alone: a figure of a split in which one image stands for two would not be one of that split.
 
         The third value names the images that could not be read, and why. Labels are always those of `index`.
         """
@@ -108,7 +119,9 @@ class FileImages:
             yield int(same_class[(position + step) % len(same_class)])
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(repr((self.size, self.crop_fraction, self.names)).encode())
+        digest = hashlib.sha256(repr((self.size, self.crop_fraction)).encode())
+        for name in self.names.encoded():
+            digest.update(name)
         digest.update(self.labels.numpy().tobytes())
         digest.update(self.file_bytes.numpy().tobytes())
         return digest.hexdigest()
@@ -119,7 +132,7 @@ Images = MemoryImages | FileImages
 
 def decode_image(content: bytes, name: str, num_channels: int) -> Image.Image:
     """Returns the image in `content` as RGB (3 channels) or grey (1); raises `DataError` with its `name`."""
-    with _opened(content, name) as image:
+    with opened(content, name) as image:
         return image.convert(_MODES[num_channels])
 
 
@@ -127,12 +140,23 @@ _MODES = {1: "L", 3: "RGB"}
 
 
 @contextmanager
-def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+def opened(content: bytes, name: str) -> Iterator[Image.Image]:
+    """Yields the image in `content`, not decoded yet; what is wrong with it is a `DataError` with its `name`."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: not a readable image ({error}). Replace or remove it.") from None
+        raise DataError(
+            f"{name}: not a readable image ({_what_is_wrong(content, error)}). Replace or remove it."
+        ) from None
+
+
+def _what_is_wrong(content: bytes, error: Exception) -> str:
+    if not content:
+        return "it is empty"
+    if isinstance(error, UnidentifiedImageError):  # Pillow's own words name an object in memory
+        return f"its {len(content)} bytes are in no format that Pillow knows, or break off in the header"
+    return str(error)
 
 
 def resize_and_crop(image: Image.Image, size: int, crop_fraction: float) -> np.ndarray:
@@ -153,7 +177,7 @@ def training_view(content: bytes, name: str, num_channels: int, size: int, seed:
 
     A JPEG of which several pixels make one of the view is decoded at a half, a quarter or an eighth of its size.
     """
-    with _opened(content, name) as image:
+    with opened(content, name) as image:
         full = image.size
         left, top, width, height, flip = _draw_view(full, seed)
         shrink = min(width, height) / (REDUCING_GAP * size)
@@ -189,13 +213,17 @@ def _pixels(image: Image.Image) -> np.ndarray:
 class FolderReader:
     """Reads image `index` of a folder; picklable, so that worker processes can have it."""
 
-    paths: tuple[Path, ...]
+    folder: str
+    names: Names
+    """Paths below `folder`."""
 
     def __call__(self, index: int) -> bytes:
+        path = f"{self.folder}/{self.names[index]}"
         try:
-            return self.paths[index].read_bytes()
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as in ShardReader
+                return file.read()
         except OSError as error:
-            raise DataError(f"{self.paths[index]}: cannot be read ({error.strerror})") from None
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def crop_fraction_of(data: DataSection) -> float:

@@ -1,6 +1,5 @@
 """Parquet files in the Hugging Face image layout: a struct column {bytes, path} and an integer label."""
 
-import io
 import json
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,7 +12,8 @@ import torch
 from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
-from edc.data.images import FileImages, Images, MemoryImages, crop_fraction_of, decode_image
+from edc.data.images import FileImages, Images, MemoryImages, crop_fraction_of, decode_image, opened
+from edc.data.names import Names
 from edc.data.sources import in_memory
 from edc.data.tar_index import NO_LABEL
 from edc.errors import DataError, NotInstalledError
@@ -134,7 +134,7 @@ def _read(
         labels, class_names = _labels(data, files, expected_classes)
     else:
         labels, class_names = torch.full((len(reader),), NO_LABEL), expected_classes or ()
-    names = tuple(f"{split}.{image_column}[{row}]" for row in range(len(labels)))
+    names = Names.of(f"{split}.{image_column}[{row}]" for row in range(len(labels)))
     root = str(files[0].parent)
     if data.image_size is None:
         return MemoryImages(_decode_all(reader, [f"{root}/{name}" for name in names]), labels), class_names
@@ -241,13 +241,8 @@ def _decode_all(reader: Callable[[int], bytes], names: list[str]) -> torch.Tenso
 
 
 def _open(content: bytes, name: str) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
-    except OSError as error:
-        raise DataError(f"{name}: not a readable image ({error})") from None
+    with opened(content, name) as image:
+        return image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
 
 
 def _column(schema: Any, asked: str | None, usual: tuple[str, ...], field: str) -> str:

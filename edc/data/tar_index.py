@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edc.data.names import Names
 from edc.errors import DataError, FailedError
 from edc.files import write_atomically
 
@@ -27,7 +28,7 @@ __all__ = ["NO_LABEL", "ShardIndex", "index_of_shard"]
 
 NO_LABEL = -1
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"})
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ShardIndex:
     Shapes: `offsets`, `sizes` (bytes of the encoded image) and `labels` (`NO_LABEL` where there is none): (N,) int64.
     """
 
-    names: tuple[str, ...]
+    names: Names
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -78,7 +79,7 @@ def _scan(file: IO[bytes], path: str) -> ShardIndex:
     if damage and samples and samples[-1][3] == NO_LABEL and any(sample[3] != NO_LABEL for sample in samples):
         samples.pop()  # its label is beyond the break
     columns = np.array([sample[1:] for sample in samples], np.int64).reshape(-1, 3).T
-    return ShardIndex(tuple(sample[0] for sample in samples), columns[0], columns[1], columns[2], damage)
+    return ShardIndex(Names.of(sample[0] for sample in samples), columns[0], columns[1], columns[2], damage)
 
 
 def _members(file: IO[bytes], num_bytes: int) -> tuple[list[tuple[str, int, int]], str]:
@@ -139,7 +140,7 @@ def _cache_folder() -> Path:
 def _read_cache(path: Path) -> ShardIndex | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            names = tuple(stored["names"].tobytes().decode().splitlines())
+            names = Names.of(stored["names"].tobytes().decode("utf-8", "surrogateescape").split("\0")[:-1])
             index = ShardIndex(names, stored["offsets"], stored["sizes"], stored["labels"], str(stored["damage"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # not there, or left half-written by something else: it is made again
@@ -147,7 +148,7 @@ def _read_cache(path: Path) -> ShardIndex | None:
 
 
 def _write_cache(path: Path, index: ShardIndex) -> None:
-    names = np.frombuffer("\n".join(index.names).encode(), np.uint8)
+    names = np.frombuffer(b"".join(index.names.encoded()), np.uint8)
     try:
         with write_atomically(path) as temporary:
             np.savez(

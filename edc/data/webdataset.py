@@ -13,6 +13,7 @@ from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from edc.data.images import FileImages, crop_fraction_of
+from edc.data.names import Names
 from edc.data.tar_index import NO_LABEL, ShardIndex, index_of_shard
 from edc.errors import DataError, NotInstalledError
 from edc.recipe import DataSection
@@ -32,7 +33,8 @@ def load_webdataset(data: DataSection) -> DataSet:
     A sample is `key.<image>` with the number of its class in `key.cls`. `classes.txt`, one name a line, names them.
 
     Raises:
-        DataError: no shards, no labels, or more damaged samples than `data.max_bad_fraction` allows.
+        DataError: no shards, no labels, a damaged validation or test shard, or more training samples lost with
+            damaged shards than `data.max_bad_fraction` allows, or nobody knows how many.
     """
     filesystem, root, address = _filesystem(data)
     shards = _shards(filesystem, root)
@@ -42,7 +44,7 @@ def load_webdataset(data: DataSection) -> DataSet:
             "images in a .tar.gz cannot be read one by one)"
         )
     splits = {
-        split: _read_split(data, filesystem, paths, address, labelled=split != "train" or not data.unlabelled)
+        split: _read_split(data, filesystem, paths, root=root, address=address, is_train=split == "train")
         for split, paths in shards.items()
         if paths
     }
@@ -111,23 +113,27 @@ def _shards(filesystem: Any, root: str) -> dict[str, list[str]]:
     return found
 
 
-def _read_split(data: DataSection, filesystem: Any, paths: list[str], address: str, *, labelled: bool) -> FileImages:
+def _read_split(
+    data: DataSection, filesystem: Any, paths: list[str], *, root: str, address: str, is_train: bool
+) -> FileImages:
     with ThreadPoolExecutor(min(NUM_THREADS, len(paths))) as pool:
         indices = list(pool.map(lambda path: index_of_shard(filesystem, path), paths))
-    num_lost = _require_little_damage(data, paths, indices)
-    names = [path.rpartition("/")[2] for path in paths]
+    num_lost = _num_lost(paths, indices, max_fraction=data.max_bad_fraction if is_train else None)
+    shard_names = [path.removeprefix(root).strip("/") for path in paths]
     labels = np.concatenate([index.labels for index in indices])
-    if labelled:
-        _require_labels(labels, names, indices)
-    else:
+    if is_train and data.unlabelled:
         labels[:] = NO_LABEL
+    else:
+        _require_labels(shard_names, indices)
     sizes = np.concatenate([index.sizes for index in indices])
     if not len(sizes):
         raise DataError(f"{paths[0]}: no images (key.jpg, key.png, ...) in this shard or the {len(paths) - 1} after it")
     remote = "://" in address and not address.startswith(("file://", "local://"))
     assert data.image_size is not None  # the recipe's rule
     return FileImages(
-        names=tuple(f"{name}/{key}" for name, index in zip(names, indices, strict=True) for key in index.names),
+        names=Names.of(
+            f"{name}/{key}" for name, index in zip(shard_names, indices, strict=True) for key in index.names
+        ),
         labels=torch.from_numpy(labels),
         read=ShardReader(
             address=address if remote else "",
@@ -144,26 +150,37 @@ def _read_split(data: DataSection, filesystem: Any, paths: list[str], address: s
     )
 
 
-def _require_little_damage(data: DataSection, paths: list[str], indices: list[ShardIndex]) -> int:
-    """Returns how many samples damaged shards have lost (as many as make up a whole one), having named the shards."""
+def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: float | None) -> int:
+    """Returns how many samples damaged shards have lost (as many as make up a whole one), having named the shards.
+
+    Args:
+        max_fraction: the largest part of the split that may be lost; None: figures are made of it, so nothing may be.
+    """
     damaged = [(path, index) for path, index in zip(paths, indices, strict=True) if index.damage]
     if not damaged:
         return 0
-    usual = max((len(index.names) for index in indices if not index.damage), default=0)
+    listed = "; ".join(f"{path} {index.damage}, {len(index.names)} samples before it" for path, index in damaged[:5])
+    listed += "; ..." if len(damaged) > 5 else ""
+    if max_fraction is None:
+        raise DataError(f"{listed}. Figures are of whole splits: fetch validation and test shards again.")
+    usual = max((len(index.names) for index in indices[:-1] if not index.damage), default=-1)  # the last may be shorter
+    if any(len(index.names) > usual for _, index in damaged):
+        raise DataError(
+            f"{listed}: how many are lost is unknown, because no whole shard shows how many one holds (the last may "
+            "hold fewer). Fetch the damaged ones again, or remove them."
+        )
     num_lost = sum(max(usual - len(index.names), 1) for _, index in damaged)
     num_read = sum(len(index.names) for index in indices)
-    listed = "; ".join(f"{path} {index.damage}, {len(index.names)} samples before it" for path, index in damaged[:5])
-    found = f"{listed}{'; ...' if len(damaged) > 5 else ''}: about {num_lost} of {num_read + num_lost} samples lost"
-    if num_lost > data.max_bad_fraction * (num_read + num_lost):
+    found = f"{listed}: about {num_lost} of {num_read + num_lost} samples lost"
+    if num_lost > max_fraction * (num_read + num_lost):
         raise DataError(
-            f"{found}, and data.max_bad_fraction is {data.max_bad_fraction:g}. "
-            "Fetch the shards again, or allow for more."
+            f"{found}, and data.max_bad_fraction is {max_fraction:g}. Fetch the shards again, or allow for more."
         )
     console.print(f"data: {found}; going on without them", highlight=False)
     return num_lost
 
 
-def _require_labels(labels: NDArray[np.int64], names: list[str], indices: list[ShardIndex]) -> None:
+def _require_labels(names: list[str], indices: list[ShardIndex]) -> None:
     for name, index in zip(names, indices, strict=True):
         missing = np.flatnonzero(index.labels == NO_LABEL)
         if len(missing):
