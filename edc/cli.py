@@ -231,7 +231,10 @@ def main() -> None:
         say(f"error: {error}")
         sys.exit(error.exit_code)
     except Interrupted as interrupted:
-        say(f"\nstopped by {interrupted}; everything is saved. Go on with: {shlex.join(['edc', *sys.argv[1:]])}")
+        state = "everything is saved" if interrupted.saved else "what was saved before is intact, nothing since then is"
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        command = "the same command on as many processes" if several else shlex.join(["edc", *sys.argv[1:]])
+        say(f"\nstopped by {interrupted}; {state}. Go on with: {command}")
         sys.exit(interrupted.exit_code)
     except SystemExit as end:  # Typer's own: a usage error, already explained on stderr, or Ctrl-C outside training
         if end.code == 130:

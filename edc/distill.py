@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from edc.agreement import by_main, raised_together
 from edc.batch_ensemble import to_batch_ensemble
 from edc.data import DataSet, load_data, steps_per_epoch
 from edc.files import require_free_disk
@@ -13,7 +14,7 @@ from edc.recipe import NetworkSection, Recipe
 from edc.run import RunFolder
 from edc.student import train_student
 from edc.summary import summarise
-from edc.sync_batchnorm import require_batchnorm_rows, require_sharable
+from edc.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
 from edc.teacher import load_own_teachers, load_teachers
 
 __all__ = ["distill", "require_trainable"]
@@ -21,26 +22,28 @@ __all__ = ["distill", "require_trainable"]
 
 def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict[str, Any]:
     """Runs `recipe` to its end in the folder `run`, going on where an earlier call stopped, and returns the summary."""
-    run.require_claimable(recipe)
-    if run.summary_path.is_file():
-        return run.summary()
-    data = load_data(recipe.data)
-    # All that can be wrong with the request is looked at before the folder is claimed.
-    require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
-    own_teachers = load_own_teachers(recipe, data)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run.claim(recipe)
-    accelerator.wait_for_everyone()
+    finished = by_main(lambda: _finished(recipe, run), accelerator)
+    if finished is not None:
+        return finished
+    with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
+        data = load_data(recipe.data)
+        require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
+        own_teachers = load_own_teachers(recipe, data)
+    by_main(lambda: run.claim(recipe), accelerator)
     teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
     students = {
         name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator) for name in recipe.students
     }
     summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator)
-    if accelerator.is_main_process:
-        run.write_summary(summary)
+    by_main(lambda: run.write_summary(summary), accelerator)
     accelerator.wait_for_everyone()
     return summary
+
+
+def _finished(recipe: Recipe, run: RunFolder) -> dict[str, Any] | None:
+    """Returns the summary of a run of `recipe` that is finished; raises `RunError` if the folder is another's."""
+    run.require_claimable(recipe)
+    return run.summary() if run.summary_path.is_file() else None
 
 
 def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -> int:
@@ -48,7 +51,7 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
 
     Raises:
         RecipeError: a network that does not take the images, or has nothing to convert to members; a batch that the
-            processes cannot share, or that leaves BatchNorm a single image.
+            processes cannot share, or that leaves BatchNorm a single image; a BatchNorm they cannot synchronise.
         DataError: fewer training images than a batch.
     """
     require_sharable(recipe.training, num_processes=accelerator.num_processes)
@@ -59,6 +62,8 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
     )
     for label, network in trained.items():
         require_batchnorm_rows(network, recipe.training, num_processes=accelerator.num_processes, label=label)
+        if accelerator.num_processes > 1 and recipe.training.sync_batchnorm:
+            require_synchronisable(network, accelerator.device)
     if any(section.method == "latent_be" for section in recipe.students.values()):
         to_batch_ensemble(student, 2, example=torch.zeros(2, *data.image_shape))
     # Final weights of every network, and one checkpoint: the network, its momentum, and the best one so far.

@@ -13,8 +13,8 @@
         ├── ParityError            an exported file does not compute what the network computes
         └── EngineError            an engine could not be built or loaded
 
-`Interrupted` is no error: a signal asked to stop, and the state is saved. Ctrl-C exits 130, as shells do; SIGTERM and
-SIGUSR1, which come from a scheduler, exit 75 (EX_TEMPFAIL of sysexits.h): run the same command again.
+`Interrupted` is no error: a signal asked to stop, and it says whether the state was saved. Ctrl-C exits 130, as shells
+do; SIGTERM and SIGUSR1, which come from a scheduler, exit 75 (EX_TEMPFAIL of sysexits.h): run the same command again.
 
 Messages name the field or file first, then what was found, what was expected and what to do. `edc.cli` is the only
 place that catches `EdcError`; anything else that escapes is a bug and keeps its traceback.
@@ -45,10 +45,15 @@ RUN_AGAIN = 75
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """Ctrl-C, SIGTERM or SIGUSR1: the state is on disk and the same command goes on from there."""
+    """Ctrl-C, SIGTERM or SIGUSR1: the same command goes on from what is on disk.
 
-    def __init__(self, signal_number: int) -> None:
+    Args:
+        saved: whether that is all that was done; otherwise what was done since the last checkpoint is lost.
+    """
+
+    def __init__(self, signal_number: int, *, saved: bool) -> None:
         super().__init__(signal.Signals(signal_number).name)
+        self.saved = saved
         self.exit_code = 130 if signal_number == signal.SIGINT else RUN_AGAIN
 
 

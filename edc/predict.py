@@ -7,12 +7,35 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import nn
 
+from edc.agreement import raised_together
 from edc.batch_ensemble import member_logits
 from edc.data import DataSet, Images, evaluation_batches, train_batches
 from edc.recipe import DataSection, TrainingSection
-from edc.step import to_device
+from edc.step import autocast, to_device
 
-__all__ = ["labels_of", "predict_logits", "reestimate_batchnorm"]
+__all__ = ["evaluate_accuracy", "labels_of", "predict_logits", "reestimate_batchnorm"]
+
+
+def evaluate_accuracy(
+    network: nn.Module, images: Images, data: DataSection, training: TrainingSection, accelerator: Accelerator
+) -> float:
+    """Returns the accuracy of `network` in eval mode over all processes; every image is counted once."""
+    network = network.to(accelerator.device).eval()
+    counts = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
+    batches = evaluation_batches(
+        images,
+        batch_size=max(training.batch_size // accelerator.num_processes, 1) * 2,
+        num_workers=data.num_workers,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    with raised_together(accelerator), torch.inference_mode(), autocast(accelerator.device, training):
+        for pixels, labels in batches:
+            predicted = network(to_device(pixels, accelerator.device, training)).argmax(-1)
+            counts[0] += (predicted == labels.to(accelerator.device)).sum()
+            counts[1] += len(labels)
+    correct, total = accelerator.reduce(counts, "sum").tolist()
+    return float(correct / total)
 
 
 def predict_logits(
@@ -27,7 +50,7 @@ def predict_logits(
     batches = evaluation_batches(
         images, batch_size=256, num_workers=data.num_workers, rank=rank, num_processes=num_processes
     )
-    with torch.inference_mode():
+    with raised_together(accelerator), torch.inference_mode():
         mine = [
             member_logits(network, to_device(pixels, accelerator.device, training)).float().cpu().numpy()
             for pixels, _ in batches

@@ -35,13 +35,14 @@ def stop_requests() -> Iterator[list[int]]:
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Within the block SIGTERM and SIGUSR1 raise `Interrupted`: for work that has nothing to save but what it wrote.
+    """Within the block SIGTERM and SIGUSR1 raise `Interrupted`, with nothing saved but what was written before.
 
-    SIGINT keeps raising KeyboardInterrupt. `stop_requests` inside the block takes over for as long as it lasts.
+    SIGINT keeps raising KeyboardInterrupt. `stop_requests` inside the block takes the first of each kind over for as
+    long as it lasts; a second one comes here.
     """
 
     def stop(number: int, _frame: Any) -> None:
-        raise Interrupted(number)
+        raise Interrupted(number, saved=False)
 
     with _handled(dict.fromkeys((s for s in STOP_SIGNALS if s != signal.SIGINT), stop)):
         yield

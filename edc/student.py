@@ -7,12 +7,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from edc.agreement import locked_by_main
 from edc.batch_ensemble import ensemble_size_of, fold, select_members, shared_layers, to_batch_ensemble
 from edc.checkpoint import load_state
 from edc.compiling import compile_network, example_for
 from edc.data import DataSet
 from edc.errors import RunError
-from edc.files import exclusive_lock
 from edc.losses import kd_loss, label_loss, latent_be_loss, wide
 from edc.member_forms import MemberForm, batchnorm_momentum_shared, choose_form
 from edc.networks import Classifier, build_network
@@ -128,8 +128,8 @@ def train_student(
     if not_members and accelerator.is_main_process:
         console.print(f"{name}: shared by all members, not converted: {', '.join(not_members)}", highlight=False)
     folder = run.student_path(name)
-
-    def train() -> nn.Module:
+    busy = f"{folder}: another process is training this student"
+    with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
         training = recipe.training_of(section)
         form, reason = choose_form(
             section, network, data.image_shape, training=training, folder=folder, accelerator=accelerator
@@ -137,8 +137,7 @@ def train_student(
         if accelerator.is_main_process and reason:
             console.print(f"{name}: members {form}, {reason}", highlight=False)
         if training.compile:
-            for m, teacher in enumerate(teachers.members):
-                compile_network(teacher, example_for(teacher, data.image_shape), label=f"teacher {m}")
+            _compile_teachers(recipe, data, teachers, accelerator)
         return fit(
             network,
             data,
@@ -152,10 +151,16 @@ def train_student(
             accelerator=accelerator,
         )
 
-    if not accelerator.is_main_process:
-        return train()
-    with exclusive_lock(folder / ".lock", held_by_other=f"{folder}: another process is training this student"):
-        return train()
+
+def _compile_teachers(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, accelerator: Accelerator) -> None:
+    """Compiles the teachers for all students of the recipe: each is tried once, whoever comes first."""
+    to_images = any(section.perturbation not in ("none", "gaussian") for section in recipe.students.values())
+    training, num_processes = recipe.training, accelerator.num_processes
+    for m, teacher in enumerate(teachers.members):
+        example = example_for(
+            teacher, data.image_shape, training=training, num_processes=num_processes, to_images=to_images
+        )
+        compile_network(teacher, example, training=training, label=f"teacher {m}")
 
 
 def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) -> nn.Module:

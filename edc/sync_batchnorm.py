@@ -12,11 +12,20 @@ from torch import Tensor, nn
 from edc.errors import RecipeError
 from edc.recipe import TrainingSection
 
-__all__ = ["convert_sync_batchnorm", "require_batchnorm_rows", "require_sharable"]
+__all__ = [
+    "convert_sync_batchnorm",
+    "require_batchnorm_rows",
+    "require_sharable",
+    "require_synchronisable",
+    "share_buffers",
+]
 
 
 class AllReduceBatchNorm(nn.BatchNorm2d):
-    """BatchNorm whose training statistics are those of the rows of all processes. Shapes: (N, C, ...)."""
+    """BatchNorm whose training statistics are those of the rows of all processes. Shapes: (N, C, ...).
+
+    As torch's: without scale and shift (`affine=False`), and without running statistics, where it is told so.
+    """
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -32,20 +41,31 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
         centred = x - mean.view(1, -1, *[1] * (input.ndim - 2))
         variance = _sum_over_processes(centred.square().sum(dims)) / count
         self._update_running_statistics(mean.detach(), variance.detach() * count / max(count - 1, 1))
-        scale = torch.rsqrt(variance + self.eps) * self.weight
+        scale = torch.rsqrt(variance + self.eps)
         shape = (1, -1, *[1] * (input.ndim - 2))
-        normalised: Tensor = centred * scale.view(shape) + self.bias.view(shape)
-        return normalised.to(input.dtype)
+        if not self.affine:
+            return (centred * scale.view(shape)).to(input.dtype)
+        return (centred * (scale * self.weight).view(shape) + self.bias.view(shape)).to(input.dtype)
 
     def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
             self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
+
+
+class AllReduceBatchNormAct(AllReduceBatchNorm):
+    """timm's BatchNormAct2d, which drops out and activates what it has normalised, over all processes."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -76,18 +96,48 @@ def convert_sync_batchnorm(network: nn.Module, device: torch.device) -> nn.Modul
 
         converted: nn.Module = layers.convert_sync_batchnorm(network)  # type: ignore[attr-defined, no-untyped-call]
         return converted
+    require_synchronisable(network, device)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # Changing the class keeps parameters, buffers and every reference to them.
+            module.__class__ = _synchronised(type(module))
+    return network
+
+
+def require_synchronisable(network: nn.Module, device: torch.device) -> None:
+    """Raises `RecipeError` if `network` has a BatchNorm that processes on `device` cannot synchronise."""
     for name, module in network.named_modules():
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            continue
-        if type(module) not in (nn.BatchNorm1d, nn.BatchNorm2d, AllReduceBatchNorm):
+        norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if norm and device.type != "cuda" and _synchronised(type(module)) is None:
             raise RecipeError(
                 f"training.sync_batchnorm: {name} is a {type(module).__name__}, which cannot be synchronised over CPU "
                 "processes; set training.sync_batchnorm to false, or run one process"
             )
-        if type(module) is not AllReduceBatchNorm:
-            # Changing the class keeps parameters, buffers and every reference to them.
-            module.__class__ = AllReduceBatchNorm
-    return network
+
+
+def _synchronised(norm: type[nn.Module]) -> Any:
+    """Returns the class that does the work of `norm` over all processes, None if there is none."""
+    if norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, AllReduceBatchNorm):
+        return AllReduceBatchNorm
+    from timm.layers.norm_act import BatchNormAct2d
+
+    return AllReduceBatchNormAct if norm in (BatchNormAct2d, AllReduceBatchNormAct) else None
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Gives all processes the buffers of process 0: running statistics that each has gathered from its own rows.
+
+    torch's DistributedDataParallel does so too, but only ahead of a forward pass, and not within `no_sync`.
+    """
+    buffers = list(network.buffers())
+    if not dist.is_initialized() or not buffers:
+        return
+    with torch.no_grad():
+        flat = torch.cat([buffer.double().flatten() for buffer in buffers])  # exact for float32, and for counters
+        dist.broadcast(flat, src=0)
+        sizes = [buffer.numel() for buffer in buffers]
+        for buffer, values in zip(buffers, torch.split(flat, sizes), strict=True):
+            buffer.copy_(values.view_as(buffer))
 
 
 def require_sharable(training: TrainingSection, *, num_processes: int) -> None:

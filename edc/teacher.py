@@ -9,9 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from edc.agreement import by_main, locked_by_main, raised_together
 from edc.checkpoint import load_state
 from edc.data import DataSet
-from edc.files import exclusive_lock, write_json
+from edc.files import write_json
 from edc.foreign_teacher import load_file_teacher
 from edc.losses import label_loss, wide
 from edc.networks import Classifier, build_network
@@ -101,13 +102,15 @@ def obtain_teacher(
     folder = teachers_path / key
     seed = recipe.teachers.seed + member
     torch.manual_seed(derive_seed("teacher", seed, "initial weights"))
-    trained = (folder / "weights.safetensors").is_file()
+    trained = by_main((folder / "weights.safetensors").is_file, accelerator)
     network = build_teacher(recipe, data, fresh=not trained)
     if trained:
-        network.load_state_dict(load_state(folder / "weights.safetensors"))
+        with raised_together(accelerator):
+            network.load_state_dict(load_state(folder / "weights.safetensors"))
         return network
-
-    def train() -> nn.Module:
+    busy = f"{folder}: another process is training this teacher; wait for it, or train another one with --member"
+    with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
+        by_main(lambda: write_json(folder / "teacher.json", determined_by), accelerator)
         return fit(
             network,
             data,
@@ -120,13 +123,6 @@ def obtain_teacher(
             label=f"teacher {member}",
             accelerator=accelerator,
         )
-
-    if not accelerator.is_main_process:
-        return train()
-    busy = f"{folder}: another process is training this teacher; wait for it, or train another one with --member"
-    with exclusive_lock(folder / ".lock", held_by_other=busy):
-        write_json(folder / "teacher.json", determined_by)
-        return train()
 
 
 def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[str, object]]:

@@ -18,22 +18,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from edc.agreement import anyone, by_main, pool_bad_images, raise_together, raised_together
 from edc.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
 from edc.compiling import compile_network, example_for
-from edc.data import DataSet, Images, evaluation_batches, steps_per_epoch, train_batches
-from edc.errors import DivergedError, Interrupted
+from edc.data import DataSet, steps_per_epoch, train_batches
+from edc.errors import DivergedError, EdcError, Interrupted
+from edc.predict import evaluate_accuracy
 from edc.recipe import DataSection, TrainingSection
 from edc.report.progress import TrainingProgress, training_progress
 from edc.schedule import build_optimizer, learning_rate_at
 from edc.seeding import derive_seed, generator_for
 from edc.signals import stop_requests
-from edc.step import Batch, LossOf, autocast, backward_through, to_device
-from edc.sync_batchnorm import convert_sync_batchnorm, require_batchnorm_rows, require_sharable
+from edc.step import Batch, LossOf, backward_through, to_device
+from edc.sync_batchnorm import convert_sync_batchnorm, require_batchnorm_rows, require_sharable, share_buffers
 
-__all__ = ["evaluate_accuracy", "fit"]
+__all__ = ["fit"]
 
 STEPS_BETWEEN_LOOKS = 20
-"""Steps between reading losses back: on a GPU every look waits for the queue."""
+"""Steps between reading losses back: on a GPU every look waits for the queue. It is where several processes meet."""
 
 
 def fit(
@@ -60,24 +62,33 @@ def fit(
 
     Raises:
         DivergedError: the loss became NaN or infinite; the last checkpoint is untouched.
+        DataError: an image of any process cannot be read, or more of all processes' than the recipe allows.
         Interrupted: a signal asked to stop; the state is on disk.
     """
     finished = folder / "weights.safetensors"
-    if finished.is_file():
-        network.load_state_dict(load_state(finished))
+    if by_main(finished.is_file, accelerator):
+        with raised_together(accelerator):
+            network.load_state_dict(load_state(finished))
         return network.to(accelerator.device)
     require_sharable(training, num_processes=accelerator.num_processes)
     require_batchnorm_rows(network, training, num_processes=accelerator.num_processes, label=label)
     network = _placed(network, training, accelerator)
     if training.compile:
-        compile_network(network, example_for(network, data.image_shape), label=label)
+        example = example_for(
+            network, data.image_shape, training=training, num_processes=accelerator.num_processes
+        )
+        compile_network(network, example, training=training, label=label)
     optimizer = build_optimizer(network, training)
     checkpoint = folder / "checkpoint.pt"
+    position = Position()
+    if by_main(checkpoint.is_file, accelerator):
+        with raised_together(accelerator):
+            position = load_checkpoint(checkpoint, network, optimizer)
     job = _Job(
         network=network,
         model=accelerator.prepare_model(network) if accelerator.num_processes > 1 else network,
         optimizer=optimizer,
-        position=load_checkpoint(checkpoint, network, optimizer) if checkpoint.is_file() else Position(),
+        position=position,
         data=data,
         loss_of=loss_of,
         plain_of=plain_of,
@@ -102,13 +113,13 @@ def fit(
         for epoch in range(job.position.epoch, training.epochs):
             _train_epoch(job, epoch, progress, stop)
             _close_epoch(job, epoch, progress, writer)
+    by_main(lambda: save_state(finished, position.best_state), accelerator)
     if accelerator.is_main_process:
-        save_state(finished, job.position.best_state)
         checkpoint.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    if _anyone(job, stop):  # the signal came after the last step: this one is complete, the next must not start
-        raise Interrupted(stop[0] if stop else signal.SIGTERM)
-    network.load_state_dict(job.position.best_state)
+    if anyone(bool(stop), accelerator):  # after the last step: this training is complete, the next must not start
+        raise _interrupted(stop)
+    network.load_state_dict(position.best_state)
     return network
 
 
@@ -140,6 +151,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
     share = training.batch_size // num_processes
     started = time.monotonic()
     pending: list[Tensor] = []
+    failed: list[EdcError] = []
     job.model.train()
     batches = train_batches(
         job.data.train,
@@ -151,8 +163,10 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         rank=rank,
         num_processes=num_processes,
     )
-    for number, (pixels, labels) in enumerate(_recorded(batches), start=position.batch):
+    for number, (pixels, labels) in enumerate(_batches(job, batches, failed), start=position.batch):
         step = epoch * job.steps + number
+        if not training.sync_batchnorm:
+            share_buffers(job.network)  # what the perturbation runs on, and what a resumed run would have
         for group in job.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, training, job.steps)
         torch.manual_seed(derive_seed(job.seed, "step", step, rank))  # for dropout and the like
@@ -171,32 +185,45 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         position.batch = number + 1
         stopping = bool(stop) and num_processes == 1
         if len(pending) == STEPS_BETWEEN_LOOKS or number == job.steps - 1 or stopping:
+            stopping = anyone(bool(stop), accelerator)
+            raise_together(failed[0] if failed else None, accelerator)
+            pool_bad_images(job.data.train, accelerator)
             progress.loss = _look_at_losses(job, pending, step)
-            stopping = _anyone(job, stop)
         progress.step(step + 1, num_images=training.batch_size)
         if stopping:
             position.seconds += time.monotonic() - started
-            if accelerator.is_main_process:
-                save_checkpoint(job.folder / "checkpoint.pt", position, job.network, job.optimizer)
+            by_main(lambda: _save(job), accelerator)
             accelerator.wait_for_everyone()  # a launcher kills all processes when the first of them leaves
-            raise Interrupted(stop[0] if stop else signal.SIGTERM)
+            raise _interrupted(stop)
     position.seconds += time.monotonic() - started
 
 
-def _recorded(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the batches; waiting for one shows up in a profile."""
+def _batches(
+    job: _Job, batches: Iterator[tuple[Tensor, Tensor]], failed: list[EdcError]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the batches; waiting for one shows up in a profile.
+
+    An error while other processes are in the middle of their step is put into `failed`, to be raised at the next look
+    by all of them; black images take the place of the batches until then.
+    """
+    try:
+        while True:
+            with record_function("edc:data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+    except EdcError as error:
+        if job.accelerator.num_processes == 1:
+            raise
+        failed.append(error)
+    share = job.training.batch_size // job.accelerator.num_processes
     while True:
-        with record_function("edc:data"):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+        yield torch.zeros(share, *job.data.image_shape, dtype=torch.uint8), torch.zeros(share, dtype=torch.int64)
 
 
-def _anyone(job: _Job, stop: list[int]) -> bool:
-    """Returns whether a signal reached any process: all must leave at the same step, or the others wait for ever."""
-    flag = torch.tensor(float(bool(stop)), device=job.accelerator.device)
-    return bool(job.accelerator.reduce(flag, "sum") > 0)
+def _interrupted(stop: list[int]) -> Interrupted:
+    return Interrupted(stop[0] if stop else signal.SIGTERM, saved=True)  # without one, it reached another process
 
 
 def _look_at_losses(job: _Job, pending: list[Tensor], step: int) -> float:
@@ -221,6 +248,7 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, writer: Any)
     last_step = (epoch + 1) * job.steps - 1
     record: dict[str, Any] = {"epoch": epoch, "step": last_step + 1, "loss": position.loss_sum / job.steps}
     if (epoch + 1) % training.validate_every == 0 or epoch == training.epochs - 1:
+        share_buffers(job.network)  # all validate, remember and return one network
         plain = job.plain_of(job.network)
         acc = evaluate_accuracy(plain, job.data.validation, job.data_section, training, job.accelerator)
         progress.validation_acc = record["validation_acc"] = acc
@@ -230,14 +258,20 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, writer: Any)
     record["learning_rate"] = learning_rate_at(last_step, training, job.steps)
     record["seconds"] = round(position.seconds, 3)
     position.epoch, position.batch, position.loss_sum = epoch + 1, 0, 0.0
-    if not job.accelerator.is_main_process:
-        return
-    append_metrics(job.folder / "metrics.jsonl", record)
-    for name in ("loss", "validation_acc", "learning_rate"):
-        if name in record:
-            writer.add_scalar(name, record[name], record["step"])
-    if (epoch + 1) % training.checkpoint_every == 0:
-        save_checkpoint(job.folder / "checkpoint.pt", position, job.network, job.optimizer)
+
+    def write() -> None:
+        append_metrics(job.folder / "metrics.jsonl", record)
+        for name in ("loss", "validation_acc", "learning_rate"):
+            if name in record:
+                writer.add_scalar(name, record[name], record["step"])
+        if (epoch + 1) % training.checkpoint_every == 0:
+            _save(job)
+
+    by_main(write, job.accelerator)
+
+
+def _save(job: _Job) -> None:
+    save_checkpoint(job.folder / "checkpoint.pt", job.position, job.network, job.optimizer)
 
 
 @contextmanager
@@ -254,28 +288,6 @@ def _curves(job: _Job) -> Iterator[Any]:
         yield writer
     finally:
         writer.close()
-
-
-def evaluate_accuracy(
-    network: nn.Module, images: Images, data: DataSection, training: TrainingSection, accelerator: Accelerator
-) -> float:
-    """Returns the accuracy of `network` in eval mode over all processes; every image is counted once."""
-    network = network.to(accelerator.device).eval()
-    counts = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
-    batches = evaluation_batches(
-        images,
-        batch_size=max(training.batch_size // accelerator.num_processes, 1) * 2,
-        num_workers=data.num_workers,
-        rank=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
-    with torch.inference_mode(), autocast(accelerator.device, training):
-        for pixels, labels in batches:
-            predicted = network(to_device(pixels, accelerator.device, training)).argmax(-1)
-            counts[0] += (predicted == labels.to(accelerator.device)).sum()
-            counts[1] += len(labels)
-    correct, total = accelerator.reduce(counts, "sum").tolist()
-    return float(correct / total)
 
 
 def _placed(network: nn.Module, training: TrainingSection, accelerator: Accelerator) -> nn.Module:

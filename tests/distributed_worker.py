@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,33 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
 from training_cases import (
+    APART,
+    BROKEN_CASES,
     CASES,
     DATA,
     NORM_CASES,
+    RECIPE,
+    STEPS,
     TRAINING,
+    broken_data,
     norm_case,
     plain,
     raise_signal_at,
     run_case,
+    said_of_broken,
     small_data,
+    write_broken_images,
 )
 
 from edc.batch_ensemble import to_batch_ensemble
-from edc.errors import Interrupted
-from edc.predict import predict_logits
+from edc.data import load_data
+from edc.distill import distill
+from edc.errors import Interrupted, RunError
+from edc.files import exclusive_lock
+from edc.predict import evaluate_accuracy, predict_logits
+from edc.run import RunFolder
 from edc.sync_batchnorm import convert_sync_batchnorm
-from edc.train import evaluate_accuracy
+from edc.teacher import obtain_teacher, teacher_key
 
 
 def norms(rank: int) -> dict[str, Any]:
@@ -49,8 +61,7 @@ def norms(rank: int) -> dict[str, Any]:
         found[case] = {
             "y": y.detach(),
             "x_grad": x.grad,
-            "weight_grad": norm.weight.grad,
-            "bias_grad": norm.bias.grad,
+            "gradients": {name: parameter.grad for name, parameter in norm.named_parameters()},
             "state": state,
             "narrow": narrow,
             "evaluated": norm.eval()(batches[0][mine]).detach(),
@@ -90,6 +101,50 @@ def interrupted(folder: Path, accelerator: Accelerator, rank: int) -> dict[str, 
     return {"stopped": stopped, "state": network.state_dict(), "steps_left": len(losses)}
 
 
+def norms_apart(folder: Path, accelerator: Accelerator, rank: int) -> dict[str, Any]:
+    """Each process has batch statistics of its own: a training, the same one interrupted, and a whole run."""
+    case = "sequential, float64"
+    network, _ = run_case(case, folder / "apart", accelerator, training=APART)
+    with suppress(Interrupted):
+        before = raise_signal_at(9, signal.SIGTERM)
+        run_case(case, folder / "apart again", accelerator, training=APART, before_step=before)
+    resumed, losses = run_case(case, folder / "apart again", accelerator, training=APART)
+    assert 0 < len(losses) < 2 * STEPS, "it was not interrupted"  # two micro-batches a step
+    summary = distill(RECIPE, run=RunFolder(folder / "runs/apart"), accelerator=accelerator)
+    return {
+        "state": network.state_dict(),
+        "resumed": resumed.state_dict(),
+        "summary": summary,
+        "runs": str(folder / "runs"),
+    }
+
+
+def unreadable_images(folder: Path, accelerator: Accelerator, rank: int) -> dict[Any, Any]:
+    """What is said of broken images, and how many of them this process has met itself."""
+    if rank == 0:
+        write_broken_images(folder / "images")
+    dist.barrier()
+    found = {}
+    for way, limit in BROKEN_CASES:
+        data = broken_data(folder / "images", limit)
+        said = said_of_broken(way, data, folder / f"{way} {limit}", accelerator)
+        found[way, limit] = {"said": said, "met": len(data.train.bad.names)}
+    return found
+
+
+def lock_held_by_another_job(folder: Path, accelerator: Accelerator, rank: int) -> str:
+    """The second process plays the job that is training teacher 0: what both are told."""
+    data = load_data(RECIPE.data)
+    lock = folder / "locked" / teacher_key(RECIPE, data, 0)[0] / ".lock"
+    with exclusive_lock(lock, held_by_other="") if rank == 1 else nullcontext():
+        dist.barrier()
+        try:
+            obtain_teacher(RECIPE, data, 0, teachers_path=folder / "locked", accelerator=accelerator)
+        except RunError as error:
+            return str(error)
+    return "trained"
+
+
 def signal_after_the_last_step(folder: Path, accelerator: Accelerator, rank: int) -> bool:
     """SIGTERM reaches the second process alone, in the validation of the last epoch: whether this process stopped."""
     training = TRAINING.model_copy(update={"epochs": 2})
@@ -117,6 +172,9 @@ def main(folder: Path) -> None:
         "norms": norms(rank),
         "predictions": predictions(accelerator),
         "trainings": trainings(folder, accelerator),
+        "norms apart": norms_apart(folder, accelerator, rank),
+        "unreadable": unreadable_images(folder, accelerator, rank),
+        "locked": lock_held_by_another_job(folder, accelerator, rank),
         "interrupted": interrupted(folder, accelerator, rank),
         "stopped_late": signal_after_the_last_step(folder, accelerator, rank),
     }

@@ -11,12 +11,12 @@ from training_cases import small_data
 
 from edc.batch_ensemble import fold, to_batch_ensemble
 from edc.data.images import Images, MemoryImages
-from edc.predict import predict_logits
+from edc.predict import evaluate_accuracy, predict_logits
 from edc.recipe import DataSection, StudentSection, TrainingSection
 from edc.step import Batch, LossPart
 from edc.student import student_loss
 from edc.teacher import TeacherEnsemble
-from edc.train import evaluate_accuracy, fit
+from edc.train import fit
 
 DATA = DataSection(
     kind="synthetic", num_images=64, image_size=8, num_classes=3, validation=33, test=35, crop_padding=1, split_seed=3

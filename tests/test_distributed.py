@@ -134,7 +134,11 @@ def test_batch_of_one_image_is_refused_before_anything_is_written(tmp_path):
 
 def test_scheduler_signals_ask_to_be_run_again_and_ctrl_c_does_not():
     assert RUN_AGAIN == os.EX_TEMPFAIL == 75
-    assert {s.name: Interrupted(s).exit_code for s in STOP_SIGNALS} == {"SIGINT": 130, "SIGTERM": 75, "SIGUSR1": 75}
+    assert {s.name: Interrupted(s, saved=True).exit_code for s in STOP_SIGNALS} == {
+        "SIGINT": 130,
+        "SIGTERM": 75,
+        "SIGUSR1": 75,
+    }
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -1,5 +1,7 @@
 """BatchNorm over two real processes against torch's own on the concatenated batch, in float64."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -7,7 +9,12 @@ from torch import Tensor, nn
 from training_cases import NORM_CASES, norm_case
 
 from edc.errors import RecipeError
-from edc.sync_batchnorm import AllReduceBatchNorm, convert_sync_batchnorm
+from edc.sync_batchnorm import (
+    AllReduceBatchNorm,
+    AllReduceBatchNormAct,
+    convert_sync_batchnorm,
+    require_synchronisable,
+)
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -24,14 +31,17 @@ def test_two_processes_normalise_as_one_on_the_whole_batch(two_processes, case):
     first, second = (found["norms"][case] for found in two_processes)
     close(torch.cat([first["y"], second["y"]]), y.detach())
     close(torch.cat([first["x_grad"], second["x_grad"]]), x.grad)
-    close(first["weight_grad"] + second["weight_grad"], norm.weight.grad)
-    close(first["bias_grad"] + second["bias_grad"], norm.bias.grad)
+    for name, parameter in norm.named_parameters():
+        close(first["gradients"][name] + second["gradients"][name], parameter.grad)
+    assert len(first["gradients"]) == (0 if case == "no scale" else 2)
     if case == "2d":  # the worker has let a third batch pass, in bf16
         norm(batches[1].bfloat16().double())
     for found in (first, second):
         assert found["state"].keys() == norm.state_dict().keys()
         for key, value in norm.state_dict().items():
             torch.testing.assert_close(found["state"][key], value, rtol=0, atol=1e-11 if case != "2d" else 1e-6)
+    if case == "no statistics":  # in evaluation, too, torch then takes those of the batch, on each process its own
+        return
     evaluated = torch.cat([first["evaluated"], second["evaluated"]])
     torch.testing.assert_close(evaluated, norm.eval()(batches[0]).detach(), rtol=0, atol=1e-5)
 
@@ -63,9 +73,27 @@ def test_conversion_keeps_parameters_and_state_dict():
 
 
 def test_norm_with_a_forward_of_its_own_is_refused_by_name():
-    network = timm.create_model("efficientnet_lite0", num_classes=3)
-    with pytest.raises(RecipeError, match=r"training.sync_batchnorm: bn1 is a BatchNormAct2d, which cannot"):
+    class OwnNorm(nn.BatchNorm2d):
+        pass
+
+    network = nn.Sequential(nn.BatchNorm2d(3), OwnNorm(3))
+    with pytest.raises(RecipeError, match=r"training.sync_batchnorm: 1 is a OwnNorm, which cannot"):
         convert_sync_batchnorm(network, torch.device("cpu"))
+    assert type(network[0]) is nn.BatchNorm2d, "changed before it was refused"
+    require_synchronisable(network, torch.device("cuda"))
+
+
+def test_timms_norms_with_activations_can_be_synchronised_on_a_cpu():
+    torch.manual_seed(0)
+    network = timm.create_model("mobilenetv3_small_050", num_classes=3)
+    x = torch.rand(2, 3, 32, 32)
+    expected = copy.deepcopy(network).eval()(x).detach()
+    converted = convert_sync_batchnorm(network, torch.device("cpu")).eval()
+    norms = [module for module in converted.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert {type(norm) for norm in norms} <= {AllReduceBatchNorm, AllReduceBatchNormAct}
+    assert len(norms) > 20
+    torch.testing.assert_close(converted(x), expected, rtol=0, atol=0)
+    convert_sync_batchnorm(converted, torch.device("cpu"))  # a second time changes nothing
 
 
 def test_cuda_conversion_keeps_timms_built_in_activations():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -14,26 +15,34 @@ import torch
 from conftest import environment
 from safetensors.torch import load_file
 from training_cases import (
+    BROKEN_CASES,
     CASES,
     DATA,
     STEPS,
     TRAINING,
+    broken_data,
     plain,
     raise_signal_at,
     run_case,
+    said_of_broken,
     small_data,
+    write_broken_images,
 )
+from training_cases import RECIPE as APART_RECIPE
 
 from edc.batch_ensemble import to_batch_ensemble
 from edc.checkpoint import load_checkpoint
+from edc.data import load_data
 from edc.distill import distill
 from edc.errors import DivergedError, Interrupted, RecipeError
 from edc.load_recipe import load_recipe
-from edc.predict import predict_logits
+from edc.predict import evaluate_accuracy, predict_logits
 from edc.recipe import TrainingSection
 from edc.run import RunFolder
 from edc.schedule import build_optimizer, learning_rate_at
-from edc.train import evaluate_accuracy
+from edc.student import load_student
+from edc.summary import summarise
+from edc.teacher import load_teachers
 
 TEACHER, STUDENT = "teacher, float32", "tdiv_sdiv, float64"
 
@@ -185,6 +194,7 @@ def test_signal_saves_after_its_step_and_the_resumed_training_ends_bit_equal(
     with pytest.raises(Interrupted) as caught:
         run_case(case, tmp_path, accelerator, before_step=raise_signal_at(step))
     assert caught.value.exit_code == 130
+    assert caught.value.saved
     network = plain(0, CASES[case])
     network = network if case == TEACHER else to_batch_ensemble(network, 2)
     position = load_checkpoint(tmp_path / "checkpoint.pt", network, build_optimizer(network, TRAINING))
@@ -392,6 +402,54 @@ def test_signal_to_one_process_stops_both_at_one_step_and_the_resumed_run_ends_b
 
 def test_signal_to_one_process_after_the_last_step_stops_both(two_processes):
     assert [process["stopped_late"] for process in two_processes] == [True, True]
+
+
+def test_processes_with_statistics_of_their_own_train_one_network_and_resume_bit_equal(two_processes):
+    first, second = (process["norms apart"] for process in two_processes)
+    assert first["state"].keys() == second["state"].keys()
+    for key, value in first["state"].items():
+        assert torch.equal(value, second["state"][key]), key
+        assert torch.equal(value, first["resumed"][key]), key
+        assert torch.equal(value, second["resumed"][key]), key
+    together = two_processes[0]["trainings"]["sequential, float64"]["state"]
+    assert any(not torch.equal(value, together[key]) for key, value in first["state"].items()), "they were synchronised"
+
+
+def test_summary_of_processes_with_statistics_of_their_own_is_of_the_saved_weights(two_processes, accelerator):
+    apart = two_processes[0]["norms apart"]
+    run, data = RunFolder(Path(apart["runs"]) / "apart"), load_data(APART_RECIPE.data)
+    teachers = load_teachers(APART_RECIPE, data, teachers_path=run.teachers_path, accelerator=accelerator)
+    students = {"be": load_student(APART_RECIPE, "be", data, run=run)}
+    expected = summarise(APART_RECIPE, data, teachers, students, run=run, accelerator=accelerator)
+    assert [row["subject"] for row in expected["rows"]][2:] == ["ensemble", "be (members)", "be"]
+    for found in (apart["summary"], two_processes[1]["norms apart"]["summary"], run.summary()):
+        for row, wanted in zip(found["rows"], expected["rows"], strict=True):
+            for part in ("raw", "calibrated"):
+                assert row[part] == pytest.approx(wanted[part], rel=1e-4, abs=1e-6), (row["subject"], part)
+
+
+@pytest.mark.parametrize(("way", "limit"), BROKEN_CASES)
+def test_two_processes_refuse_broken_images_where_one_does(tmp_path, two_processes, accelerator, way, limit):
+    write_broken_images(tmp_path / "images")
+    data = broken_data(tmp_path / "images", limit)
+    expected = said_of_broken(way, data, tmp_path / "run", accelerator)
+    found = [process["unreadable"][way, limit] for process in two_processes]
+    assert found[0]["said"] == found[1]["said"], "the processes do not say the same"
+    for said in (expected, found[0]["said"]):
+        if limit == 0 or way != "training":  # no image that is evaluated is replaced
+            assert re.fullmatch(r".*/train/(dark|light)/\d\d.png: not a readable image .*", said)
+        elif limit == 0.1:
+            assert said.endswith("4 of 32 images could not be read: more than data.max_bad_fraction, 0.1, allows")
+        else:
+            assert said == ""
+    if limit and way == "training":
+        assert max(process["met"] for process in found) <= 3, "one process alone has met too many"
+        assert sum(process["met"] for process in found) >= 4
+
+
+def test_lock_of_another_job_is_reported_by_every_process(two_processes):
+    for process in two_processes:
+        assert "another process is training this teacher; wait for it" in process["locked"]
 
 
 def test_predictions_of_two_processes_are_those_of_one_in_order(two_processes, accelerator):

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from edc.batch_ensemble import ensemble_size_of, fold, to_batch_ensemble
 from edc.data import DataSet, load_data
+from edc.errors import DataError
 from edc.member_forms import MemberForm
 from edc.networks import Classifier, build_network
-from edc.recipe import DataSection, NetworkSection, StudentSection, TrainingSection
+from edc.predict import evaluate_accuracy, predict_logits
+from edc.recipe import DataSection, NetworkSection, Recipe, StudentSection, TrainingSection
 from edc.step import Batch, LossOf, LossPart
 from edc.student import student_loss
 from edc.teacher import TeacherEnsemble, teacher_loss
@@ -135,13 +139,76 @@ def raise_signal_at(step: int, number: int = signal.SIGINT) -> Callable[[int], N
     return before_step
 
 
+APART = TRAINING.model_copy(update={"sync_batchnorm": False, "micro_batch_size": 4})
+"""Batch statistics of each process's own, and steps in several parts, of which only the last is exchanged."""
+
+RECIPE = Recipe.model_validate(
+    {
+        "name": "apart",
+        "data": DATA.model_dump(exclude_unset=True),
+        "network": "cifar_resnet8",
+        "training": APART.model_copy(update={"epochs": 3}).model_dump(exclude_unset=True),
+        "teachers": {"ensemble_size": 2},
+        "students": {"be": {"method": "latent_be", "perturbation": "tdiv_sdiv", "member_form": "sequential"}},
+    }
+)
+
+BROKEN_CASES = [("training", 0.0), ("training", 0.1), ("training", 0.13), ("accuracy", 0.13), ("logits", 0.13)]
+"""A way through the images, and what part of them may be broken: 0.1 and 0.13 are 3.2 and 4.16 of 32 images."""
+
+
+def write_broken_images(folder: Path) -> None:
+    """Writes two classes of 16 training images, 4 of them broken, and a few to validate and test on."""
+    for split, num_images in (("train", 16), ("val", 2), ("test", 2)):
+        for name in ("dark", "light"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(num_images):
+                path = folder / split / name / f"{i:02}.png"
+                Image.new("RGB", (8, 8), (9 * i, 100, 50 * (name == "light"))).save(path)
+    for name, i in (("dark", 2), ("dark", 5), ("light", 8), ("light", 11)):  # two at even and two at odd places
+        (folder / "train" / name / f"{i:02}.png").write_text("not an image")
+
+
+def broken_data(folder: Path, limit: float) -> DataSet:
+    section = DataSection(kind="image_folder", root=folder, image_size=8, crop_padding=1, num_workers=0)
+    return load_data(section.model_copy(update={"max_bad_fraction": limit}))
+
+
+def said_of_broken(way: str, data: DataSet, folder: Path, accelerator: Accelerator) -> str:
+    """Returns the error of one way through all training images once, "" if there is none."""
+    try:
+        if way == "accuracy":
+            evaluate_accuracy(plain(0), data.train, DATA, TRAINING, accelerator)
+        elif way == "logits":
+            predict_logits(plain(0), data.train, DATA, TRAINING, accelerator)
+        else:
+            fit(
+                plain(0),
+                data,
+                loss_of=teacher_loss,
+                plain_of=lambda trained: trained,
+                data_section=DATA,
+                training=TRAINING.model_copy(update={"epochs": 1, "warmup_epochs": 0}),
+                seed=7,
+                folder=folder,
+                label=way,
+                accelerator=accelerator,
+            )
+    except DataError as error:
+        return str(error)
+    return ""
+
+
 NORM_CASES: dict[str, Callable[[], nn.Module]] = {
     "2d": lambda: nn.BatchNorm2d(3),
     "2d, average": lambda: nn.BatchNorm2d(3, momentum=None),
     "1d rows": lambda: nn.BatchNorm1d(3),
     "1d tokens": lambda: nn.BatchNorm1d(3, eps=1e-3, momentum=0.3),
+    "no scale": lambda: nn.BatchNorm2d(3, affine=False),
+    "no statistics": lambda: nn.BatchNorm2d(3, track_running_stats=False),
+    "activated": lambda: BatchNormAct2d(3, act_layer=nn.SiLU),
 }
-NORM_SHAPES = {"2d": (8, 3, 4, 5), "2d, average": (8, 3, 4, 5), "1d rows": (8, 3), "1d tokens": (8, 3, 6)}
+NORM_SHAPES = {"1d rows": (8, 3), "1d tokens": (8, 3, 6)}
 
 
 def norm_case(case: str) -> tuple[nn.Module, list[Tensor], Tensor]:
@@ -151,6 +218,6 @@ def norm_case(case: str) -> tuple[nn.Module, list[Tensor], Tensor]:
     with torch.no_grad():
         for parameter in norm.parameters():
             parameter.copy_(torch.randn(3, generator=generator, dtype=torch.float64))
-    shape = NORM_SHAPES[case]
+    shape = NORM_SHAPES.get(case, (8, 3, 4, 5))
     batches = [3 + 2 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)]
     return norm, batches, torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -1,5 +1,7 @@
 """Images that could not be read: counted, named once, and refused where there are too many."""
 
+from collections.abc import Sequence
+
 from edc.errors import DataError
 from edc.report.progress import console
 
@@ -9,7 +11,7 @@ NUM_NAMED = 5
 
 
 class BadImages:
-    """The unreadable images of one split that this process has met.
+    """The unreadable images of one split: those that this process has met, and those it has been told of.
 
     Args:
         max_fraction: the largest part of the split that may be unreadable; 0: none.
@@ -20,21 +22,32 @@ class BadImages:
         self.max_fraction, self.num_lost = max_fraction, num_lost
         self.names: dict[str, str] = {}
         """The name of each, and what is wrong with it, in the order they were met."""
+        self.pooled: dict[str, str] = {}
+        """Those of all processes, as of the last time they met."""
         self.num_reported = 0
 
     def add(self, name: str, reason: str, *, num_images: int) -> None:
         """Counts one more image of a split of `num_images`; raises `DataError` if that makes too many."""
         self.names[name] = reason
-        found = len(self.names) + self.num_lost
-        if found > self.max_fraction * (num_images + self.num_lost):
+        self._require_few(reason, num_images)
+
+    def pool(self, everyone: Sequence[dict[str, str]], *, num_images: int) -> None:
+        """Counts the names that each process has met; raises `DataError`, the same one everywhere, if too many."""
+        self.pooled = {name: reason for names in everyone for name, reason in names.items()}
+        if self.pooled:
+            self._require_few(next(reversed(self.pooled.values())), num_images)
+
+    def _require_few(self, reason: str, num_images: int) -> None:
+        num_found = len(self.names.keys() | self.pooled.keys())
+        if num_found + self.num_lost > self.max_fraction * (num_images + self.num_lost):
             lost = f" and {self.num_lost} lost with damaged shards" if self.num_lost else ""
             raise DataError(
-                f"{reason}\n  {len(self.names)} of {num_images} images could not be read{lost}: more than "
+                f"{reason}\n  {num_found} of {num_images} images could not be read{lost}: more than "
                 f"data.max_bad_fraction, {self.max_fraction:g}, allows"
             )
 
     def report(self) -> None:
-        """Says which images were replaced since the last report, once each."""
+        """Says which images this process has replaced since the last report, once each."""
         new = list(self.names)[self.num_reported :]
         if new:
             more = f" and {len(new) - NUM_NAMED} more" if len(new) > NUM_NAMED else ""
