@@ -61,7 +61,7 @@ def perturb(
     if kind == "gaussian":
         shape = (num_rows or len(images), *images.shape[1:])
         noise = torch.randn(shape, generator=generator)[rows]
-        return move(images, noise.to(images), grey_levels=grey_levels)
+        return move(images, _sent_to(noise, images), grey_levels=grey_levels)
     was_training = student.training
     student.eval()
     try:
@@ -69,6 +69,13 @@ def perturb(
     finally:
         student.train(was_training)
     return move(images, direction, grey_levels=grey_levels)
+
+
+def _sent_to(drawn: Tensor, other: Tensor) -> Tensor:
+    """Returns what was `drawn` on the CPU in the place and type of `other`, without waiting for a GPU's queue."""
+    if other.is_cuda:
+        drawn = drawn.pin_memory()  # a copy from anywhere else waits
+    return drawn.to(other.device, non_blocking=True).to(other.dtype)
 
 
 def _direction(
@@ -84,7 +91,7 @@ def _direction(
         def combination(logits: Tensor) -> Tensor:
             # One w a step, not one an image: independent of how the batch is divided over processes.
             w = torch.rand(logits.shape[-1], generator=generator) * 2 - 1
-            return F.softmax(logits, dim=-1) @ w.to(logits)
+            return F.softmax(logits, dim=-1) @ _sent_to(w, logits)
 
         return _input_gradient(teachers[i], images, combination)
     i, j = draw_pair(len(teachers), generator)

@@ -614,6 +614,14 @@ def test_evaluation_of_files_counts_every_image_once(folder, num_processes):
     assert sorted(found) == sorted(rows_of(torch.stack([images[i][0] for i in range(12)])))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_batches_lie_where_a_gpu_copies_without_waiting(source):
+    images, _ = source
+    batches = [*epoch_of(source), *evaluation_batches(images, batch_size=4)]
+    assert all(rows.is_pinned() for batch in batches for rows in batch)
+
+
 # Mistakes -------------------------------------------------------------------------------------------------------------
 
 
