@@ -148,11 +148,43 @@ def test_outside_of_training_a_signal_stops_at_once_and_within_it_first_saves(nu
         with stop_requests() as stop:
             signal.raise_signal(number)
             assert stop == [number]
-            with pytest.raises(Interrupted, match=signal.Signals(number).name):
+            with pytest.raises(Interrupted, match=signal.Signals(number).name) as second:
                 signal.raise_signal(number)  # a second one does not wait
+            assert not second.value.saved
         with pytest.raises(Interrupted):
             signal.raise_signal(number)
     assert signal.getsignal(number) == before
+
+
+SIGNALLED = """
+import signal, sys
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from edc.cli import main
+
+number = int(sys.argv.pop(1))
+register_optimizer_step_post_hook(lambda *_: [signal.raise_signal(signal.SIGTERM) for _ in range(number)])
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(1, "everything is saved. Go on"), (2, "what was saved before is intact, nothing since then is. Go on")],
+)
+def test_what_is_said_of_the_state_is_so_after_one_sigterm_and_after_two(tmp_path, number, said):
+    (tmp_path / "tiny.yaml").write_text(TINY_RECIPE)
+    called = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(number), "distill", "tiny.yaml", "--device", "cpu"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert called.returncode == 75, called.stderr
+    assert f"stopped by SIGTERM; {said} with: edc distill tiny.yaml --device cpu" in called.stderr
+    assert len(list(tmp_path.glob("runs/teachers/*/checkpoint.pt"))) == (number == 1)
 
 
 RECIPE = """
@@ -164,7 +196,8 @@ teachers: {ensemble_size: 2, epochs: 2}
 students:
   be: {method: latent_be, perturbation: tdiv_sdiv}
 """
-DISTILL = ["-m", "edc", "distill", "recipe.yaml", "--device", "cpu", "--threads", "1"]
+ARGUMENTS = ["distill", "recipe.yaml", "--device", "cpu", "--threads", "1", "--run", "runs/r"]
+DISTILL = ["-m", "--", "edc", *ARGUMENTS]
 
 
 def torchrun(*arguments: str) -> list[str]:
@@ -238,7 +271,7 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_ends_bit_equal(tmp_path,
 
 SRUN = """#!/bin/bash
 # Two tasks of one node, as SLURM would start them; USR1 goes to the tasks, as `--signal=USR1@300` has it.
-shift  # --kill-on-bad-exit=0
+while [[ $1 == --* ]]; do shift; done
 echo "$$" > srun.pid
 for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks="$tasks $!"; done
 trap 'kill -USR1 $tasks' USR1
@@ -271,7 +304,7 @@ def test_batch_script_requeues_a_job_that_was_signalled_and_it_ends_bit_equal(tm
         "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2",
     }
-    job = ["bash", str(ROOT / "docs/slurm/edc.sbatch"), *DISTILL[2:]]
+    job = ["bash", str(ROOT / "docs/slurm/edc.sbatch"), *ARGUMENTS]
     process = subprocess.Popen(
         job, cwd=tmp_path, env=environment(**environ), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -315,10 +348,12 @@ def test_launchers_understand_every_command_of_the_page():
         if name not in launched:
             continue
         found[name] += 1
-        arguments = launched[name].parse_args(command[2:] if name == "accelerate" else command[1:])
+        given = [*command[2 if name == "accelerate" else 1 :], "--run", "runs/r", "--json"]
+        arguments = launched[name].parse_args(given)
         assert (arguments.module, arguments.training_script) == (True, "edc"), command
         recipe = arguments.training_script_args[1]
         assert arguments.training_script_args[0] == "distill"
+        assert arguments.training_script_args[-3:] == ["--run", "runs/r", "--json"]
         assert (ROOT / recipe).is_file() or recipe == "tiny.yaml"
     assert found["torchrun"] >= 3
     assert found["accelerate"] >= 2
