@@ -129,10 +129,11 @@ def _old_bench(
     from edc.bench.compare import parse_fail_on
     from edc.bench.compatible import require_comparable
     from edc.bench.environment import environment_now
-    from edc.bench.saved_bench import load_saved
+    from edc.bench.saved_bench import SavedEnvironment, load_saved, saved_bench
 
     limit, old = parse_fail_on(fail_on or "5%"), load_saved(path)
-    require_comparable(environment_now(threads=threads).to_json(), old)
+    now = SavedEnvironment.model_validate(environment_now(threads=threads).to_json())
+    require_comparable(now, saved_bench(old, name=str(path)).environment)
     return old, limit
 
 

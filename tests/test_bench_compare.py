@@ -15,7 +15,7 @@ from scipy.stats import norm
 from edc.bench.changes import Comparison
 from edc.bench.compare import compare, parse_fail_on
 from edc.bench.compatible import require_comparable
-from edc.bench.saved_bench import load_saved
+from edc.bench.saved_bench import load_saved, saved_bench
 from edc.bench.statistics import MEDIAN_SPREAD, RATIO_SPREAD, quantile
 from edc.bench.timing import RowSamples
 from edc.errors import RequestError
@@ -269,7 +269,7 @@ def test_another_machine_is_refused(name: str, value: Any, message: str):
         compare(new, bench())
     assert caught.value.exit_code == 2
     with pytest.raises(RequestError, match=message):
-        require_comparable(new["environment"], bench())
+        require_comparable(*(saved_bench(each, name="it").environment for each in (new, bench())))
 
 
 def test_another_task_or_no_common_row_is_refused():
@@ -324,7 +324,9 @@ def changed(change) -> str:
         (changed(lambda d: d["rows"][0]["p50_ms"].update(low=5.0)), "rows.0.p50_ms: .*not between"),
         (changed(lambda d: d["rows"][0]["p50_ms"].update(high=math.nan)), "rows.0.p50_ms.high: .*finite"),
         (changed(lambda d: d["rows"][0]["quality"]["raw"].update(acc=7)), "rows.0.quality.raw.acc"),
-        (changed(lambda d: d["environment"].pop("cpu")), "environment.cpu is missing"),
+        (changed(lambda d: d["environment"].pop("cpu")), "environment.cpu: Field required"),
+        (changed(lambda d: d["environment"].update(packages=[1])), "environment.packages: .*dictionary"),
+        (changed(lambda d: d["environment"].update(flags=3)), "environment.flags: .*tuple"),
         (changed(lambda d: d["rows"].append(d["rows"][0])), "teacher 0 on onnxruntime at batch 1 is there twice"),
     ],
 )

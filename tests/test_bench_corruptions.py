@@ -12,6 +12,7 @@ from edc.bench.backends.contract import OnnxSubject, TorchSubject
 from edc.bench.corruptions import BLUR_SHARE, CONTRAST, JPEG_QUALITY, KINDS, LEAST_BLUR, NOISE_STD, SEVERITIES, corrupt
 from edc.bench.pool import RowSpec, WorkerPool
 from edc.bench.robustness import LEVELS, robustness, robustness_of, robustness_specs, robustness_subset
+from edc.bench.statistics import compare_accuracy
 from edc.data import MemoryImages
 from edc.errors import RequestError
 
@@ -133,7 +134,19 @@ def test_calibrated_figures_use_the_temperature_that_is_given():
     assert without == record | dict.fromkeys(("calibrated_nll", "calibrated_ece", "calibrated_brier"))
 
 
-def test_one_backend_of_each_fp32_subject_is_enough():
+def test_record_holds_the_row_against_the_ensemble_on_the_same_images():
+    labels = np.array([0, 1, 2, 0])
+    ensemble, row = (np.eye(3, dtype=np.float32)[answers] for answers in ([0, 1, 2, 1], [0, 1, 0, 0]))
+    given = {"kind": "blur", "severity": 1, "calibration_temperature": None}
+    record = robustness_of(row, labels, **given, ensemble_outputs=ensemble, seed=3)
+    assert (record["num_images"], record["agreement"]) == (4, 0.5)
+    wanted = compare_accuracy(ensemble.argmax(1) == labels, row.argmax(1) == labels, seed=3).difference
+    assert record["acc_difference"] == {"value": 0.0, "low": wanted.low, "high": wanted.high}
+    alone = robustness_of(row, labels, **given)
+    assert (alone["agreement"], alone["acc_difference"]) == (None, None)
+
+
+def test_one_backend_of_each_subject_is_enough_and_students_in_8_bits_are_subjects():
     onnx, torch_subject = OnnxSubject(()), TorchSubject(run=None, subject="")  # type: ignore[arg-type]
     on_torch = [RowSpec(name, "torch", torch_subject) for name in ("teacher 0", "ensemble, in turn", "kd", "student")]
     names = ("teacher 0", "ensemble, in turn", "ensemble, merged", "student", "student (int8)")
@@ -148,6 +161,7 @@ def test_one_backend_of_each_fp32_subject_is_enough():
         "teacher 0 on onnxruntime",
         "ensemble, merged on onnxruntime",
         "student on onnxruntime",
+        "student (int8) on onnxruntime",
         "other: student on openvino",
     ]
     assert [spec.key for spec in robustness_specs(on_torch)] == [spec.key for spec in on_torch]
@@ -187,6 +201,6 @@ def test_rows_are_run_over_every_corruption_of_the_same_images(tmp_path):
         seen = floats if kind == "none" else corrupt(floats, kind, severity, seed=0)
         expected = robustness_of(member.logits(seen), labels, kind=kind, severity=severity, calibration_temperature=1.5)
         assert record == {
-            key: value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=5e-4)
+            key: value if value is None or isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=5e-4)
             for key, value in expected.items()
         }

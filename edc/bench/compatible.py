@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from edc.bench.saved_bench import SavedBench
+from edc.bench.saved_bench import SavedBench, SavedEnvironment
 from edc.errors import RequestError
 
 __all__ = ["require_comparable", "require_rows_in_common", "require_same_classes", "warnings_of"]
@@ -12,14 +12,13 @@ MUST_AGREE = ("cpu", "gpu", "threads")
 SHOULD_AGREE = ("num_cpus", "governor", "turbo", "system", "python")
 
 
-def require_comparable(new_environment: dict[str, Any], old: dict[str, Any]) -> None:
-    """Raises `RequestError` if the saved bench `old` is of another processor, GPU or number of threads.
+def require_comparable(new: SavedEnvironment, old: SavedEnvironment) -> None:
+    """Raises `RequestError` if the saved bench is of another processor, GPU or number of threads.
 
     To be called before measuring, so that nobody waits for a comparison that cannot be.
     """
-    saved = old.get("environment", {})
     for name in MUST_AGREE:
-        now, then = new_environment.get(name), saved.get(name)
+        now, then = getattr(new, name), getattr(old, name)
         if now != then:
             advice = f"give --threads {then}" if name == "threads" else "save a bench of this machine"
             raise RequestError(
@@ -46,7 +45,7 @@ def warnings_of(new: SavedBench, old: SavedBench) -> tuple[str, ...]:
     Raises:
         RequestError: another machine, other threads, other classes.
     """
-    require_comparable(new.environment, {"environment": old.environment})
+    require_comparable(new.environment, old.environment)
     require_same_classes(new.class_names, old)
     warnings = []
     if new.artifact != old.artifact:
@@ -59,16 +58,16 @@ def warnings_of(new: SavedBench, old: SavedBench) -> tuple[str, ...]:
     if new.plan != old.plan:
         warnings.append("another timing plan (--quick or not): one of the benches is less certain than the other")
     for name in SHOULD_AGREE:
-        then, now = old.environment.get(name), new.environment.get(name)
+        then, now = getattr(old.environment, name), getattr(new.environment, name)
         if then != now:
             warnings.append(f"another {name}: {_said(then)} before, {_said(now)} now")
-    then_packages, now_packages = (bench.environment.get("packages") or {} for bench in (old, new))
+    then_packages, now_packages = (bench.environment.packages for bench in (old, new))
     for package in sorted({*then_packages, *now_packages}):
         then, now = then_packages.get(package), now_packages.get(package)
         if then != now:
             warnings.append(f"another {package}: {_said(then)} before, {_said(now)} now")
     for name, bench in (("the saved bench", old), ("this bench", new)):
-        warnings += [f"{name}: {flag}" for flag in bench.environment.get("flags") or ()]
+        warnings += [f"{name}: {flag}" for flag in bench.environment.flags]
     return tuple(warnings)
 
 

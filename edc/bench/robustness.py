@@ -4,6 +4,7 @@ Calibration is what ensembles are bought for, and what is lost first when images
 is never refitted here: nobody has labels for the images that a deployed network will meet.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from edc.bench.backends.contract import Floats
 from edc.bench.corruptions import KINDS, SEVERITIES, CorruptionKind, corrupt
 from edc.bench.pool import NotRun, RowSpec, WorkerPool
 from edc.bench.specs import base_subject, is_ensemble, precision_class
+from edc.bench.statistics import compare_accuracy
 from edc.data import Images, evaluation_batches
 from edc.data.data_set import take
 from edc.seeding import generator_for
@@ -36,15 +38,19 @@ BATCH_SIZE = 256
 
 
 def robustness_specs(specs: Sequence[RowSpec]) -> list[RowSpec]:
-    """Returns one row for each fp32 subject: what the backends compute is the same, so one of them is enough.
+    """Returns one row for each subject in fp32, and one for each student's file in 8 bits, which may be shipped too.
 
-    The first of onnxruntime, openvino, torch and the rest that has the subject; of an ensemble's forms, the merged one.
+    What the backends compute is the same, so one of them is enough: the first of onnxruntime, openvino, torch and the
+    rest that has the subject; of an ensemble's forms, the merged one.
     """
-    chosen: dict[tuple[str | None, str], RowSpec] = {}
+    chosen: dict[tuple[str | None, str, str], RowSpec] = {}
     for backend in (*PREFERENCE, *BACKENDS):
-        of_backend = [spec for spec in specs if spec.backend == backend and precision_class(spec) == "fp32"]
-        for spec in sorted(of_backend, key=lambda spec: "merged" not in spec.subject):
-            chosen.setdefault((spec.artifact, "ensemble" if is_ensemble(spec) else base_subject(spec)), spec)
+        for spec in sorted((s for s in specs if s.backend == backend), key=lambda spec: "merged" not in spec.subject):
+            precision, subject = precision_class(spec), base_subject(spec)
+            is_student = not is_ensemble(spec) and not subject.startswith("teacher ")
+            if precision == "fp32" or (precision == "int8" and is_student):
+                name = "ensemble" if is_ensemble(spec) else subject
+                chosen.setdefault((spec.artifact, name, precision), spec)
     return [spec for spec in specs if spec in chosen.values()]
 
 
@@ -86,13 +92,19 @@ def robustness(
             batch if kind == "none" else corrupt(batch, kind, severity, seed=seed, first_index=number * BATCH_SIZE)
             for number, batch in enumerate(batches)
         )
-        for spec, outputs in pool.predict(specs, corrupted).items():
-            if not isinstance(outputs, NotRun):
-                temperature = temperatures.get(spec)
-                record = robustness_of(
-                    outputs, labels, kind=kind, severity=severity, calibration_temperature=temperature
-                )
-                records.setdefault(spec.key, []).append(record)
+        ran = {spec: each for spec, each in pool.predict(specs, corrupted).items() if not isinstance(each, NotRun)}
+        of_ensemble = next((ran[spec] for spec in ran if is_ensemble(spec) and not spec.artifact), None)
+        for spec, outputs in ran.items():
+            record = robustness_of(
+                outputs,
+                labels,
+                kind=kind,
+                severity=severity,
+                calibration_temperature=temperatures.get(spec),
+                ensemble_outputs=None if outputs is of_ensemble else of_ensemble,
+                seed=seed,
+            )
+            records.setdefault(spec.key, []).append(record)
     return records
 
 
@@ -103,12 +115,24 @@ def robustness_of(
     kind: CorruptionKind | Literal["none"],
     severity: int,
     calibration_temperature: float | None,
+    ensemble_outputs: Floats | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Returns the record of one corruption: quality raw, and divided by a temperature that is given, never fitted.
 
+    With the ensemble's outputs on the same images: on how many both answer alike, and the paired difference in accuracy
+    (row - ensemble) with its 95 % interval.
+
     Shapes:
-        outputs (N, K), logits or log-probabilities; labels (N,)
+        outputs, ensemble_outputs (N, K), logits or log-probabilities; labels (N,)
     """
+    agreement = difference = None
+    if ensemble_outputs is not None:
+        answers, of_ensemble = outputs.argmax(1), ensemble_outputs.argmax(1)
+        agreement = float(np.mean(answers == of_ensemble))
+        difference = dataclasses.asdict(
+            compare_accuracy(of_ensemble == labels, answers == labels, seed=seed).difference
+        )
     log_probs = metrics.log_probs_from_logits(outputs.astype(np.float64))
     raw = metrics.quality(log_probs, labels)
     calibrated = None
@@ -118,6 +142,9 @@ def robustness_of(
     return {
         "corruption": kind,
         "severity": severity,
+        "num_images": len(labels),
+        "agreement": agreement,
+        "acc_difference": difference,
         "acc": raw.acc,
         "nll": raw.nll,
         "ece": raw.ece,

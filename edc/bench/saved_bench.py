@@ -66,22 +66,34 @@ class SavedRow(_Section):
         return name if self.artifact is None else f"{self.artifact}: {name}"
 
 
+class SavedEnvironment(_Section):
+    """What must be alike (cpu, gpu, threads), and what only causes a warning."""
+
+    cpu: str
+    gpu: str | None = None
+    threads: int
+    num_cpus: int | None = None
+    governor: str | None = None
+    turbo: bool | None = None
+    system: str | None = None
+    python: str | None = None
+    packages: dict[str, str] = {}
+    flags: tuple[str, ...] = ()
+
+
 class SavedBench(_Section):
-    """What is compared, and what must be alike for that. `environment` also holds what only causes a warning."""
+    """What is compared, and what must be alike for that."""
 
     artifact: str
     deploy: str
     class_names: tuple[str, ...]
     num_test_images: int
     plan: dict[str, Any]
-    environment: dict[str, Any]
+    environment: SavedEnvironment
     rows: Annotated[tuple[SavedRow, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in ("cpu", "threads"):
-            if name not in self.environment:
-                raise ValueError(f"environment.{name} is missing")
         seen: set[tuple[str, int]] = set()
         for row in self.rows:
             if (row.key, row.batch) in seen:

@@ -34,9 +34,21 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
         lines.append(f"all rows together: {comparison.common_factor - 1:+.1%} (median, {treatment})")
     lines += comparison.warnings
     lines += [f"{change.name}: {change.reason}" for change in comparison.changes if change.figure == "runs"]
-    lines += [f"got worse: {_sentence(change)}" for change in comparison.worse] or ["nothing got worse"]
+    lines += [f"got worse: {_sentence(change)}" for change in comparison.worse] or [_nothing_worse(comparison)]
     for line in lines:
         console.print(line, highlight=False, markup=False)
+
+
+def _nothing_worse(comparison: Comparison) -> str:
+    """Returns the good news, and how much of it is only not knowing."""
+    unknown = {
+        word: list(dict.fromkeys(change.name for change in comparison.changes if change.verdict == word))
+        for word in ("undecided", "missing")
+    }
+    caveats = [f"{len(names)} {word} ({', '.join(names)})" for word, names in unknown.items() if names]
+    if not caveats:
+        return "nothing got worse"
+    return f"nothing is shown to have got worse; {'; '.join(caveats)}"
 
 
 def _cells(change: Change) -> tuple[str, ...]:
