@@ -1,22 +1,30 @@
 """Is the loader or the network the limit? Images a second of reading, decoding and augmenting, and of training steps.
 
-    python benchmarks/data_loading.py RECIPE [--data-root DIR] [--workers 0 1 2] [--images 512] [--set a.b=value]
+    python benchmarks/data_loading.py RECIPE [--data-root DIR] [--workers 0 1 2] [--images 256] [--rounds 5]
+                                      [--set a.b=value]
 
-The loader is `train_batches` itself, with each number of worker processes, timed from the second batch on (the first
-waits for the workers to start). A step is that of each network of the recipe on images that lie ready in memory. One
-process is measured; a machine with several GPUs runs one such loader for each. Without --data-root, 256 JPEG files of
-500 x 375 pixels are made. Also timed, on one core: what an image costs in each decoder that was tried.
+The loader is `train_batches` itself, timed from when each worker has delivered a batch. A step is that of each network
+of the recipe, on images that lie ready in memory. One process is measured; a machine with several GPUs runs one such
+loader for each. With --data-root, the recipe's own images are read. Without, JPEG files of 500 x 375 pixels are made,
+about as large as ImageNet's, and read from an image folder, WebDataset shards and parquet in turns. Also timed, on one
+core: what an image costs in each decoder that was tried.
 
 Prints markdown for results/.
 """
 
 import argparse
 import io
+import os
+import random
+import statistics
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,26 +33,34 @@ from PIL import Image
 
 from edc.cost import estimate_costs
 from edc.data import DataSet, FileImages, MemoryImages, evaluation_batches, load_data, train_batches
+from edc.data import parquet as parquet_module
 from edc.data.images import training_view
 from edc.load_recipe import load_recipe
 from edc.machine import num_cpus
 from edc.recipe import Recipe
 
+LOADER_BATCH = 32
+"""Images a batch of the loader; a worker makes one batch at a time, so this changes no rate."""
+ROW_GROUP = 100
+"""Images a row group, as the Hugging Face hub writes them."""
+
 
 def main() -> None:
     options = arguments()
-    with tempfile.TemporaryDirectory() as folder:
-        root, settings = options.data_root, list(options.set)
-        if root is None:
-            root = make_photographs(Path(folder))
-            settings += ["data.kind=image_folder", "data.num_classes=2", "data.unlabelled=false", "data.validation=8"]
-        recipe = load_recipe(options.recipe, overrides=settings, data_root=root)
-        data = load_data(recipe.data)
-        loader = loader_rows(recipe, data, options.workers, options.images)
+    with tempfile.TemporaryDirectory(prefix="edc-data-loading-") as folder:
+        if options.data_root is None:
+            os.environ["XDG_CACHE_HOME"] = folder  # the index of shards that will be gone
+            sources = made_sources(options, Path(folder))
+        else:
+            recipe = load_recipe(options.recipe, overrides=options.set, data_root=options.data_root)
+            sources = {recipe.data.kind: (recipe, load_data(recipe.data))}
+        loader = loader_rows(sources, options)
+        recipe, data = next(iter(sources.values()))
         network = network_rows(recipe, data)
         if isinstance(data.train, FileImages):
             decoder_rows(data.train, options.images)
-    verdict(loader, network)
+    for name, rates in loader.items():
+        verdict(name, rates, network)
 
 
 def arguments() -> argparse.Namespace:
@@ -52,34 +68,114 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=512, help="images to load in each row")
+    parser.add_argument("--images", type=int, default=256, help="images to load in each round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], help="override a field of the recipe")
     return parser.parse_args()
 
 
-def loader_rows(recipe: Recipe, data: DataSet, workers: list[int], num_images: int) -> dict[int, float]:
-    """Prints and returns images a second of the training loader by number of workers."""
-    batch_size = min(recipe.training.batch_size, max(num_images // 8, 1), len(data.train))
-    print(f"| loader, batches of {batch_size}, {num_cpus()} CPUs | images / s |\n|---|---|")
-    found = {}
-    for number in workers:
-        section = recipe.data.model_copy(update={"num_workers": number})
-
-        def epochs(section=section):  # type: ignore[no-untyped-def]
-            for epoch in range(1 + num_images // len(data.train)):
-                yield from train_batches(data.train, section, batch_size=batch_size, seed=0, epoch=epoch)
-
-        found[number] = rate(epochs(), num_images)
-        note = "" if number <= num_cpus() else f" (no more than {num_cpus()} are started)"
-        print(f"| training view, {number} workers{note} | {found[number]:.0f} |")
-    batches = evaluation_batches(data.test, batch_size=min(batch_size, max(len(data.test) // 4, 1)))
-    print(f"| evaluation view, 0 workers | {rate(batches, num_images):.0f} |\n")
-    return found
+Sources = dict[str, tuple[Recipe, DataSet]]
 
 
-def rate(batches, num_images: int) -> float:  # type: ignore[no-untyped-def]
-    """Returns images a second from the second batch on, over `num_images` or what there is."""
-    next(batches)
+def made_sources(options: argparse.Namespace, folder: Path) -> Sources:
+    """Returns the same photographs as a folder, shards and parquet, with the recipe changed to read them."""
+    num_images = 2 * (options.images + LOADER_BATCH * max(*options.workers, 1))
+    photographs = [photograph(i) for i in range(num_images)]
+    kilobytes = sum(map(len, photographs)) / num_images / 1000
+    print(f"{num_images} JPEG files of 500 x 375 pixels, {kilobytes:.0f} kB each on average\n")
+    sources: Sources = {}
+    for kind, write in (("image_folder", write_folder), ("webdataset", write_shards), ("parquet", write_parquet)):
+        for split, first, step in (("train", 1, 1), ("val", 0, 16), ("test", 8, 16)):
+            chosen = [i for i in range(num_images) if (i % 8 if split == "train" else i % step == first)]
+            write(folder / kind, split, chosen, photographs)
+        made = [f"data.kind={kind}", "data.num_classes=2", "data.unlabelled=false", "data.validation=null"]
+        recipe = load_recipe(options.recipe, overrides=[*options.set, *made], data_root=folder / kind)
+        sources[kind] = (recipe, load_data(recipe.data))
+    recipe = sources["parquet"][0]
+    parquet_module.IN_MEMORY_BYTES = 0  # as files of more than 1 GB are read
+    sources["parquet, row groups from disk"] = (recipe, load_data(recipe.data))
+    return sources
+
+
+def photograph(number: int) -> bytes:
+    """Returns a JPEG of smooth colours under the grain that gives it the size of one of ImageNet's, about 110 kB."""
+    draws = np.random.default_rng(number)
+    colours = Image.fromarray(draws.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    smooth = np.asarray(colours.resize((500, 375), Image.Resampling.BICUBIC), np.float32)
+    grain = draws.normal(0, 14, (375, 500, 1)).astype(np.float32)
+    buffer = io.BytesIO()
+    Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_folder(root: Path, split: str, chosen: list[int], photographs: list[bytes]) -> None:
+    for k, i in enumerate(chosen):
+        folder = root / split / f"class{k % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.jpg").write_bytes(photographs[i])
+
+
+def write_shards(root: Path, split: str, chosen: list[int], photographs: list[bytes]) -> None:
+    root.mkdir(exist_ok=True)
+    with tarfile.open(root / f"{split}-000000.tar", "w") as shard:
+        for k, i in enumerate(chosen):
+            for name, content in ((f"{i}.cls", str(k % 2).encode()), (f"{i}.jpg", photographs[i])):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+
+
+def write_parquet(root: Path, split: str, chosen: list[int], photographs: list[bytes]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root.mkdir(exist_ok=True)
+    images = pa.array([{"bytes": photographs[i], "path": None} for i in chosen])
+    table = pa.table({"image": images, "label": pa.array([k % 2 for k in range(len(chosen))], pa.int64())})
+    name = {"val": "validation"}.get(split, split)
+    pq.write_table(table, root / f"{name}-00000-of-00001.parquet", row_group_size=ROW_GROUP)
+
+
+def loader_rows(sources: Sources, options: argparse.Namespace) -> dict[str, dict[int, float]]:
+    """Prints images a second of the training loader, sources and numbers of workers in turns; returns the medians."""
+    measured: dict[tuple[str, int], list[float]] = {turn: [] for turn in product(sources, options.workers)}
+    evaluated: dict[str, list[float]] = {name: [] for name in sources}
+    for number in range(options.rounds):
+        for name, workers in random.Random(number).sample(list(measured), len(measured)):
+            measured[name, workers].append(training_rate(*sources[name], workers, options.images))
+        for name, (_, data) in sources.items():
+            batches = evaluation_batches(data.test, batch_size=min(LOADER_BATCH, max(len(data.test) // 2, 1)))
+            evaluated[name].append(rate(batches, options.images, skipped=1))
+    print(f"Images a second, {num_cpus()} CPUs; median of {options.rounds} rounds (smallest to largest)\n")
+    print("| images from |" + "".join(f" {w} workers |" for w in options.workers) + " evaluation view, 0 workers |")
+    print("|---|" + "---|" * (len(options.workers) + 1))
+    for name in sources:
+        cells = [spread(measured[name, workers]) for workers in options.workers]
+        print(f"| {name} | {' | '.join([*cells, spread(evaluated[name])])} |")
+    print()
+    return {name: {w: statistics.median(measured[name, w]) for w in options.workers} for name in sources}
+
+
+def spread(rates: list[float]) -> str:
+    return f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})"
+
+
+def training_rate(recipe: Recipe, data: DataSet, workers: int, num_images: int) -> float:
+    section = recipe.data.model_copy(update={"num_workers": workers})
+    batch_size = min(LOADER_BATCH, len(data.train))
+    skipped = max(min(workers, num_cpus()), 1)
+
+    def epochs() -> Iterator[Any]:
+        for epoch in range(2 + num_images // len(data.train)):
+            yield from train_batches(data.train, section, batch_size=batch_size, seed=0, epoch=epoch)
+
+    return rate(epochs(), num_images, skipped=skipped)
+
+
+def rate(batches: Iterator[Any], num_images: int, *, skipped: int) -> float:
+    """Returns images a second after the first `skipped` batches, over `num_images` or what there is."""
+    for _ in range(skipped):
+        next(batches)
     count, started = 0, time.perf_counter()
     for pixels, _ in batches:
         count += len(pixels)
@@ -93,8 +189,9 @@ def network_rows(recipe: Recipe, data: DataSet) -> dict[str, float]:
     num_images = 4 * recipe.training.batch_size
     pixels = torch.randint(0, 256, (num_images, *data.image_shape), dtype=torch.uint8)
     labels = torch.arange(num_images) % data.num_classes
-    accelerator = Accelerator()
-    costs = estimate_costs(recipe, replace(data, train=MemoryImages(pixels, labels)), accelerator=accelerator)
+    ready = replace(data, train=MemoryImages(pixels, labels))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    costs = estimate_costs(recipe, ready, accelerator=accelerator)
     print(f"| network, batches of {recipe.training.batch_size}, {accelerator.device} | images / s |\n|---|---|")
     found = {cost.name: recipe.training.batch_size / cost.seconds_per_step for cost in costs}
     for name, images_per_second in found.items():
@@ -129,28 +226,20 @@ def torchvision_decode(content: bytes) -> torch.Tensor:
     return decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
 
 
-def verdict(loader: dict[int, float], network: dict[str, float]) -> None:
+def verdict(source: str, loader: dict[int, float], network: dict[str, float]) -> None:
     workers, fastest = max(loader.items(), key=lambda row: row[1])
     name, hungriest = max(network.items(), key=lambda row: row[1])
     if fastest < hungriest:
         print(
-            f"The loader is the limit: {fastest:.0f} images / s with {workers} workers, {name} takes {hungriest:.0f}."
+            f"- {source}: the loader is the limit. {workers} workers deliver {fastest:.0f} images / s, "
+            f"training {name} takes {hungriest:.0f}."
         )
     else:
         enough = min(number for number, found in loader.items() if found >= hungriest)
         print(
-            f"The network is the limit: {name} takes {hungriest:.1f} images / s, and {enough} workers deliver as many."
+            f"- {source}: the network is the limit. Training {name} takes {hungriest:.1f} images / s, and {enough} workers "
+            f"deliver {loader[enough]:.0f}."
         )
-
-
-def make_photographs(root: Path, num_images: int = 256) -> Path:
-    random = np.random.default_rng(0)
-    for i in range(num_images):
-        folder = root / ("test" if i % 8 == 0 else "train") / f"class{i // 8 % 2}"
-        folder.mkdir(parents=True, exist_ok=True)
-        colours = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        colours.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
-    return root
 
 
 if __name__ == "__main__":
