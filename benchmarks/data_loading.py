@@ -237,8 +237,8 @@ def verdict(source: str, loader: dict[int, float], network: dict[str, float]) ->
     else:
         enough = min(number for number, found in loader.items() if found >= hungriest)
         print(
-            f"- {source}: the network is the limit. Training {name} takes {hungriest:.1f} images / s, and {enough} workers "
-            f"deliver {loader[enough]:.0f}."
+            f"- {source}: the network is the limit. Training {name} takes {hungriest:.1f} images / s, and "
+            f"{enough} workers deliver {loader[enough]:.0f}."
         )
 
 
