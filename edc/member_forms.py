@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from edc.agreement import by_main
 from edc.batch_ensemble import ensemble_size_of
 from edc.files import write_json
 from edc.machine import free_memory_bytes
@@ -69,11 +70,11 @@ def choose_form(
     """
     if section.member_form != "auto":
         return section.member_form, ""
-    if ensemble_size_of(network) == 1 or (folder / "weights.safetensors").is_file():
+    if ensemble_size_of(network) == 1 or by_main((folder / "weights.safetensors").is_file, accelerator):
         return "joint", ""
     kept = folder / KEPT
-    if kept.is_file():
-        form: MemberForm = json.loads(kept.read_text())["form"]
+    form = by_main(lambda: _kept_form(kept), accelerator)
+    if form is not None:
         return form, f"as {kept} says"
     rows = min(training.batch_size // accelerator.num_processes, training.micro_batch_size or training.batch_size)
     needed = activation_bytes(network, image_shape, training) * rows * ensemble_size_of(network)
@@ -93,8 +94,11 @@ def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
         return None
     if section.member_form != "auto":
         return section.member_form
-    kept = run.student_path(name) / KEPT
-    if not kept.is_file():  # trained by an edc that did not choose yet
+    return _kept_form(run.student_path(name) / KEPT)
+
+
+def _kept_form(kept: Path) -> MemberForm | None:
+    if not kept.is_file():  # not chosen yet, or trained by an edc that did not choose
         return None
     form: MemberForm = json.loads(kept.read_text())["form"]
     return form
