@@ -1,39 +1,74 @@
 """torch.compile for networks, tried before it is relied on."""
 
 import copy
+from itertools import chain
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from edc.batch_ensemble import ensemble_size_of
+from edc.recipe import TrainingSection
 from edc.report.progress import console
+from edc.step import autocast
 
 __all__ = ["compile_network", "example_for"]
 
+_compiled: WeakSet[nn.Module] = WeakSet()
+_failed: WeakSet[nn.Module] = WeakSet()
+"""Networks that have been tried: teachers are shared by students, and a trial takes minutes."""
 
-def compile_network(network: nn.Module, example: Tensor, *, label: str) -> bool:
-    """Compiles `network` in place, its state dict unchanged, and returns whether that worked.
 
-    A copy runs `example` (N, C, H, W) first, with a backward pass where something is trained: what the compiler cannot
-    do, for want of a C++ compiler for example, is said once, and the network stays as it is.
+def compile_network(network: nn.Module, example: Tensor, *, training: TrainingSection, label: str) -> bool:
+    """Compiles `network` in place, its state dict unchanged, and returns whether that worked, now or before.
+
+    A copy runs `example` (N, C, H, W) first, in the run's precision, with a backward pass where something is trained or
+    the example asks for its gradient: what the compiler cannot do, for want of a C++ compiler for example, is said
+    once, and the network stays as it is.
     """
+    if network in _compiled or network in _failed:
+        return network in _compiled
     trial = copy.deepcopy(network)
     trial.compile()
     try:
-        output: Tensor = trial(example)
+        with autocast(example.device, training):
+            output: Tensor = trial(example)
         if output.requires_grad:
             output.float().sum().backward()  # type: ignore[no-untyped-call]
     except (TorchDynamoException, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         console.print(f"{label}: runs without torch.compile, which failed ({reason})", highlight=False, markup=False)
+        _failed.add(network)
         return False
     network.compile()
+    _compiled.add(network)
     return True
 
 
-def example_for(network: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
-    """Returns a batch of two images a member, where and as the network's parameters are."""
-    parameter = next(network.parameters())
-    rows = 2 * ensemble_size_of(network)
-    return torch.rand(rows, *image_shape, dtype=parameter.dtype, device=parameter.device)
+def example_for(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    training: TrainingSection,
+    num_processes: int = 1,
+    to_images: bool = False,
+) -> Tensor:
+    """Returns a batch as large as the network gets in a step, where and as its parameters are.
+
+    Of a network with members it is the rows of one of them, shared out among all (at least two each): the memory that
+    the sequential form needs, whichever the run is in.
+
+    Args:
+        to_images: whether gradients will be asked for with respect to the images, as perturbations do of teachers.
+    """
+    parameter = next(
+        chain(network.parameters(), network.buffers())
+    )  # a whole network from a file may have no parameter
+    rows = min(training.batch_size // num_processes, training.micro_batch_size or training.batch_size)
+    num_members = ensemble_size_of(network)
+    rows = num_members * max(rows // num_members, 2)
+    images = torch.rand(rows, *image_shape, dtype=parameter.dtype, device=parameter.device)
+    if training.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images.requires_grad_(to_images)

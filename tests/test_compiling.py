@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from edc.batch_ensemble import select_members, to_batch_ensemble
 from edc.compiling import compile_network, example_for
+from edc.recipe import TrainingSection
 
 SHAPE = (3, 10, 10)
 
@@ -30,10 +32,13 @@ import torch, torch._inductor.config
 from small_networks import small_network
 from edc.batch_ensemble import to_batch_ensemble
 from edc.compiling import compile_network, example_for
+from edc.recipe import TrainingSection
 torch._inductor.config.cpp.cxx = ("/no/such/compiler",)
 network = to_batch_ensemble(small_network(0).float(), 2)
-example = example_for(network, (3, 10, 10))
-print(compile_network(network, example, label="student"), tuple(network(example).shape))
+training = TrainingSection(batch_size=4)
+example = example_for(network, (3, 10, 10), training=training)
+for _ in range(2):
+    print(compile_network(network, example, training=training, label="student"), tuple(network(example).shape))
 """
 
 
@@ -43,8 +48,54 @@ def test_without_a_compiler_the_network_runs_as_it_is_and_the_log_says_so():
     ended = subprocess.run(
         [sys.executable, "-c", WITHOUT_COMPILER], env=environment, capture_output=True, text=True, check=False
     )
-    assert ended.stdout.split("\n")[0] == "False (4, 5)", ended.stderr
-    assert "student: runs without torch.compile, which failed (" in ended.stderr
+    assert ended.stdout.split("\n")[:2] == ["False (4, 5)"] * 2, ended.stderr
+    assert ended.stderr.count("student: runs without torch.compile, which failed (") == 1
+
+
+class Witness(nn.Module):
+    """Says what it was called with; torch.compile leaves its work to Python, so that no compiler takes time."""
+
+    seen: ClassVar[list[dict[str, object]]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    @torch.compiler.disable
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.append(
+            {
+                "images": tuple(images.shape),
+                "channels last": images.is_contiguous(memory_format=torch.channels_last),
+                "gradient": images.requires_grad,
+                "autocast": torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None,
+            }
+        )
+        return images.mean((2, 3)) * self.weight
+
+
+@pytest.mark.parametrize(
+    ("training", "num_processes", "rows", "dtype"),
+    [
+        (TrainingSection(batch_size=12, precision="bf16"), 1, 12, torch.bfloat16),
+        (TrainingSection(batch_size=12), 2, 6, None),
+        (TrainingSection(batch_size=12, micro_batch_size=5), 2, 5, None),
+    ],
+)
+def test_trial_is_the_step_of_the_run_and_happens_once(training, num_processes, rows, dtype):
+    network = Witness()
+    Witness.seen.clear()
+    example = example_for(network, SHAPE, training=training, num_processes=num_processes, to_images=True)
+    for _ in range(2):
+        assert compile_network(network, example, training=training, label="teacher 0")
+    assert Witness.seen == [{"images": (rows, *SHAPE), "channels last": True, "gradient": True, "autocast": dtype}]
+    assert example.grad is not None, "the gradient that perturbations ask for was not tried"
+
+
+def test_trial_of_members_shares_the_rows_of_one_among_them():
+    network = to_batch_ensemble(small_network(0).float(), 3)
+    assert len(example_for(network, SHAPE, training=TrainingSection(batch_size=12))) == 12
+    assert len(example_for(network, SHAPE, training=TrainingSection(batch_size=4))) == 3 * 2
 
 
 @pytest.mark.slow
@@ -54,7 +105,8 @@ def test_compiled_members_have_the_gradients_of_eager_ones_from_one_compilation_
     images = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
     expected = gradients(copy.deepcopy(network), images)
     keys = set(network.state_dict())
-    assert compile_network(network, example_for(network, SHAPE), label="student")
+    training = TrainingSection(batch_size=8)
+    assert compile_network(network, example_for(network, SHAPE, training=training), training=training, label="student")
     assert set(network.state_dict()) == keys, "a checkpoint must not care"
     found = gradients(network, images)
     for name, gradient in expected.items():
