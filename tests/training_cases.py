@@ -147,7 +147,7 @@ RECIPE = Recipe.model_validate(
         "name": "apart",
         "data": DATA.model_dump(exclude_unset=True),
         "network": "cifar_resnet8",
-        "training": APART.model_copy(update={"epochs": 3}).model_dump(exclude_unset=True),
+        "training": APART.model_copy(update={"epochs": 2}).model_dump(exclude_unset=True),
         "teachers": {"ensemble_size": 2},
         "students": {"be": {"method": "latent_be", "perturbation": "tdiv_sdiv", "member_form": "sequential"}},
     }
