@@ -1,15 +1,19 @@
 """Fixtures that more than one file needs."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from command_line import Called, edc
 from processes import TESTS, environment, found_by
+
+if TYPE_CHECKING:
+    from test_export_web import Browser
 
 __all__ = ["TESTS", "TINY_RECIPE", "Workshop", "environment"]
 
@@ -34,6 +38,19 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     """What each of two gloo processes found: see distributed_worker.py."""
     folder = tmp_path_factory.mktemp("two_processes")
     return found_by("distributed_worker.py", folder, num_processes=2)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+    """Headless Chromium, for tests that open a page and leave nothing behind in it."""
+    from test_export_web import Browser  # a heavy import, for few tests
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("Chromium is not installed (none of chromium, chromium-browser, google-chrome on PATH)")
+    browser = Browser(chromium, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
 
 
 TINY_RECIPE = """

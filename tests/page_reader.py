@@ -1,7 +1,11 @@
-"""`report.html` taken apart, for tests."""
+"""`report.html` taken apart, and opened in a browser, for tests."""
 
 import re
 from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from test_export_web import Browser
 
 MINUS = "\u2212"
 
@@ -72,3 +76,18 @@ def lines_of(page: Page, table: str) -> list[list[str]]:
 
 def bounds(text: str) -> list[float]:
     return [number(part) for part in re.findall(rf"[+{MINUS}]?[\d,.]*\d", text)]
+
+
+def show(browser: "Browser", url: str, *, width: int, scheme: str = "light", media: str = "screen") -> None:
+    """Opens a page on a screen so wide, or on paper."""
+    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.call("Emulation.setEmulatedMedia", media=media, features=features)
+    browser.open(url)
+
+
+def wider_than_the_screen(browser: "Browser") -> list[str]:
+    """Returns which sections of the page are, or `page` if it can be scrolled sideways for another reason."""
+    sections = "[...document.querySelectorAll('main > section')].filter((e) => e.scrollWidth > innerWidth)"
+    found: list[str] = browser.evaluate(f"{sections}.map((e) => e.id)")
+    return found or ["page"] * browser.evaluate("document.documentElement.scrollWidth > innerWidth")

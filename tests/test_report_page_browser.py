@@ -3,13 +3,11 @@
 import base64
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from bench_document import STUDENT, bench_document, key_of, small_document
-from page_reader import bounds
+from page_reader import bounds, show, wider_than_the_screen
 from test_export_web import Browser
 
 from edc.report.page import write_page
@@ -22,27 +20,10 @@ def document() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("Chromium is not installed (none of chromium, chromium-browser, google-chrome on PATH)")
-    browser = Browser(chromium, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="module")
 def url(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "report.html"
     write_page(document, path)
     return path.as_uri()
-
-
-def show(browser: Browser, url: str, *, width: int, scheme: str = "light", media: str = "screen") -> None:
-    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.call("Emulation.setEmulatedMedia", media=media, features=features)
-    browser.open(url)
 
 
 def colour(browser: Browser, selector: str, name: str = "backgroundColor") -> str:
@@ -54,9 +35,7 @@ def test_page_asks_no_network_complains_of_nothing_and_is_no_wider_than_the_scre
     show(browser, url, width=width)
     assert browser.problems() == []
     assert {address for address in browser.urls() if not address.startswith("data:")} == {url}
-    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    wide = "[...document.querySelectorAll('main > section')].filter((e) => e.scrollWidth > innerWidth).map((e) => e.id)"
-    assert browser.evaluate(wide) == []
+    assert wider_than_the_screen(browser) == []
     shown = "[...document.querySelectorAll('figure')].filter((e) => e.getBoundingClientRect().height > 100).length"
     assert browser.evaluate(shown) >= 8
     smallest = "Math.min(...[...document.querySelectorAll('figure svg text')].filter((e) => e.checkVisibility())"
@@ -222,7 +201,7 @@ def test_page_without_script_keeps_switches_and_tooltips(browser, url):
 def test_page_prints(browser, tmp_path):
     write_page(small_document(), tmp_path / "report.html")
     show(browser, (tmp_path / "report.html").as_uri(), width=700, media="print")
-    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert wider_than_the_screen(browser) == []
     assert browser.evaluate("document.querySelector('#pareto .panel-0-0 .wide svg').checkVisibility()")
     assert not browser.evaluate("document.querySelector('nav').checkVisibility()")
     browser.call("Emulation.setEmulatedMedia", media="", features=[])
