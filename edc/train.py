@@ -74,9 +74,7 @@ def fit(
     require_batchnorm_rows(network, training, num_processes=accelerator.num_processes, label=label)
     network = _placed(network, training, accelerator)
     if training.compile:
-        example = example_for(
-            network, data.image_shape, training=training, num_processes=accelerator.num_processes
-        )
+        example = example_for(network, data.image_shape, training=training, num_processes=accelerator.num_processes)
         compile_network(network, example, training=training, label=label)
     optimizer = build_optimizer(network, training)
     checkpoint = folder / "checkpoint.pt"
