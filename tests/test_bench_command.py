@@ -55,12 +55,12 @@ def old_bench(place: Path) -> dict[str, Any]:
     return document
 
 
-def twice_as_fast(document: dict[str, Any]) -> dict[str, Any]:
-    """Returns a bench in which every row took half as long."""
+def faster(document: dict[str, Any], times: float) -> dict[str, Any]:
+    """Returns a bench in which every row was so many times as fast."""
     document = copy.deepcopy(document)
     for row in document["rows"]:
-        row["p50_ms"] = {name: value and value / 2 for name, value in row["p50_ms"].items()}
-        row["round_medians_ms"] = {number: ms / 2 for number, ms in row["round_medians_ms"].items()}
+        row["p50_ms"] = {name: value and value / times for name, value in row["p50_ms"].items()}
+        row["round_medians_ms"] = {number: ms / times for number, ms in row["round_medians_ms"].items()}
     return document
 
 
@@ -92,14 +92,16 @@ def test_bench_against_an_earlier_one_says_what_changed(place):
     # Other work on this machine may have made a row twice as slow; what must not happen is a silent failure.
     assert called.exit_code == comparison["exit_code"] == (1 if comparison["worse"] else 0)
     assert all(f"got worse: {name}" in called.stderr for name in comparison["worse"])
-    assert comparison["worse"] or "nothing got worse" in called.stderr
+    good_news = ("nothing got worse", "nothing is shown to have got worse")
+    assert comparison["worse"] or any(words in " ".join(called.stderr.split()) for words in good_news)
     saved = json.loads((place / "tiny/bench.json").read_text())
     assert {**saved, "comparison": comparison} == called.document  # which is what was measured, and no more
 
 
 def test_rows_that_became_slower_fail_by_name(place):
-    old = twice_as_fast(old_bench(place))
-    for row in old["rows"]:  # as sure as a quiet machine is: this one may be at work for others
+    old = faster(old_bench(place), 10)
+    for row in old["rows"]:  # as sure as a quiet machine is: this one may be at work for others, and change its speed
+        row["probe_us"] = None
         value = row["p50_ms"]["value"]
         row["p50_ms"] = {"value": value, "low": value * 0.99, "high": value * 1.01}
         row["round_medians_ms"] = dict.fromkeys(row["round_medians_ms"], value)
@@ -115,7 +117,7 @@ def test_rows_that_became_slower_fail_by_name(place):
 
 
 def test_what_all_rows_share_is_divided_out_when_asked_for(place):
-    (place / "half.json").write_text(json.dumps(twice_as_fast(old_bench(place))))
+    (place / "half.json").write_text(json.dumps(faster(old_bench(place), 2)))
     called = bench("tiny", "--compare", "half.json", "--relative", cwd=place)
     comparison = called.document["comparison"]
     assert comparison["relative"] is True
@@ -290,7 +292,7 @@ def test_report_holds_the_verdict_of_the_bench(place):
     signs = str.maketrans({"\u2212": "-", "\u2013": "-"})  # the page writes minus and "to" as typographers do
     assert len(document["verdict"]["sentences"]) >= 4
     for sentence in document["verdict"]["sentences"]:
-        assert sentence in page.translate(signs)
+        assert sentence in page.translate(signs).replace("<wbr>", "")
 
 
 @pytest.mark.skipif(not is_installed("tensorrt-rtx"), reason="tensorrt-rtx is not installed")
