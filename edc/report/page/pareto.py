@@ -16,7 +16,7 @@ Row = dict[str, Any]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
-LETTER_WIDTH, LINE_HEIGHT, NEAR = 6.6, 12.0, 40.0
+LETTER_WIDTH, LINE_HEIGHT, NEAR = 7.2, 12.0, 40.0
 """Of the labels, in units of the drawing, on the generous side; one label does for markers so near to each other."""
 
 
