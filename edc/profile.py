@@ -7,6 +7,9 @@ profiler started and stopped, by torch's own hook after every optimiser step: a 
 
 Ranges are host time. On a GPU the host only launches kernels; each step there ends with a wait for the GPU, which is a
 row of its own, and a second column says for how long the kernels that a range launched were running.
+
+Processes exchange statistics and gradients inside the parts, partly while these compute: how long an exchange was under
+way, waiting for the slowest process included, is a figure beside the parts, and not one of them.
 """
 
 import dataclasses
@@ -78,6 +81,8 @@ class StepProfile:
     step_ms: float
     ranges: tuple[RangeTime, ...]
     operators: tuple[OperatorTime, ...]
+    exchange_ms: float | None
+    """How long, in a step, something was on its way between the processes, inside the parts; None for one process."""
     peak_memory_bytes: int | None
     """CPU: growth of the process's resident memory before the profiler starts; GPU: highest allocated memory."""
     trace: str
@@ -126,6 +131,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
         step_ms=(last - first) / 1000 / MEASURED_STEPS,
         ranges=_ranges(events, first, last, on_gpu=on_gpu),
         operators=_operators(events, first, last, on_gpu=on_gpu),
+        exchange_ms=_exchange_ms(events, first, last) if accelerator.num_processes > 1 else None,
         peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else memory.peak_bytes,
         trace=str(trace),
     )
@@ -219,6 +225,23 @@ def _ranges(events: Iterable[Any], first: float, last: float, *, on_gpu: bool) -
         for name in names
         if calls[name]
     )
+
+
+def _exchange_ms(events: Iterable[Any], first: float, last: float) -> float:
+    """Returns for how long of a step at least one exchange was under way, from gloo's threads or NCCL's kernels.
+
+    NCCL: not run here.
+    """
+    spans = sorted(
+        (max(e.time_range.start, first), min(e.time_range.end, last))
+        for e in events
+        if (e.name.startswith("gloo:") if _on_host(e) else e.name.startswith("nccl"))
+    )
+    total, until = 0.0, first
+    for start, end in spans:
+        total += max(end - max(start, until), 0)
+        until = max(until, end)
+    return total / 1000 / MEASURED_STEPS
 
 
 def _exclusive_spans(ranges: Iterable[tuple[float, float, str]]) -> list[tuple[str, list[tuple[float, float]]]]:

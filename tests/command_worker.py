@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,7 +39,7 @@ def main(folder: Path) -> None:
             rows.append(len(inputs[0]))
 
     register_module_forward_pre_hook(count)
-    found = {}
+    found: dict[str, Any] = {"folder": str(folder)}
     for name, command in COMMANDS.items():
         rows.clear()
         found[name] = edc(*command, "--device", "cpu", "--threads", "1", "--json", cwd=folder), list(rows)

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it ends with, and what it leaves on disk when it refuses."""
 
 import dataclasses
+import gzip
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import command_worker
+import numpy as np
 import pytest
 from command_line import Called, commands, edc
 from conftest import TINY_RECIPE, Workshop, environment
@@ -22,6 +24,7 @@ from processes import found_by
 from edc.bench.backends import BACKENDS
 from edc.cost import TIMED_STEPS, WARMUP_STEPS
 from edc.doctor import Check
+from edc.profile import MEASURED_STEPS
 from edc.run import RunFolder
 
 HEAVY = ("torch", "numpy", "accelerate", "timm", "onnx", "onnxruntime", "sklearn", "scipy", "matplotlib")
@@ -194,6 +197,24 @@ def test_dry_run_gives_each_process_its_share_of_the_batch(of_two):
         steps = WARMUP_STEPS + TIMED_STEPS
         assert rows.count(8) == 2 * steps, "a teacher and a student, on half of 16 images"
         assert set(rows) == {2, 8}, "2: networks are tried"
+
+
+def test_profile_says_how_long_the_processes_exchanged_inside_the_parts(of_two):
+    """From the trace, as a browser would open it: moments, 20 a microsecond, with a collective of gloo under way."""
+    called, folder = of_two[0]["profile"][0], of_two[0]["folder"]
+    with gzip.open(Path(folder) / called.document["trace"], "rt") as file:
+        events = [event for event in json.load(file)["traceEvents"] if event.get("ph") == "X"]
+    ends = sorted(event["ts"] + event["dur"] for event in events if event["name"] == "edc:optimizer")
+    first, last = ends[0], ends[MEASURED_STEPS]
+    busy = np.zeros(int(20 * (last - first)) + 1, dtype=bool)
+    for event in events:
+        if event["name"].startswith("gloo:"):
+            start, end = 20 * (event["ts"] - first), 20 * (event["ts"] + event["dur"] - first)
+            busy[max(int(start), 0) : max(int(end), 0)] = True
+    expected = busy.sum() / 20 / 1000 / MEASURED_STEPS
+    assert 0 < expected < called.document["step_ms"]
+    assert called.document["exchange_ms"] == pytest.approx(expected, rel=0.02)
+    assert "exchange between processes: under way for" in called.stderr
 
 
 def test_teach_prints_the_folders_of_teachers_and_trains_none_twice(workshop: Workshop):

@@ -39,6 +39,7 @@ def test_shares_add_up_to_the_whole_step(profiled):
     assert all(part["share"] > 0 for part in document["ranges"])
     assert document["ranges"][-1]["share"] < 0.5, "most of the step has no name"
     assert document["ranges"][0]["kernels_ms"] is None
+    assert document["exchange_ms"] is None
 
 
 def test_parts_are_those_of_the_trace(profiled):

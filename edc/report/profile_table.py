@@ -26,6 +26,12 @@ def print_profile(profile: StepProfile, *, console: Console) -> None:
         kernels = [] if part.kernels_ms is None else [f"{part.kernels_ms:.2f}"]
         parts.add_row(part.name, f"{part.ms:.2f}", f"{100 * part.share:.1f}", f"{part.calls:g}", *kernels)
     console.print(parts)
+    if profile.exchange_ms is not None:
+        console.print(
+            f"exchange between processes: under way for {profile.exchange_ms:.1f} ms of the step, inside the parts "
+            "above; waiting for the slowest process counts\n",
+            highlight=False,
+        )
     operators = Table(title="operators, by their own time", title_justify="left", box=box.SIMPLE_HEAD)
     operators.add_column("operator")
     for column in ("GPU ms" if on_gpu else "ms", "calls"):
