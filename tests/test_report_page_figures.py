@@ -11,6 +11,7 @@ from edc.report.page.document import Bench
 from edc.report.page.numbers import interval, milliseconds, tick, typeset
 from edc.report.page.pareto import front
 from edc.report.page.svg import Scale
+from edc.report.page.sweep_tables import capacity
 
 
 def test_front_is_what_no_other_point_beats():
@@ -75,6 +76,19 @@ def test_figures_are_written_one_way():
     assert [tick(value) for value in (0, 0.3, 0.30000000000000004, 1500, 20000, -0.05)] == [
         "0", "0.3", "0.3", "1500", "20,000", f"{MINUS}0.05",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("holds", "fails", "said"),
+    [
+        (700.0, 800.0, "up to 700 requests/s, and no longer at 800"),
+        (None, 1200.0, "under 1,200 requests/s"),
+        (700.0, None, "up to 700 requests/s and more"),
+        (None, None, "not decided at the rates tried"),
+    ],
+)
+def test_capacity_lies_between_the_rate_that_holds_and_the_one_that_fails(holds, fails, said):
+    assert capacity({"highest_rate_per_second": holds, "lowest_failing_rate_per_second": fails}) == said
 
 
 def test_sentences_of_the_terminal_get_the_signs_of_the_page_and_names_keep_theirs():

@@ -57,12 +57,13 @@ def server_table(bench: Bench) -> Table:
 def capacity(entry: Mapping[str, Any]) -> str:
     """Returns between which of the rates that were tried p99 leaves its bound."""
     holds, fails = entry.get("highest_rate_per_second"), entry.get("lowest_failing_rate_per_second")
+    knows_failing = "lowest_failing_rate_per_second" in entry  # an older bench does not say it
+    if holds is None and fails is None:
+        return "not decided at the rates tried" if knows_failing else "at no rate tried"
     if holds is None:
-        return "at no rate tried" if fails is None else f"under {fixed(fails, 0)} requests/s"
+        return f"under {fixed(fails, 0)} requests/s"
     if fails is None:
-        return f"up to {fixed(holds, 0)} requests/s" + (
-            " and more" if "lowest_failing_rate_per_second" in entry else ""
-        )
+        return f"up to {fixed(holds, 0)} requests/s" + (" and more" if knows_failing else "")
     return f"up to {fixed(holds, 0)} requests/s, and no longer at {fixed(fails, 0)}"
 
 
