@@ -15,8 +15,9 @@ from scipy.stats import norm
 from edc.bench.changes import Comparison
 from edc.bench.compare import compare, parse_fail_on
 from edc.bench.compatible import require_comparable
+from edc.bench.packed import packed, unpacked
 from edc.bench.saved_bench import load_saved, saved_bench
-from edc.bench.statistics import MEDIAN_SPREAD, RATIO_SPREAD, quantile
+from edc.bench.statistics import MEDIAN_SPREAD, RATIO_SPREAD, compare_accuracy, quantile
 from edc.bench.timing import RowSamples
 from edc.errors import RequestError
 from edc.report.compare_table import print_comparison
@@ -236,9 +237,40 @@ def test_accuracy_is_judged_by_an_interval_for_unpaired_images(new: float, expec
     assert change.low is not None
     assert change.high is not None
     # Wald's interval, which is near Agresti and Caffo's for 500 images
-    half = 1.96 * math.sqrt((new * (1 - new) + 0.95 * 0.05) / 500)
+    z = 2.394  # two-sided, 0.05 / 3: three subjects share the confidence
+    half = z * math.sqrt((new * (1 - new) + 0.95 * 0.05) / 500)
     assert change.low == pytest.approx(new - 0.95 - half, abs=0.003)
     assert change.high == pytest.approx(new - 0.95 + half, abs=0.003)
+
+
+def test_accuracy_on_the_same_images_is_judged_in_pairs():
+    """Eight of 500 images lost and none gained: two proportions could not tell, pairs do."""
+    right = np.arange(500) >= 25
+    fewer = right.copy()
+    fewer[25:33] = False
+
+    def with_answers(correct, digest):
+        document = bench() | {"test_digest": digest}
+        document["details"] = {"student on onnxruntime": {"correct": packed(correct)}}
+        document["rows"][2]["quality"]["raw"]["acc"] = float(correct.mean())
+        return document
+
+    comparison = compare(with_answers(fewer, "a"), with_answers(right, "a"))
+    assert verdicts(comparison, "acc") == ["same", "same", "worse"]
+    change = next(c for c in comparison.changes if c.figure == "acc" and c.verdict == "worse").change
+    wanted = compare_accuracy(right, fewer, seed=0, confidence=1 - 0.05 / 3).difference
+    assert (change.value, change.low, change.high) == (wanted.value, wanted.low, wanted.high)
+    without = with_answers(fewer, None)
+    assert verdicts(compare(without, with_answers(right, "a")), "acc")[2] == "undecided"
+    others = compare(with_answers(fewer, "b"), with_answers(right, "a"))
+    assert verdicts(others, "acc") == []
+    assert others.warnings == ("quality is not compared: other test images, or other labels",)
+
+
+@pytest.mark.parametrize("num_images", [1, 7, 8, 9, 500])
+def test_answers_survive_being_packed(num_images):
+    correct = np.random.default_rng(num_images).random(num_images) < 0.5
+    np.testing.assert_array_equal(unpacked(packed(correct), num_images=num_images), correct)
 
 
 @pytest.mark.parametrize(("new", "expected"), [(0.18, "same"), (0.1895, "same"), (0.191, "worse"), (0.169, "better")])
@@ -327,6 +359,11 @@ def changed(change) -> str:
         (changed(lambda d: d["environment"].pop("cpu")), "environment.cpu: Field required"),
         (changed(lambda d: d["environment"].update(packages=[1])), "environment.packages: .*dictionary"),
         (changed(lambda d: d["environment"].update(flags=3)), "environment.flags: .*tuple"),
+        (
+            changed(lambda d: d.update(details={"a": {"correct": "AA=="}})),
+            "details.a.correct: holds 8 answers, where 500",
+        ),
+        (changed(lambda d: d.update(details={"a": {"correct": "?"}})), "details.a.correct: "),
         (changed(lambda d: d["rows"].append(d["rows"][0])), "teacher 0 on onnxruntime at batch 1 is there twice"),
     ],
 )

@@ -16,6 +16,7 @@ from edc.bench.disagreements import Disagreements, disagreements
 from edc.bench.environment import Environment, environment_now
 from edc.bench.messages import LoadReport
 from edc.bench.options import BenchOptions
+from edc.bench.packed import packed
 from edc.bench.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.bench.quality import Predictions, Qualities, float_batches, predict_all, score_all
 from edc.bench.request import BenchRequest, prepare
@@ -106,6 +107,7 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
         seed=seed,
         num_test_images=len(predictions.test_labels),
         num_validation_images=len(predictions.validation_labels),
+        test_digest=predictions.digest(),
         class_names=request.manifest.classes,
         plan=options.plan.timing,
         environment=environment,
@@ -115,6 +117,7 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
         dee=_dee(request, qualities, predictions),
         students=frozenset(spec.key for spec in specs if _is_student(spec, request)),
         verdict=verdict,
+        correct={spec.key: packed(correct) for spec, correct in qualities.correct.items()},
         reliability={spec.key: diagram for spec, diagram in qualities.reliability.items()},
         robustness=measured.robustness,
         sweep_batches=tuple(_sweep_batches(request, options)),

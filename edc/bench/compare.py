@@ -21,10 +21,10 @@ from typing import Any
 from scipy.stats import iqr, norm
 
 from edc.bench.changes import CONFIDENCE, Change, ChangeVerdict, Comparison
-from edc.bench.compatible import require_rows_in_common, warnings_of
+from edc.bench.compatible import require_rows_in_common, same_images, warnings_of
 from edc.bench.probe import PROBE_LIMIT
 from edc.bench.saved_bench import SavedBench, SavedEstimate, SavedRow, saved_bench
-from edc.bench.statistics import MARGIN, RATIO_SPREAD, Estimate
+from edc.bench.statistics import MARGIN, RATIO_SPREAD, Estimate, compare_accuracy
 from edc.bench.timing import DRIFT_LIMIT
 from edc.errors import RequestError
 
@@ -98,7 +98,7 @@ def compare(
             change = _speed(rows_after[place], rows_before[place], judge)
         if change is not None:
             changes.append(change)
-    if after.num_test_images == before.num_test_images:
+    if same_images(after, before):
         changes += _quality_changes(after, before, fail_on=fail_on)
     return Comparison(tuple(changes), warnings, factor, fail_on, relative)
 
@@ -227,32 +227,41 @@ def _quality_changes(after: SavedBench, before: SavedBench, *, fail_on: float) -
     """Returns how accuracy and NLL of each subject changed, on as many test images; once, whatever the batches."""
     then_by_key = {row.key: row.quality for row in before.rows if row.quality is not None}
     now_by_key = {row.key: row.quality for row in after.rows if row.quality is not None}
+    common = [key for key in now_by_key if key in then_by_key]
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(common))  # Bonferroni, as for times
+    is_pairable = after.test_digest is not None and after.test_digest == before.test_digest
     changes = []
-    for key, now in now_by_key.items():
-        then = then_by_key.get(key)
-        if then is None:
-            continue
-        changes.append(_accuracy(key, now.raw.acc, then.raw.acc, after.num_test_images))
-        pair = (now.calibrated, then.calibrated) if now.calibrated and then.calibrated else (now.raw, then.raw)
-        changes.append(_nll(key, pair[0].nll, pair[1].nll, fail_on=fail_on))
+    for key in common:
+        now, then = now_by_key[key], then_by_key[key]
+        pair = (before.correct(key), after.correct(key)) if is_pairable else (None, None)
+        if pair[0] is not None and pair[1] is not None:
+            difference = compare_accuracy(pair[0], pair[1], seed=0, confidence=confidence).difference
+        else:
+            difference = _unpaired(now.raw.acc, then.raw.acc, after.num_test_images, confidence)
+        changes.append(_accuracy(key, now.raw.acc, then.raw.acc, difference))
+        scores = (now.calibrated, then.calibrated) if now.calibrated and then.calibrated else (now.raw, then.raw)
+        changes.append(_nll(key, scores[0].nll, scores[1].nll, fail_on=fail_on))
     return changes
 
 
-def _accuracy(key: str, new: float, old: float, num_images: int) -> Change:
-    """Returns the difference with an interval for unpaired proportions: which images were right is not saved.
+def _unpaired(new: float, old: float, num_images: int, confidence: float) -> Estimate:
+    """Returns new - old with an interval for proportions of images that nobody can pair.
 
     Source: Agresti and Caffo 2000: one success and one failure are added to each side.
     """
     shares = [(share * num_images + 1) / (num_images + 2) for share in (new, old)]
-    half = float(norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt(sum(p * (1 - p) for p in shares) / (num_images + 2))
-    middle, difference = shares[0] - shares[1], new - old
-    low, high = middle - half, middle + half
+    half = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(sum(p * (1 - p) for p in shares) / (num_images + 2))
+    middle = shares[0] - shares[1]
+    return Estimate(new - old, middle - half, middle + half)
+
+
+def _accuracy(key: str, new: float, old: float, difference: Estimate) -> Change:
     verdict: ChangeVerdict = "same"
-    if difference < -ACC_MARGIN:
-        verdict = "worse" if high < 0 else "undecided"
-    elif difference > ACC_MARGIN:
-        verdict = "better" if low > 0 else "undecided"
-    return Change(key, None, "acc", verdict, old, new, Estimate(difference, low, high))
+    if difference.value < -ACC_MARGIN:
+        verdict = "worse" if difference.high is not None and difference.high < 0 else "undecided"
+    elif difference.value > ACC_MARGIN:
+        verdict = "better" if difference.low is not None and difference.low > 0 else "undecided"
+    return Change(key, None, "acc", verdict, old, new, difference)
 
 
 def _nll(key: str, new: float, old: float, *, fail_on: float) -> Change:

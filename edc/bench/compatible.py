@@ -6,7 +6,7 @@ from typing import Any
 from edc.bench.saved_bench import SavedBench, SavedEnvironment
 from edc.errors import RequestError
 
-__all__ = ["require_comparable", "require_rows_in_common", "require_same_classes", "warnings_of"]
+__all__ = ["require_comparable", "require_rows_in_common", "require_same_classes", "same_images", "warnings_of"]
 
 MUST_AGREE = ("cpu", "gpu", "threads")
 SHOULD_AGREE = ("num_cpus", "governor", "turbo", "system", "python")
@@ -55,6 +55,8 @@ def warnings_of(new: SavedBench, old: SavedBench) -> tuple[str, ...]:
     if new.num_test_images != old.num_test_images:
         counts = f"{old.num_test_images:,} test images before, {new.num_test_images:,} now"
         warnings.append(f"quality is not compared: {counts}")
+    elif not same_images(new, old):
+        warnings.append("quality is not compared: other test images, or other labels")
     if new.plan != old.plan:
         warnings.append("another timing plan (--quick or not): one of the benches is less certain than the other")
     for name in SHOULD_AGREE:
@@ -69,6 +71,13 @@ def warnings_of(new: SavedBench, old: SavedBench) -> tuple[str, ...]:
     for name, bench in (("the saved bench", old), ("this bench", new)):
         warnings += [f"{name}: {flag}" for flag in bench.environment.flags]
     return tuple(warnings)
+
+
+def same_images(new: SavedBench, old: SavedBench) -> bool:
+    """Returns whether quality was taken on the same images, as far as both benches say."""
+    if new.num_test_images != old.num_test_images:
+        return False
+    return None in (new.test_digest, old.test_digest) or new.test_digest == old.test_digest
 
 
 def _said(value: Any) -> str:

@@ -1,5 +1,6 @@
 """How good each row's predictions are: all rows see the same test images, and validation images for a temperature."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,10 @@ class Predictions:
     """Of `test_images` in the whole test split."""
     test_labels: Labels
     validation_labels: Labels
+
+    def digest(self) -> str:
+        """Returns what tells one choice of test images from another: a digest of their numbers and labels."""
+        return hashlib.sha256(self.test_indices.tobytes() + self.test_labels.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

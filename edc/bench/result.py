@@ -31,6 +31,8 @@ class BenchResult:
     seed: int
     num_test_images: int
     num_validation_images: int
+    test_digest: str
+    """Of the numbers and labels of the test images that quality was taken on."""
     class_names: tuple[str, ...]
     plan: TimingPlan
     environment: Environment
@@ -43,6 +45,8 @@ class BenchResult:
     students: frozenset[str] = frozenset()
     """The rows that are the student to be deployed."""
     verdict: BenchVerdict | None = None
+    correct: dict[str, str] = field(default_factory=dict)
+    """Which test images each row is right on, as `packed.packed` writes it."""
     reliability: dict[str, Reliability] = field(default_factory=dict)
     robustness: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     sweep_batches: tuple[int, ...] = ()
@@ -73,13 +77,18 @@ class BenchResult:
             "seed": self.seed,
             "num_test_images": self.num_test_images,
             "num_validation_images": self.num_validation_images,
+            "test_digest": self.test_digest,
             "class_names": list(self.class_names),
             "plan": dataclasses.asdict(self.plan),
             "environment": self.environment.to_json(),
             "verdict": None if self.verdict is None else _document(self.verdict),
             "rows": [{**row.to_json(), **self._of_subject(row.key)} for row in self.rows],
             "details": {
-                key: {"reliability": _document(diagram), "robustness": self.robustness.get(key, [])}
+                key: {
+                    "reliability": _document(diagram),
+                    "robustness": self.robustness.get(key, []),
+                    "correct": self.correct.get(key),
+                }
                 for key, diagram in self.reliability.items()
             },
             "sweep_batches": list(self.sweep_batches),

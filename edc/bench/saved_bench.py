@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from edc.bench.packed import unpacked
 from edc.errors import RequestError
 
 __all__ = ["SCHEMA_VERSION", "SavedBench", "SavedEstimate", "SavedRow", "load_saved", "saved_bench"]
@@ -81,25 +84,43 @@ class SavedEnvironment(_Section):
     flags: tuple[str, ...] = ()
 
 
+class SavedDetail(_Section):
+    """`correct`: which test images the row is right on, as `packed.packed` writes it."""
+
+    correct: str | None = None
+
+
 class SavedBench(_Section):
     """What is compared, and what must be alike for that."""
 
     artifact: str
     deploy: str
     class_names: tuple[str, ...]
-    num_test_images: int
+    num_test_images: Annotated[int, Field(ge=0)]
+    test_digest: str | None = None
+    details: dict[str, SavedDetail] = {}
     plan: dict[str, Any]
     environment: SavedEnvironment
     rows: Annotated[tuple[SavedRow, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for key in self.details:
+            try:
+                self.correct(key)
+            except ValueError as error:
+                raise ValueError(f"details.{key}.correct: {error}") from None
         seen: set[tuple[str, int]] = set()
         for row in self.rows:
             if (row.key, row.batch) in seen:
                 raise ValueError(f"{row.key} at batch {row.batch} is there twice")
             seen.add((row.key, row.batch))
         return self
+
+    def correct(self, key: str) -> NDArray[np.bool_] | None:
+        """Returns which test images (N,) the row is right on, if the bench says so."""
+        text = self.details[key].correct if key in self.details else None
+        return None if text is None else unpacked(text, num_images=self.num_test_images)
 
 
 def load_saved(path: Path) -> dict[str, Any]:
