@@ -13,6 +13,7 @@ import pytest
 import torch
 from command_line import edc
 from conftest import TESTS, Workshop
+from data_files import samples_of, write_class_folders
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
@@ -22,9 +23,10 @@ from edc.data import DataSet, MemoryImages, load_data
 from edc.deploy.export import ExportOptions, export, sample_images
 from edc.deploy.fuse import fuse_batchnorm
 from edc.deploy.manifest import load_manifest, manifest_schema, verify_files
-from edc.errors import ParityError
+from edc.errors import DataError, ParityError
 from edc.files import sha256_of
 from edc.networks import build_network
+from edc.recipe import DataSection
 from edc.run import RunFolder
 
 Array = NDArray[Any]
@@ -210,6 +212,20 @@ def test_images_of_a_split_in_class_order_are_drawn_from_every_class():
     np.testing.assert_array_equal(drawn, sample_images(MemoryImages(pixels, labels), 100, seed=1)[1])
     everything = sample_images(MemoryImages(pixels, labels), 5000, seed=1)[1]
     np.testing.assert_array_equal(np.sort(everything), labels)
+
+
+def test_unreadable_training_image_is_replaced_in_calibration_as_it_was_in_training(tmp_path):
+    for split, first in (("train", 0), ("val", 100), ("test", 200)):
+        write_class_folders(tmp_path / split, samples_of(20, first_seed=first))
+    (tmp_path / "train/class0/00004.jpg").write_bytes(b"no image")
+    section = {"kind": "image_folder", "root": tmp_path, "image_size": 8, "augmentation": "none", "num_workers": 0}
+    damaged = load_data(DataSection(**section, max_bad_fraction=0.1)).train
+    images, labels = sample_images(damaged, 20, seed=0)
+    assert np.bincount(labels).tolist() == [10, 10]
+    whole = [damaged[i][0].numpy() / np.float32(255) for i in range(20) if i != 2]  # the third of its class
+    assert all(any(np.array_equal(image, each) for each in whole) for image in images)
+    with pytest.raises(DataError, match=r"class0/00004\.jpg: not a readable image"):
+        sample_images(load_data(DataSection(**section)).train, 20, seed=0)
 
 
 # Whole or not there

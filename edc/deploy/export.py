@@ -149,9 +149,15 @@ def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
 
 
 def sample_images(images: Images, num_images: int, *, seed: int) -> tuple[Floats, NDArray[np.int64]]:
-    """Returns drawn images (N, C, H, W) float32 in [0, 1] and labels (N,): the first may be all of one class."""
+    """Returns drawn images (N, C, H, W) float32 in [0, 1] and labels (N,): the first may be all of one class.
+
+    Where training images may be unreadable, another of the class stands in for one, as it did in training.
+    """
     rows = torch.randperm(len(images), generator=generator_for(seed, "sample"))[:num_images]
-    pixels = torch.stack([images[int(row)][0] for row in rows])
+    if isinstance(images, FileImages) and images.bad.max_fraction:
+        pixels = torch.stack([images.load_or_replace(int(row), augment_seed=None)[0] for row in rows])
+    else:
+        pixels = torch.stack([images[int(row)][0] for row in rows])
     return (pixels.float() / 255).numpy(), images.labels[rows].numpy()
 
 
