@@ -84,7 +84,8 @@ def point(rate, p99):
         ([1, 2, 3.1], (200, 300)),
         ([4, 2, 2], (None, 100)),
         ([1, 9, 1], (100, 200)),  # a rate above one that failed is luck
-        ([1, None, 9], (100, None)),  # nobody knows what happened between
+        ([1, None, 9], (100, 300)),
+        ([None, 9, 9], (None, 200)),
         ([None], (None, None)),
         ([], (None, None)),
     ],
@@ -106,6 +107,7 @@ def test_loads_close_in_on_where_the_bound_breaks():
     assert len(points) == 8  # and stops then
     assert next_load([point(900, 9)], 1e6, bound_ms=3.0) == pytest.approx((0.3,))  # downwards from the lowest
     assert next_load([point(900, 1)], 1e6, bound_ms=3.0) == ()  # never upwards
+    assert next_load([point(900, 9), point(300, None)], 1e6, bound_ms=3.0) == ()  # still fewer requests would say less
 
 
 def test_bound_is_three_medians_of_the_ensemble():

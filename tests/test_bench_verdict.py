@@ -116,6 +116,8 @@ def test_files_that_cannot_be_told_apart_and_faster_ones_at_other_batches_are_na
         "a.onnx in ONNX Runtime is the fastest at batch 1 (a.onnx in OpenVINO cannot be told from it), "
         "a.onnx in OpenVINO is at batch 64."
     )
+    both = said([rows[0], rows[2]], files)[1]
+    assert both.endswith("a.onnx in ONNX Runtime is the fastest at batch 1 and at batch 64.")
     apart = dataclasses.replace(rows[1], p50_ms=Estimate(2.3, 2.15, 2.4))
     assert "cannot be told" not in said([rows[0], apart], files)[1]
 

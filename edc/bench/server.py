@@ -157,10 +157,13 @@ def _serve(
 def next_load(points: Sequence[ServerPoint], service_ns: float, *, bound_ms: float) -> tuple[float, ...]:
     """Returns the load to try next, in the middle (by ratio) of where the bound is crossed; none if that is known.
 
-    Below the lowest that was tried, a third of it; above the highest, none: a server is not run closer to its limit.
+    Below the lowest that was tried, a third of it, unless that one had too few requests for a p99 already; above the
+    highest, none: a server is not run closer to its limit.
     """
     passing, failing = capacity(points, bound_ms=bound_ms)
-    if failing is None or (passing is not None and failing / passing < FINE_ENOUGH):
+    if failing is None or any(point.p99_ms is None for point in points):
+        return ()
+    if passing is not None and failing / passing < FINE_ENOUGH:
         return ()
     rate = failing / 3 if passing is None else math.sqrt(passing * failing)
     return (rate * service_ns / 1e9,)
@@ -175,12 +178,12 @@ def num_requests_at(rate_per_second: float, plan: ServerPlan) -> int:
 def capacity(points: Sequence[ServerPoint], *, bound_ms: float) -> tuple[float | None, float | None]:
     """Returns the highest offered rate up to which every p99 is within the bound, and the next one, whose p99 is not.
 
-    A rate at which there were too few requests for a p99 says neither, nor do the rates above it.
+    Rates at which there were too few requests for a p99 say neither.
     """
     highest = None
     for point in sorted(points, key=lambda point: point.offered_per_second):
         if point.p99_ms is None:
-            break
+            continue
         if point.p99_ms > bound_ms:
             return highest, point.offered_per_second
         highest = point.offered_per_second

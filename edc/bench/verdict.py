@@ -132,7 +132,7 @@ def _file_to_ship(row: Row, candidates: Mapping[int, Sequence[Row]], files: Mapp
     for batch, holding in candidates.items():
         best = min(holding, key=_p50, default=None)
         if best is not None and batch > row.batch:
-            sentence += f", {'it is' if best.key == row.key else f'{named(best)} is'} at batch {batch}"
+            sentence += f" and at batch {batch}" if best.key == row.key else f", {named(best)} is at batch {batch}"
     return sentence + "."
 
 
