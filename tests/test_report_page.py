@@ -361,3 +361,18 @@ def test_wheel_holds_template_style_and_script(tmp_path):
     wheel = next(iter(WheelBuilder(str(Path(__file__).parents[1])).build(directory=str(tmp_path))))
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"edc/report/page/template/page.{suffix}" for suffix in ("html", "css", "js")} <= names
+
+
+def test_calibrated_nll_of_the_verdict_is_beside_the_ensembles_in_fp32(document):
+    """Also where the speed is against one in 8 bits, whose NLL is another."""
+    document = copy.deepcopy(document)
+    verdict = document["verdict"]
+    full = next(
+        row for row in document["rows"] if key_of(row) == "ensemble, in turn on onnxruntime" and row["batch"] == 1
+    )
+    full["quality"]["calibrated"]["nll"] = 0.0777
+    row = next(row for row in document["rows"] if key_of(row) == verdict["row"] and row["batch"] == verdict["batch"])
+    against = next(each for each in row["against"] if each["baseline"] == verdict["baseline"])
+    against["accuracy_baseline"] = key_of(full)
+    text = re.sub(r"<[^>]+>|\s+", " ", page_from_bench(document))
+    assert re.search(rf"calibrated NLL\s+{row['quality']['calibrated']['nll']:.3f}\s+ensemble 0\.078", text)

@@ -136,7 +136,9 @@ def facts(bench: Bench) -> list[Fact]:
         beside += against.get("accuracy_baseline") or against["baseline"]
         found.append(Fact("accuracy, points", _points(accuracy), beside))
     found += _against_one_teacher(row)
-    ours, theirs = (((r.get("quality") or {}).get("calibrated") or {}).get("nll") for r in (row, baseline))
+    # As in the verdict: 8 bits may make an ensemble fast, but what it is worth is what it says in fp32.
+    full = bench.row(against.get("accuracy_baseline"), verdict.get("batch")) or baseline
+    ours, theirs = (((r.get("quality") or {}).get("calibrated") or {}).get("nll") for r in (row, full))
     if ours is not None and theirs is not None:
         found.append(Fact("calibrated NLL", fixed(ours, 3), f"ensemble {fixed(theirs, 3)}"))
     if row.get("file_bytes") and baseline.get("file_bytes"):
