@@ -138,6 +138,7 @@ def test_speed_that_throughput_or_flops_contradict_is_doubted():
         "9.60 times as fast with 4.00 times fewer FLOPs",
     )
     assert doubts_about(None, flops_ratio=4.0, throughput_ratio=None) == ()
+    assert doubts_about(Estimate(0.13, 0.12, 0.14), flops_ratio=0.01, throughput_ratio=0.13) == ()  # tiny teachers
 
 
 def test_verdicts_of_many_rows_follow_the_corrected_test():

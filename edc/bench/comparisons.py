@@ -88,7 +88,7 @@ def doubts_about(
     doubts = []
     if throughput_ratio and not 1 / DOUBT < ratio.value / throughput_ratio < DOUBT:
         doubts.append(f"{ratio.value:.2f} times as fast by medians, {throughput_ratio:.2f} times by images per second")
-    if flops_ratio and ratio.value > DOUBT * flops_ratio:
+    if flops_ratio and ratio.value > DOUBT * max(flops_ratio, 1.0):  # what calls cost brings small networks near 1
         doubts.append(f"{ratio.value:.2f} times as fast with {flops_ratio:.2f} times fewer FLOPs")
     return tuple(doubts)
 
