@@ -4,56 +4,51 @@
     python benchmarks/step_cost.py --network torchvision/resnet18 --size 224 --batch 64 --classes 1000
     python benchmarks/step_cost.py --network wrn16x2 --members 1,2,4,8 --forms joint,sequential
 
-Every side does the whole step but for the optimizer: perturbation, teachers, loss, gradients of the student. In each
-round each side takes one step, in random order; a ratio is the median over rounds of the ratio of their times, with its
-smallest and largest. Peak memory is how far resident memory rises above what networks and images take, in a step apart.
+The sides are those of step_sides.py. Each has a process of its own, or one side's freed memory would serve another. In
+each round each side has a turn, in random order, while the others wait: a step to warm up and a step that is timed. A
+ratio is the median over rounds of the ratio of their times, with its smallest and largest. Peak memory is how far the
+process's resident memory rises above what networks and images take, in a step apart.
 
-Where TorchUncertainty is installed, its layers are a side, too: the official order of work with its BatchConv2d and
-BatchLinear in place of edc's reference layers. In an environment of its own:
+--keep-memory says whose processes keep the memory that a step has freed: edc's (the default: `edc distill` and `edc
+teach` do so), or all of them. Between turns everybody gives it back.
+
+Where TorchUncertainty is installed, its layers are a side, too. In an environment of its own:
 pip install -e . torch-uncertainty lightning
 
 Results go to --output, a JSON line a configuration; those that are there already are not measured again.
 """
 
 import argparse
-import copy
-import gc
 import json
 import random
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from official_order import official_loss
-from torch import nn
+from step_sides import FORMS, OURS, step_of
 
 import edc
-from edc.batch_ensemble import to_batch_ensemble
 from edc.bench.memory import peak_growth
+from edc.host_memory import freed_memory_kept
 from edc.machine import cpu_name
-from edc.networks import build_network
-from edc.recipe import NetworkSection, StudentSection, TrainingSection
-from edc.seeding import generator_for
-from edc.step import Batch, autocast, backward_through
-from edc.student import student_loss
-from edc.teacher import TeacherEnsemble
-
-FORMS = ("official", "torch_uncertainty", "joint", "sequential")
 
 
 def main() -> None:
     arguments = parsed()
-    torch.set_num_threads(arguments.threads)
     forms = [form for form in arguments.forms if form != "torch_uncertainty" or find_spec("torch_uncertainty")]
     for precision in arguments.precision:
         for size in arguments.size:
             for num_members in arguments.members:
-                measure_once(arguments, forms, precision=precision, size=size, num_members=num_members)
+                chosen = [form for form in forms if form != "official_bf16_factors" or precision == "bf16"]
+                measure_once(arguments, chosen, precision=precision, size=size, num_members=num_members)
 
 
 def parsed() -> argparse.Namespace:
@@ -66,6 +61,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--precision", type=lambda text: text.split(","), default=["fp32", "bf16"])
     parser.add_argument("--forms", type=lambda text: text.split(","), default=list(FORMS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--keep-memory", choices=["edc", "all", "none"], default="edc")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=Path("step_cost.jsonl"))
     return parser.parse_args()
@@ -86,6 +82,7 @@ def measure_once(
         "members": num_members,
         "precision": precision,
         "threads": arguments.threads,
+        "keep_memory": arguments.keep_memory,
         "forms": forms,
         "rounds": arguments.rounds,
     }
@@ -93,15 +90,18 @@ def measure_once(
     if any(json.loads(line)["configuration"] == configuration for line in lines):
         return
     started = time.time()
-    sides = sides_of(arguments, forms, precision=precision, size=size, num_members=num_members)
-    memory = {form: peak_bytes(step) for form, step in sides.items()}
-    times = interleaved(sides, rounds=arguments.rounds)
+    work = {key: configuration[key] for key in ("network", "size", "batch", "members", "precision")}
+    with sides_running(forms, work | {"classes": arguments.classes}, arguments) as sides:
+        memory = {form: asked(side, "memory") for form, side in sides.items()}
+        turns = interleaved(sides, rounds=arguments.rounds)
+    times = {form: [turn["seconds"] for turn in of_form] for form, of_form in turns.items()}
     result = {
         "configuration": configuration,
         "machine": cpu_name(),
         "versions": {"edc": edc.__version__, "torch": torch.__version__},
         "date": time.strftime("%Y-%m-%d"),
         "seconds": times,
+        "page_faults": {form: [turn["page_faults"] for turn in of_form] for form, of_form in turns.items()},
         "peak_bytes": memory,
         "took_seconds": round(time.time() - started),
     }
@@ -110,100 +110,62 @@ def measure_once(
     print_result(result)
 
 
-def sides_of(
-    arguments: argparse.Namespace, forms: list[str], *, precision: str, size: int, num_members: int
-) -> dict[str, Callable[[], None]]:
-    """Returns a function for each form that computes the gradients of one step, all on the same images and weights."""
-
-    def network(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        section, shape = NetworkSection(name=arguments.network), (3, size, size)
-        statistics_of_images = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-        return build_network(section, num_classes=arguments.classes, image_shape=shape, **statistics_of_images)
-
-    def placed(network: nn.Module) -> nn.Module:
-        return network.train().to(memory_format=torch.channels_last)
-
-    teachers = TeacherEnsemble([network(m) for m in range(num_members)]).to(memory_format=torch.channels_last)
-    accelerator, training = Accelerator(cpu=True), TrainingSection(precision=precision)
-    perturbation = "tdiv_sdiv" if num_members > 1 else "ods"  # one teacher has nobody to disagree with
-    section = StudentSection(perturbation=perturbation)
-    pixels = torch.rand(arguments.batch, 3, size, size, generator=generator_for("step_cost"))
-    images, labels = pixels.contiguous(memory_format=torch.channels_last), torch.zeros(arguments.batch)
-
-    def batch() -> Batch:
-        return Batch(images, labels, generator_for("step_cost", "pair"), slice(0, len(images)), len(images))
-
-    def ours(form: str) -> Callable[[], None]:
-        student = placed(to_batch_ensemble(network(99), num_members))
-        loss_of = student_loss(section, teachers, form=form)
-
-        def step() -> None:
-            backward_through(loss_of, student, student, batch(), training=training, accelerator=accelerator)
-            student.zero_grad()
-
-        return step
-
-    def official(student: nn.Module) -> Callable[[], None]:
-        def step() -> None:
-            with autocast(images.device, training):
-                loss = official_loss(student, teachers, batch(), num_members=num_members)
-            loss.backward()
-            student.zero_grad()
-
-        return step
-
-    makers: dict[str, Callable[[], Callable[[], None]]] = {
-        "official": lambda: official(placed(to_batch_ensemble(network(99), num_members, form="activation"))),
-        "torch_uncertainty": lambda: official(placed(with_torch_uncertainty(network(99), num_members))),
-        "joint": lambda: ours("joint"),
-        "sequential": lambda: ours("sequential"),
-    }
-    return {form: makers[form]() for form in forms}
+@contextmanager
+def sides_running(
+    forms: list[str], work: dict[str, Any], arguments: argparse.Namespace
+) -> Iterator[dict[str, Connection]]:
+    """Yields a pipe to the process of each form, ready to take turns."""
+    context, sides, processes = get_context("spawn"), {}, []
+    for form in forms:
+        keep = arguments.keep_memory == "all" or (arguments.keep_memory == "edc" and form in OURS)
+        sides[form], other_end = context.Pipe()
+        serving = {"form": form, "work": work, "threads": arguments.threads, "keep": keep}
+        processes.append(context.Process(target=serve, args=(other_end,), kwargs=serving, daemon=True))
+        processes[-1].start()
+        other_end.close()
+    try:
+        yield sides
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
-def with_torch_uncertainty(network: nn.Module, num_members: int) -> nn.Module:
-    """Returns a copy of `network` with TorchUncertainty's layers, its weights, and factors of one."""
-    from torch_uncertainty.layers import BatchConv2d, BatchLinear
-
-    network = copy.deepcopy(network)
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d):
-                layer: Any = BatchConv2d.from_conv2d(child, num_members)
-                layer.conv.weight.data.copy_(child.weight.data)
-            elif isinstance(child, nn.Linear):
-                layer = BatchLinear.from_linear(child, num_members)
-                layer.linear.weight.data.copy_(child.weight.data)
+def serve(parent: Connection, *, form: str, work: dict[str, Any], threads: int, keep: bool) -> None:
+    """Runs one side, a turn whenever the parent asks for one."""
+    torch.set_num_threads(threads)
+    step = step_of(form, **work)
+    while True:
+        what = parent.recv()
+        with freed_memory_kept() if keep else nullcontext():
+            step()  # sets up what is set up once, and takes the memory that a step needs
+            if what == "memory":
+                with peak_growth() as memory:
+                    step()
+                answer: Any = memory.peak_bytes
             else:
-                continue
-            nn.init.ones_(layer.r_group)
-            nn.init.ones_(layer.s_group)
-            if child.bias is not None:
-                layer.bias.data.copy_(child.bias.data.expand(num_members, -1))
-            setattr(parent, name, layer)
-    return network
+                faults, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+                step()
+                seconds = time.perf_counter() - started
+                faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+                answer = {"seconds": seconds, "page_faults": faults}
+        parent.send(answer)
 
 
-def peak_bytes(step: Callable[[], None]) -> int | None:
-    step()  # what is set up once is not the step's own
-    gc.collect()
-    with peak_growth() as memory:
-        step()
-    return memory.peak_bytes
+def asked(side: Connection, what: str) -> Any:
+    side.send(what)
+    return side.recv()
 
 
-def interleaved(sides: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, list[float]]:
-    """Returns the seconds of each side's step in each round."""
-    times: dict[str, list[float]] = {form: [] for form in sides}
+def interleaved(sides: dict[str, Connection], *, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Returns each side's turns."""
+    turns: dict[str, list[dict[str, float]]] = {form: [] for form in sides}
     order, rng = list(sides), random.Random(0)
     for _ in range(rounds):
         rng.shuffle(order)
         for form in order:
-            started = time.perf_counter()
-            sides[form]()
-            times[form].append(time.perf_counter() - started)
-    return times
+            turns[form].append(asked(sides[form], "turn"))
+    return turns
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from edc.checkpoint import Position, append_metrics, load_checkpoint, load_state
 from edc.compiling import compile_network, example_for
 from edc.data import DataSet, steps_per_epoch, train_batches
 from edc.errors import DivergedError, EdcError, Interrupted
+from edc.host_memory import freed_memory_kept
 from edc.predict import evaluate_accuracy
 from edc.recipe import DataSection, TrainingSection
 from edc.report.progress import TrainingProgress, training_progress
@@ -100,6 +101,7 @@ def fit(
     )
     with (
         stop_requests() as stop,
+        freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext(),
         _curves(job) as writer,
         training_progress(
             label,

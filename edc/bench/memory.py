@@ -5,12 +5,13 @@ own. `resource.getrusage` has the same figure but cannot be reset, so it could n
 resetting (macOS, Windows) the figure is None.
 """
 
-import ctypes
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from edc.host_memory import give_back_freed_memory
 
 __all__ = ["PeakGrowth", "peak_growth"]
 
@@ -28,8 +29,7 @@ class PeakGrowth:
 def peak_growth() -> Iterator[PeakGrowth]:
     """Yields a record that holds the growth of the block once it has ended."""
     growth = PeakGrowth()
-    with suppress(AttributeError, OSError, TypeError):  # glibc only
-        ctypes.CDLL(None).malloc_trim(0)  # or the block would run in what others have freed, and seem to need nothing
+    give_back_freed_memory()  # or the block would run in what others have freed, and seem to need nothing
     try:
         CLEAR.write_text("5")
     except OSError:

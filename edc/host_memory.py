@@ -1,0 +1,43 @@
+"""Memory of the host that a training on the CPU has freed: kept for its next step, instead of given back to the system.
+
+glibc maps every large block anew and unmaps it when it is freed, so each step would fault in the pages of all its
+activations again, and the kernel would clear them first (results/step_cost.md has what that costs). Where the C library
+is another one nothing is changed.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+__all__ = ["freed_memory_kept", "give_back_freed_memory"]
+
+# The numbers of mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
+"""No block in a mapping of its own, and the top of the heap never returned."""
+GIVING_BACK = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20}
+"""Where glibc's own thresholds end up in a process that has freed large blocks; they cannot be made to move again."""
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within the block, freed memory stays with the process; after it, it is given back. Results are the same bits."""
+    _set(KEEPING)
+    try:
+        yield
+    finally:
+        _set(GIVING_BACK)
+        give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """Returns to the system what is freed now, wherever in the heap it lies."""
+    with suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set(options: dict[int, int]) -> None:
+    with suppress(AttributeError, OSError, TypeError):  # not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in options.items():
+            mallopt(option, value)
