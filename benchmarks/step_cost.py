@@ -15,7 +15,8 @@ teach` do so), or all of them. Between turns everybody gives it back.
 Where TorchUncertainty is installed, its layers are a side, too. In an environment of its own:
 pip install -e . torch-uncertainty lightning
 
-Results go to --output, a JSON line a configuration; those that are there already are not measured again.
+Results go to --output, a JSON line a configuration; those that are there already are printed, not measured
+again.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def integers(text: str) -> list[int]:
 def measure_once(
     arguments: argparse.Namespace, forms: list[str], *, precision: str, size: int, num_members: int
 ) -> None:
-    """Measures one configuration unless its line is there, prints and appends it."""
+    """Measures one configuration unless its line is there, appends and prints it."""
     configuration = {
         "network": arguments.network,
         "size": size,
@@ -87,8 +88,10 @@ def measure_once(
         "rounds": arguments.rounds,
     }
     lines = arguments.output.read_text().splitlines() if arguments.output.is_file() else []
-    if any(json.loads(line)["configuration"] == configuration for line in lines):
-        return
+    for kept in map(json.loads, lines):
+        if kept["configuration"] == configuration:
+            print_result(kept)
+            return
     started = time.time()
     work = {key: configuration[key] for key in ("network", "size", "batch", "members", "precision")}
     with sides_running(forms, work | {"classes": arguments.classes}, arguments) as sides:
@@ -169,18 +172,20 @@ def interleaved(sides: dict[str, Connection], *, rounds: int) -> dict[str, list[
 
 
 def print_result(result: dict[str, Any]) -> None:
+    """Prints a table whose ratios are against each side that is not edc's, or against the first one."""
     configuration, times, memory = result["configuration"], result["seconds"], result["peak_bytes"]
-    print(json.dumps(configuration), f"({result['took_seconds']} s)")
-    baseline = next(iter(times))
-    print(f"| form | s a step | times as fast as {baseline} | peak MB | of {baseline} |\n|---|---|---|---|---|")
+    baselines = [form for form in times if form not in OURS] or list(times)[:1]
+    print(json.dumps(configuration), f"({result['date']}, {result['took_seconds']} s)")
+    print("| form | s a step | page faults | peak MB |" + "".join(f" {b}: times as fast, memory |" for b in baselines))
+    print("|---" * (4 + len(baselines)) + "|")
     for form, seconds in times.items():
-        ratios = [a / b for a, b in zip(times[baseline], seconds, strict=True)]
-        share = "" if memory[baseline] is None else f"{memory[form] / memory[baseline]:.2f}"
-        megabytes = "" if memory[form] is None else f"{memory[form] / 1e6:.0f}"
-        print(
-            f"| {form} | {statistics.median(seconds):.3f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {megabytes} | {share} |"
-        )
+        faults, megabytes = statistics.median(result["page_faults"][form]), (memory[form] or 0) / 1e6
+        cells = [form, f"{statistics.median(seconds):.3f}", f"{faults:.0f}", f"{megabytes:.0f}" if megabytes else ""]
+        for baseline in baselines:
+            ratios = [a / b for a, b in zip(times[baseline], seconds, strict=True)]
+            share = f", {memory[form] / memory[baseline]:.2f}" if megabytes else ""
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}){share}")
+        print("| " + " | ".join(cells) + " |")
     print(flush=True)
 
 

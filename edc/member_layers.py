@@ -162,7 +162,7 @@ def _scale_channels(x: Tensor, factor: Tensor, channel_dim: int) -> Tensor:
     """Returns member-major `x` times each member's channel `factor` (A, C), in the memory format of `x`.
 
     Multiplying by a factor repeated to (A * N, C) keeps channels_last, which a view to (A, N, C, H, W) would lose. The
-    factor stays float32 under autocast, and so does the product: in bfloat16 a member 0.3 % from one would be at one.
+    factor is not rounded under autocast, as it is not in the weight form; so activations are float32 there.
     """
     factor = factor.repeat_interleave(x.shape[0] // factor.shape[0], dim=0)
     shape = [x.shape[0]] + [1] * (x.ndim - 1)

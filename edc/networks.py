@@ -70,7 +70,7 @@ def build_network(
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Returns the number of trainable values."""
+    """Returns the number of values in all parameters, frozen ones too."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

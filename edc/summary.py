@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import platform
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from edc.batch_ensemble import ensemble_size_of
 from edc.data import DataSet
 from edc.machine import cpu_name
 from edc.member_forms import MemberForm, form_of
+from edc.member_layers import FoldKind
 from edc.metrics import Metrics
 from edc.networks import count_parameters
 from edc.predict import labels_of, predict_logits
@@ -29,6 +32,7 @@ __all__ = ["summarise"]
 
 SCHEMA_VERSION = 1
 LogProbs = NDArray[np.float64]
+Labels = NDArray[np.int64]
 
 
 def summarise(
@@ -45,69 +49,41 @@ def summarise(
     `fold_choice` holds the validation NLL of both folds of each student with members, so that the choice between them
     is a measurement, and never one on test images. `member_form` of a student's rows is the form it was trained in.
     """
-    labels = labels_of(data.test), labels_of(data.validation)
+    test_labels, validation_labels = labels_of(data.test), labels_of(data.validation)
 
-    def predict(network: nn.Module) -> tuple[LogProbs, LogProbs]:
-        """Returns log-probabilities (M, N, K) on test and on validation images."""
-        both = (
-            predict_logits(network, split, recipe.data, recipe.training, accelerator)
+    def predict(network: nn.Module) -> Predictions:
+        test, validation = (
+            metrics.log_probs_from_logits(predict_logits(network, split, recipe.data, recipe.training, accelerator))
             for split in (data.test, data.validation)
         )
-        test, validation = (metrics.log_probs_from_logits(logits) for logits in both)
-        return test, validation
+        return Predictions(test, validation)
 
     per_teacher = [predict(teacher) for teacher in teachers.members]
-    test, validation = (np.concatenate([pair[side] for pair in per_teacher]) for side in (0, 1))
-    nlls = metrics.ensemble_nll_by_size(test, labels[0], validation_log_probs=validation, validation_labels=labels[1])
-    rows = []
-
-    def add(
-        subject: str,
-        kind: str,
-        test: LogProbs,
-        validation: LogProbs,
-        *,
-        parameters: int,
-        forwards: int,
-        form: MemberForm | None = None,
-    ) -> None:
-        result = metrics.evaluate(
-            metrics.ensemble_log_probs(test),
-            labels[0],
-            validation_log_probs=metrics.ensemble_log_probs(validation),
-            validation_labels=labels[1],
-        )
-        result = dataclasses.replace(
-            result,
-            dee=metrics.dee(result.calibrated.nll, nlls),
-            diversity=metrics.diversity(test) if len(test) > 1 else None,
-        )
-        row = {"subject": subject, "kind": kind, "parameters": parameters, "forwards": forwards, **_plain(result)}
-        rows.append(row if form is None else row | {"member_form": form})
-
+    ensemble = Predictions(
+        np.concatenate([one.test for one in per_teacher]), np.concatenate([one.validation for one in per_teacher])
+    )
+    nlls = metrics.ensemble_nll_by_size(
+        ensemble.test, test_labels, validation_log_probs=ensemble.validation, validation_labels=validation_labels
+    )
+    to_row = partial(_row, test_labels=test_labels, validation_labels=validation_labels, nlls=nlls)
     sizes = [count_parameters(teacher) for teacher in teachers.members]
-    sizes = sizes if any(sizes) else [sum(p.numel() for p in teacher.parameters()) for teacher in teachers.members]
-    for m, (teacher_test, teacher_validation) in enumerate(per_teacher):
-        add(f"teacher {m}", "teacher", teacher_test, teacher_validation, parameters=sizes[m], forwards=1)
-    add("ensemble", "ensemble", test, validation, parameters=sum(sizes), forwards=len(sizes))
+    rows = [
+        to_row(f"teacher {m}", "teacher", predictions, parameters=sizes[m]) for m, predictions in enumerate(per_teacher)
+    ]
+    rows.append(to_row("ensemble", "ensemble", ensemble, parameters=sum(sizes)))
     fold_choice = {}
     for name, network in students.items():
         form = form_of(recipe, name, run=run)
         if ensemble_size_of(network) > 1:
-            add(
-                f"{name} (members)",
-                "members",
-                *predict(network),
-                parameters=count_parameters(network),
-                forwards=ensemble_size_of(network),
-                form=form,
-            )
+            members, parameters = predict(network), count_parameters(network)
+            rows.append(to_row(f"{name} (members)", "members", members, parameters=parameters, form=form))
+            folds = {kind: fold_student(network, recipe, name, data, kind=kind) for kind in get_args(FoldKind)}
             fold_choice[name] = {
-                kind: _validation_nll(predict(fold_student(network, recipe, name, data, kind=kind))[1], labels[1])
-                for kind in ("mean_weights", "mean_factors")
+                kind: metrics.nll(metrics.ensemble_log_probs(predict(plain).validation), validation_labels)
+                for kind, plain in folds.items()
             }
         plain = deployable(network, recipe, name, data, accelerator=accelerator)
-        add(name, "student", *predict(plain), parameters=count_parameters(plain), forwards=1, form=form)
+        rows.append(to_row(name, "student", predict(plain), parameters=count_parameters(plain), form=form))
     return {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
@@ -131,6 +107,42 @@ def summarise(
     }
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Log-probabilities (M, N, K) of a network's M members on the test and on the validation images."""
+
+    test: LogProbs
+    validation: LogProbs
+
+
+def _row(
+    subject: str,
+    kind: str,
+    predictions: Predictions,
+    *,
+    parameters: int,
+    form: MemberForm | None = None,
+    test_labels: Labels,
+    validation_labels: Labels,
+    nlls: list[float],
+) -> dict[str, Any]:
+    """Returns what one network is worth. Its DEE is read from `nlls`, those of ensembles of 1 to M teachers."""
+    num_members = len(predictions.test)
+    result = metrics.evaluate(
+        metrics.ensemble_log_probs(predictions.test),
+        test_labels,
+        validation_log_probs=metrics.ensemble_log_probs(predictions.validation),
+        validation_labels=validation_labels,
+    )
+    result = dataclasses.replace(
+        result,
+        dee=metrics.dee(result.calibrated.nll, nlls),
+        diversity=metrics.diversity(predictions.test) if num_members > 1 else None,
+    )
+    row = {"subject": subject, "kind": kind, "parameters": parameters, "forwards": num_members, **_plain(result)}
+    return row if form is None else row | {"member_form": form}
+
+
 def versions() -> dict[str, str]:
     """Returns the versions that a figure depends on."""
     return {"edc": edc.__version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -140,10 +152,6 @@ def machine() -> dict[str, Any]:
     """Returns what the run was trained on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.system()}
-
-
-def _validation_nll(log_probs: LogProbs, labels: NDArray[np.int64]) -> float:
-    return metrics.nll(metrics.ensemble_log_probs(log_probs), labels)
 
 
 def _plain(result: Metrics) -> dict[str, Any]:

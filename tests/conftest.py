@@ -4,16 +4,14 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from browser import Browser
 from command_line import Called, edc
 from processes import TESTS, environment, found_by
-
-if TYPE_CHECKING:
-    from test_export_web import Browser
 
 __all__ = ["TESTS", "TINY_RECIPE", "Workshop", "environment"]
 
@@ -41,10 +39,8 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Browser"]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """Headless Chromium, for tests that open a page and leave nothing behind in it."""
-    from test_export_web import Browser  # a heavy import, for few tests
-
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("Chromium is not installed (none of chromium, chromium-browser, google-chrome on PATH)")

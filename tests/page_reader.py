@@ -2,10 +2,8 @@
 
 import re
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from test_export_web import Browser
+from browser import Browser
 
 MINUS = "\u2212"
 
@@ -78,7 +76,7 @@ def bounds(text: str) -> list[float]:
     return [number(part) for part in re.findall(rf"[+{MINUS}]?[\d,.]*\d", text)]
 
 
-def show(browser: "Browser", url: str, *, width: int, scheme: str = "light", media: str = "screen") -> None:
+def show(browser: Browser, url: str, *, width: int, scheme: str = "light", media: str = "screen") -> None:
     """Opens a page on a screen so wide, or on paper."""
     browser.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -86,7 +84,7 @@ def show(browser: "Browser", url: str, *, width: int, scheme: str = "light", med
     browser.open(url)
 
 
-def wider_than_the_screen(browser: "Browser") -> list[str]:
+def wider_than_the_screen(browser: Browser) -> list[str]:
     """Returns which sections of the page are, or `page` if it can be scrolled sideways for another reason."""
     sections = "[...document.querySelectorAll('main > section')].filter((e) => e.scrollWidth > innerWidth)"
     found: list[str] = browser.evaluate(f"{sections}.map((e) => e.id)")
