@@ -1,8 +1,9 @@
 """Memory of the host that a training on the CPU has freed: kept for its next step, instead of given back to the system.
 
 glibc maps every large block anew and unmaps it when it is freed, so each step would fault in the pages of all its
-activations again, and the kernel would clear them first (results/step_cost.md has what that costs). Where the C library
-is another one nothing is changed.
+activations again, and the kernel would clear them first (measured in results/step_cost.md). The price: blocks of
+many sizes in one heap leave gaps, so that a process may hold more than it has in use. Where the C library is another
+one nothing is changed.
 """
 
 import ctypes

@@ -101,7 +101,6 @@ def fit(
     )
     with (
         stop_requests() as stop,
-        freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext(),
         _curves(job) as writer,
         training_progress(
             label,
@@ -111,7 +110,9 @@ def fit(
         ) as progress,
     ):
         for epoch in range(job.position.epoch, training.epochs):
-            _train_epoch(job, epoch, progress, stop)
+            # Given back after each epoch: what has gone to pieces in the heap is not carried on for the whole training.
+            with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
+                _train_epoch(job, epoch, progress, stop)
             _close_epoch(job, epoch, progress, writer)
     by_main(lambda: save_state(finished, position.best_state), accelerator)
     if accelerator.is_main_process:
