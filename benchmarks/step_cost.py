@@ -6,11 +6,13 @@
 
 The sides are those of step_sides.py. Each has a process of its own, or one side's freed memory would serve another. In
 each round each side has a turn, in random order, while the others wait. In a turn for time one step warms up and one is
-timed; a ratio is the median over rounds of the ratio of their times, with its smallest and largest. In a turn for memory
-one step sets up, and the peak is how far the process's resident memory rises above what is left then, over three more.
+timed; a ratio is the median over rounds of the ratio of their times, with its smallest and largest. In a turn for
+memory one step sets up, and the peak is how far the process's resident memory rises above what is left then, over three
+more.
 
---keep-memory says whose processes keep the memory that a step has freed within a turn: edc's (the default: `edc distill`
-and `edc teach` do so), or all of them. `joint_giving_back` and `sequential_giving_back` are edc's forms without that.
+--keep-memory says whose processes keep the memory that a step has freed within a turn: edc's (the default: `edc
+distill` and `edc teach` do so), or all of them. `joint_giving_back` and `sequential_giving_back` are edc's forms
+without that.
 
 Where TorchUncertainty is installed, its layers are a side, too. In an environment of its own:
 pip install -e . torch-uncertainty lightning

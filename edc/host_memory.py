@@ -1,16 +1,19 @@
 """Memory of the host that a training on the CPU has freed: kept for its next step, instead of given back to the system.
 
 glibc maps every large block anew and unmaps it when it is freed, so each step would fault in the pages of all its
-activations again, and the kernel would clear them first (measured in results/step_cost.md). The price: blocks of
-many sizes in one heap leave gaps, so that a process may hold more than it has in use. Where the C library is another
-one nothing is changed.
+activations again, and the kernel would clear them first (measured in results/step_cost.md). The price: blocks of many
+sizes in one heap leave gaps, so that a process may hold more than it has in use.
+
+Nothing is changed where the C library is another one, or where the user has set glibc's thresholds: with
+MALLOC_TRIM_THRESHOLD_=67108864 in the environment, for example, freed memory is given back as ever.
 """
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["freed_memory_kept", "give_back_freed_memory"]
+__all__ = ["freed_memory_kept", "give_back_freed_memory", "keep_no_freed_memory"]
 
 # The numbers of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
@@ -23,12 +26,26 @@ GIVING_BACK = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Within the block, freed memory stays with the process; after it, it is given back. Results are the same bits."""
+    if _set_by_user():
+        yield
+        return
     _set(KEEPING)
     try:
         yield
     finally:
-        _set(GIVING_BACK)
+        keep_no_freed_memory()
         give_back_freed_memory()
+
+
+def keep_no_freed_memory() -> None:
+    """Ends the keeping in this process: one that was forked within the block, say, to load images."""
+    if not _set_by_user():
+        _set(GIVING_BACK)
+
+
+def _set_by_user() -> bool:
+    variables = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    return any(name in os.environ for name in variables) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
 
 
 def give_back_freed_memory() -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edc.data.images import FileImages, Images, MemoryImages, sample_seed
 from edc.errors import DataError
+from edc.host_memory import keep_no_freed_memory
 from edc.machine import num_cpus
 from edc.recipe import DataSection
 from edc.seeding import generator_for
@@ -166,8 +167,9 @@ def _collate(items: Sequence[Any]) -> Any:
     return torch.stack(pixels), torch.stack(labels), {name: why for one in unreadable for name, why in one.items()}
 
 
-def _ignore_signals(_worker: int) -> None:
-    """Leaves signals that reach the whole process group to the main process, which saves first."""
+def _begin_worker(_worker: int) -> None:
+    """Leaves signals that reach the whole process group to the main process, which saves first; and frees memory."""
+    keep_no_freed_memory()  # its blocks are of as many sizes as there are images: a heap of them would only grow
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -183,7 +185,7 @@ def _loaded(
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_begin_worker,
     )
     for batch in loader:
         if isinstance(batch, DataError):
