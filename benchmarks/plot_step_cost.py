@@ -21,27 +21,22 @@ STYLES = {"official": ("#000000", "s", "-"), "joint": ("#0072B2", "o", "--"), "s
 def main(source: Path, target: Path) -> None:
     results = [json.loads(line) for line in source.read_text().splitlines()]
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
-    for column, (name, label) in enumerate((("members", "members M"), ("size", "pixels of a side"))):
-        chosen = [result for result in results if varies(results, result, name)]
-        for form, (color, marker, line) in STYLES.items():
-            points = sorted(
-                (r["configuration"][name], statistics.median(r["seconds"][form]), (r["peak_bytes"][form] or 0) / 1e6)
-                for r in chosen
-                if form in r["seconds"]
-            )
-            for row in (0, 1):
-                axes[row][column].plot(
-                    [p[0] for p in points],
-                    [p[1 + row] for p in points],
-                    color=color,
-                    marker=marker,
-                    ls=line,
-                    label=form,
+    quantities = (("seconds", 1.0, "seconds a step"), ("peak_bytes", 1e6, "peak memory, MB"))
+    for row, (quantity, unit, label) in enumerate(quantities):
+        of_quantity = [result for result in results if quantity in result]
+        for column, (name, name_label) in enumerate((("members", "members M"), ("size", "pixels of a side"))):
+            chosen = [result for result in of_quantity if varies(of_quantity, result, name)]
+            for form, (color, marker, line) in STYLES.items():
+                points = sorted(
+                    (result["configuration"][name], statistics.median(result[quantity][form]) / unit)
+                    for result in chosen
+                    if form in result[quantity]
                 )
-        for row, quantity in enumerate(("seconds a step", "peak memory, MB")):
-            axes[row][column].set(xlabel=label, ylabel=quantity, ylim=(0, None), xlim=(0, None))
+                x, y = zip(*points, strict=True) if points else ((), ())
+                axes[row][column].plot(x, y, color=color, marker=marker, ls=line, label=form)
+            axes[row][column].set(xlabel=name_label, ylabel=label, ylim=(0, None), xlim=(0, None))
             axes[row][column].grid(alpha=0.3)
-    axes[0][0].legend(frameon=False)
+    axes[0][0].legend(*axes[0][1].get_legend_handles_labels(), frameon=False)
     figure.savefig(target, metadata={"Date": None})
 
 
