@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edc.batch_ensemble import select_members, to_batch_ensemble
 from edc.machine import cgroup_free_bytes
-from edc.member_forms import activation_bytes, batchnorm_momentum_shared, choose_form
+from edc.member_forms import SHARE_OF_MEMORY, activation_bytes, batchnorm_momentum_shared, choose_form
 from edc.networks import build_network
 from edc.perturb import draw_pair, perturb
 from edc.recipe import NetworkSection, StudentSection, TrainingSection
@@ -236,12 +236,13 @@ def test_auto_is_joint_where_it_fits_and_sequential_where_not_and_stays_what_it_
         )
         return form
 
-    assert form_with(2.01 * needed, "a") == "joint"
+    fits, too_little = 1.01 * needed / SHARE_OF_MEMORY, 0.99 * needed / SHARE_OF_MEMORY
+    assert form_with(fits, "a") == "joint"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert form_with(2 * 2.01 * needed, "two processes") == "joint"
-    assert form_with(2 * 1.99 * needed, "two processes, too much") == "sequential"
+    assert form_with(2 * fits, "two processes") == "joint"
+    assert form_with(2 * too_little, "two processes, too much") == "sequential"
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    assert form_with(1.99 * needed, "b") == "sequential"
+    assert form_with(too_little, "b") == "sequential"
     assert form_with(9 * needed, "b") == "sequential", "a resumed run goes on in the form it was begun in"
 
 
