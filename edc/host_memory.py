@@ -4,8 +4,9 @@ glibc maps every large block anew and unmaps it when it is freed, so each step w
 activations again, and the kernel would clear them first (measured in results/step_cost.md). The price: blocks of many
 sizes in one heap leave gaps, so that a process may hold more than it has in use.
 
-Nothing is changed where the C library is another one, or where the user has set glibc's thresholds: with
-MALLOC_TRIM_THRESHOLD_=67108864 in the environment, for example, freed memory is given back as ever.
+Nothing is changed where the C library is another one, or where the user has set glibc's thresholds:
+MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=67108864 in the environment give freed memory back, at the
+thresholds that glibc itself arrives at in such a process.
 """
 
 import ctypes

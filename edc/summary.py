@@ -20,7 +20,7 @@ from edc.data import DataSet
 from edc.machine import cpu_name
 from edc.member_forms import MemberForm, form_of
 from edc.member_layers import FoldKind
-from edc.metrics import Metrics
+from edc.metrics import Labels, Metrics
 from edc.networks import count_parameters
 from edc.predict import labels_of, predict_logits
 from edc.recipe import Recipe
@@ -32,7 +32,6 @@ __all__ = ["summarise"]
 
 SCHEMA_VERSION = 1
 LogProbs = NDArray[np.float64]
-Labels = NDArray[np.int64]
 
 
 def summarise(
