@@ -34,8 +34,9 @@ def to_batch_ensemble(
     """Returns a copy of `network` in which every Conv2d and Linear, at any depth, has `ensemble_size` members.
 
     All members start equal to `network`. Left shared, and named by `shared_layers`: subclasses with a forward of their
-    own, layers whose weight is read without calling them (torch's attention and encoder layers; with `example`, all
-    that a forward does not call), and layers that are tied to another by one weight.
+    own, layers whose weight is read without calling them (torch's attention and encoder layers), and layers that are
+    tied to another by one weight. With `example` also those that a forward does not call, or calls on something that is
+    not the batch: a table of relative positions, say, has the same rows for every member.
 
     Args:
         example: a batch (N, C, H, W) to try the network on.
@@ -74,15 +75,25 @@ def _convertible_layers(network: nn.Module, example: Tensor | None) -> set[nn.Mo
     layers = {layer for layer in layers if owners[id(layer.weight)] == 1}
     if example is None:
         return layers
-    called: set[nn.Module] = set()
-    handles = [layer.register_forward_hook(lambda module, *_: called.add(module)) for layer in layers]
+    once, twice = (_rows_seen(network, layers, images) for images in (example, torch.cat([example, example])))
+    return {layer for layer, rows in once.items() if twice[layer] == [2 * number for number in rows]}
+
+
+def _rows_seen(network: nn.Module, layers: set[nn.Module], images: Tensor) -> dict[nn.Module, list[int]]:
+    """Returns how many rows each layer that is called is given, call by call, when the network is given `images`."""
+    rows: dict[nn.Module, list[int]] = {}
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows.setdefault(layer, []).append(len(inputs[0]) if inputs else -1)  # by keyword: not as members are called
+
+    handles = [layer.register_forward_pre_hook(look) for layer in layers]
     was_training = network.training
     with torch.no_grad():
-        network.eval()(example)
+        network.eval()(images)
     network.train(was_training)
     for handle in handles:
         handle.remove()
-    return layers & called
+    return rows
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, BatchEnsembleLayer]]:

@@ -347,6 +347,37 @@ def test_layer_whose_weight_is_read_without_a_call_is_left_shared_when_an_exampl
     assert [name for name, p in network.named_parameters() if p.grad is None] == [], "DDP would stop on these"
 
 
+class WithTable(nn.Module):
+    """A classifier whose bias is made by a layer from a table of as many rows as members would divide."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(-1, 1, 2 * rows).view(rows, 2))
+        self.of_table, self.of_images = nn.Linear(2, 5), nn.Linear(3 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of_images(x.flatten(1)) + self.of_table(self.table).mean(0)
+
+
+def test_layer_that_is_called_on_something_else_than_the_batch_is_left_shared():
+    """Four rows of a table over four members would have been a quarter of it for each."""
+    network = to_batch_ensemble(WithTable(4), 4, example=torch.zeros(2, 3, 2, 2))
+    assert shared_layers(network) == ["of_table.weight"]
+    assert isinstance(network.of_images, BatchEnsembleLinear)
+
+
+def test_network_with_tables_of_positions_converts_and_runs():
+    """torchvision's Swin v2 makes the bias of its attention with linear layers from a table of one row."""
+    plain = library_network("torchvision/swin_v2_t").double().eval()
+    images = random_tensor(2, 3, 32, 32)
+    network = to_batch_ensemble(plain, 2, example=images).eval()
+    shared = shared_layers(network)
+    assert "features.1.0.attn.cpb_mlp.0.weight" in shared
+    assert "features.1.0.mlp.0.weight" not in shared
+    with torch.inference_mode():
+        close(member_logits(network, images), plain(images).expand(2, -1, -1))
+
+
 def library_network(name: str) -> nn.Module:
     import timm
     from torchvision import models
