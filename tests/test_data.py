@@ -691,11 +691,12 @@ def test_image_that_vanished_is_named_by_its_path(folder):
 
 
 @pytest.mark.parametrize("image_size", [None, 4])
-def test_unreadable_parquet_image_is_named_by_its_row(parquet, image_size):
+@pytest.mark.parametrize(("content", "reason"), [(b"junk", "its 4 bytes are in no format"), (None, "it is empty")])
+def test_unreadable_parquet_image_is_named_by_its_row(parquet, image_size, content, reason):
     images = [encoded(random_pixels(i, 6, 5)) for i in range(5)]
-    write_parquet(parquet / "test-00000-of-00001.parquet", [*images, b"junk"], [0, 1] * 3, names=["no", "yes"])
+    write_parquet(parquet / "test-00000-of-00001.parquet", [*images, content], [0, 1] * 3, names=["no", "yes"])
     section = DataSection(kind="parquet", root=parquet, validation=8, image_size=image_size, num_workers=0)
-    with pytest.raises(DataError, match=r"image\[5\]: not a readable image"):
+    with pytest.raises(DataError, match=rf"image\[5\]: not a readable image \({reason}"):
         list(evaluation_batches(load_data(section).test, batch_size=4))
 
 

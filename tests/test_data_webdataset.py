@@ -10,13 +10,14 @@ import fsspec
 import pytest
 import torch
 import webdataset
-from data_files import Sample, jpeg, samples_of, write_shards
+from data_files import WITH_WORKERS, Sample, jpeg, samples_of, write_shards
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL.JpegImagePlugin import JpegImageFile
 
 from edc.data import DataSet, FileImages, evaluation_batches, load_data, train_batches
 from edc.data import tar_index as tar_index_module
 from edc.data.tar_index import index_of_shard
-from edc.errors import DataError
+from edc.errors import DataError, FailedError
 from edc.recipe import DataSection
 
 TRAIN, VALIDATION, TEST = samples_of(20), samples_of(6, first_seed=100), samples_of(7, first_seed=200)
@@ -195,6 +196,15 @@ def test_samples_lost_with_shards_count_towards_the_rate_of_bad_images(shards):
         loaded(data, epoch=0)
 
 
+def test_samples_lost_with_shards_count_when_validation_is_held_out_of_the_rest(tmp_path):
+    write_shards(tmp_path, "train", samples_of(60), 10)
+    shard = tmp_path / "train-000001.tar"
+    shard.write_bytes(shard.read_bytes()[: data_offsets(shard)["00014.jpg"]])
+    data = load_data(section(tmp_path, max_bad_fraction=0.5, validation=8, test=8, train_limit=30))
+    assert len(data.train) == 30
+    assert data.train.bad.num_lost == 4, "30 of 54 samples that are there have 30 of 54 of the 6 that are lost"
+
+
 @pytest.mark.parametrize("whole_last", [False, True])
 def test_loss_is_unknown_and_refused_without_a_whole_shard_to_compare_with(tmp_path, whole_last):
     for split, samples in (("val", VALIDATION), ("test", TEST)):
@@ -251,6 +261,63 @@ def test_shard_that_disappears_or_shrinks_is_named(shards):
         list(evaluation_batches(data.test, batch_size=2))
 
 
+class Flaky(MemoryFileSystem):
+    """Memory, as far away as a bucket: so many requests of a range fail before one is answered."""
+
+    protocol = "flaky"
+    failures = 0
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("flaky://"))
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options) -> bytes:
+        if Flaky.failures:
+            Flaky.failures -= 1
+            raise RuntimeError("server disconnected\nsomewhere")
+        return super().cat_file(path, start, end, **options)
+
+
+@pytest.fixture
+def far_away(shards, monkeypatch):
+    """Address of the shards on a filesystem of another machine; asked again without waiting."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr("edc.data.webdataset.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(Flaky, "failures", 0)
+    memory = fsspec.filesystem("memory")
+    for path in shards.glob("*.tar"):
+        memory.pipe(f"/far/{path.name}", path.read_bytes())
+    yield "flaky://far"
+    memory.rm("/far", recursive=True)
+
+
+def test_image_of_a_remote_shard_is_asked_for_again(far_away):
+    data = load_data(section(far_away))
+    Flaky.failures = 2
+    assert contents_of(data.train) == expected_of(TRAIN)
+    assert Flaky.failures == 0
+
+
+@WITH_WORKERS
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_remote_shard_that_does_not_answer_ends_the_run_and_is_no_unreadable_image(far_away, num_workers):
+    data = load_data(section(far_away, max_bad_fraction=0.9))
+    Flaky.failures = 1000
+    with pytest.raises(FailedError, match=r"train-00000\d.tar: cannot be read, asked 3 times \(server disconnected\);"):
+        loaded(data, epoch=0, num_workers=num_workers)
+
+
+def test_place_without_access_is_named(far_away, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise RuntimeError("Unable to locate credentials")
+
+    for method in ("glob", "ukey", "exists"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Flaky, method, refuse)
+            with pytest.raises(DataError, match=r"far.*: cannot be read \(Unable to locate credentials\)"):
+                load_data(section(far_away))
+
+
 @pytest.mark.parametrize(("label", "message"), [(b"cat", "found b'cat', expected the number"), (b"-1", "found -1")])
 def test_label_that_is_no_class_is_named(shards, label, message):
     with tarfile.open(shards / "train-000003.tar", "w") as archive:
@@ -281,9 +348,9 @@ def test_folder_without_shards_and_classes_beyond_the_list_are_refused(shards, t
         load_data(section(shards, num_classes=1))
 
 
-def loaded(data: DataSet, **options) -> list[torch.Tensor]:
-    batches = train_batches(data.train, section("x", augmentation="resized_crop_flip"), batch_size=4, seed=3, **options)
-    return [pixels for pixels, _ in batches]
+def loaded(data: DataSet, *, num_workers: int = 0, **options) -> list[torch.Tensor]:
+    loading = section("x", augmentation="resized_crop_flip").model_copy(update={"num_workers": num_workers})
+    return [pixels for pixels, _ in train_batches(data.train, loading, batch_size=4, seed=3, **options)]
 
 
 def test_training_view_of_a_large_jpeg_is_nearly_that_of_a_full_decode(tmp_path):

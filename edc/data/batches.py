@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from edc.data.images import FileImages, Images, MemoryImages, sample_seed
-from edc.errors import DataError
+from edc.errors import DataError, EdcError
 from edc.host_memory import keep_no_freed_memory
 from edc.machine import num_cpus
 from edc.recipe import DataSection
@@ -157,10 +157,12 @@ class _Requests(Dataset[Any]):
             return *self.images.load(index, augment_seed=augment_seed), {}
         except DataError as error:
             return error if self.replace else DataError(f"{error} {WHOLE_SPLITS}")
+        except EdcError as error:
+            return error
 
 
 def _collate(items: Sequence[Any]) -> Any:
-    error = next((item for item in items if isinstance(item, DataError)), None)
+    error = next((item for item in items if isinstance(item, EdcError)), None)
     if error is not None:
         return error
     pixels, labels, unreadable = zip(*items, strict=True)
@@ -188,7 +190,7 @@ def _loaded(
         worker_init_fn=_begin_worker,
     )
     for batch in loader:
-        if isinstance(batch, DataError):
+        if isinstance(batch, EdcError):
             raise batch
         pixels, labels, unreadable = batch
         for name, reason in unreadable.items():

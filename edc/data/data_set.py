@@ -1,6 +1,7 @@
 """The data set of a run: three splits, class names, and what determines them."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -56,13 +57,15 @@ def take(images: Images, indices: torch.Tensor) -> Images:
     if isinstance(images, MemoryImages):
         return MemoryImages(images.images[indices], images.labels[indices])
     rows = indices.numpy()
+    # Samples lost with damaged shards are missing from every part of the split alike.
+    num_lost = min(math.ceil(images.bad.num_lost * len(rows) / max(len(images), 1)), images.bad.num_lost)
     return replace(
         images,
         names=images.names.take(rows),
         labels=images.labels[indices],
         read=_Subset(images.read, rows),
         file_bytes=images.file_bytes[indices],
-        bad=BadImages(images.bad.max_fraction),
+        bad=BadImages(images.bad.max_fraction, num_lost=num_lost),
     )
 
 

@@ -107,8 +107,14 @@ class FileImages:
                 if not self.bad.max_fraction:
                     raise
                 unreadable[self.names[candidate]] = str(error)
+        others = len(unreadable) - 1
         raise DataError(
-            f"{unreadable[self.names[index]]}\n  and so are the {len(unreadable) - 1} images tried in its place"
+            f"{unreadable[self.names[index]]}\n  and "
+            + (
+                f"so are the {others} images tried in its place"
+                if others
+                else "its class has no other to take its place"
+            )
         )
 
     def _candidates(self, index: int) -> Iterator[int]:

@@ -221,8 +221,9 @@ def _parquet_file(path: str) -> Any:
 
 
 def _bytes_of(value: Any) -> bytes:
+    """Returns the encoded image in a value of the column; nothing for a row without one, or with a path alone."""
     value = value.as_py()
-    return value["bytes"] if isinstance(value, dict) else value  # type: ignore[no-any-return]
+    return (value["bytes"] if isinstance(value, dict) else value) or b""
 
 
 def _decode_all(reader: Callable[[int], bytes], names: list[str]) -> torch.Tensor:

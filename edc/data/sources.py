@@ -9,7 +9,7 @@ import torch
 from edc.data import data_set
 from edc.data.data_set import DataSet
 from edc.data.images import Images, MemoryImages
-from edc.errors import DataError
+from edc.errors import DataError, first_line
 from edc.recipe import DataSection
 from edc.seeding import generator_for
 
@@ -90,7 +90,7 @@ def _torchvision(data: DataSection) -> DataSet:
     except (RuntimeError, OSError) as error:
         raise DataError(
             f"data.root: {data.kind} was not found in {root.absolute()} and could not be downloaded "
-            f"({_first_line(error)}). Put torchvision's copy there, or point --data-root at it."
+            f"({first_line(error)}). Put torchvision's copy there, or point --data-root at it."
         ) from None
     everything, test = _from_torchvision(train_set), _from_torchvision(test_set)
     train, validation = data_set.split_at(everything, data.validation or 5000)
@@ -152,7 +152,3 @@ def in_memory(
     mean, std = known[data.kind] if data.kind in known else data_set.channel_statistics(train)
     channels, height, width = train.images.shape[1:]
     return DataSet(train, validation, test, class_names, (channels, height, width), mean, std)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,6 +13,7 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edc.data.names import Names
-from edc.errors import DataError, FailedError
+from edc.errors import DataError, EdcError, FailedError, first_line
 from edc.files import write_atomically
 
-__all__ = ["NO_LABEL", "ShardIndex", "index_of_shard"]
+__all__ = ["NO_LABEL", "ShardIndex", "index_of_shard", "is_local", "reachable"]
 
 NO_LABEL = -1
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"})
@@ -52,17 +53,35 @@ def index_of_shard(filesystem: Any, path: str) -> ShardIndex:
     Raises:
         DataError: it cannot be opened, or a label is no number. A damaged archive is no error: see `damage`.
     """
-    key = hashlib.sha256(repr((FORMAT, filesystem.protocol, path, filesystem.ukey(path))).encode()).hexdigest()
+    with reachable(path, filesystem):
+        version = filesystem.ukey(path)
+    key = hashlib.sha256(repr((FORMAT, filesystem.protocol, path, version)).encode()).hexdigest()
     cached = _cache_folder() / f"{key}.npz"
     if (found := _read_cache(cached)) is not None:
         return found
-    try:
-        with filesystem.open(path, "rb") as file:
-            index = _scan(file, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+    with reachable(path, filesystem), filesystem.open(path, "rb") as file:
+        index = _scan(file, path)
     _write_cache(cached, index)
     return index
+
+
+@contextmanager
+def reachable(what: str, filesystem: Any) -> Iterator[None]:
+    """Raises what keeps `filesystem` from answering in the block as a `DataError` about `what`."""
+    try:
+        yield
+    except EdcError:
+        raise
+    except Exception as error:
+        # No network, no bucket, no credentials: a library of a cloud has exceptions of its own for them.
+        if is_local(filesystem) and not isinstance(error, OSError):
+            raise
+        raise DataError(f"{what}: cannot be read ({first_line(error)})") from None
+
+
+def is_local(filesystem: Any) -> bool:
+    """Returns whether an fsspec filesystem is the one of this machine."""
+    return "file" in ([filesystem.protocol] if isinstance(filesystem.protocol, str) else filesystem.protocol)
 
 
 def _scan(file: IO[bytes], path: str) -> ShardIndex:

@@ -1,8 +1,10 @@
 """WebDataset shards, local or at any fsspec address: tar files of `key.jpg` and `key.cls` side by side."""
 
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,8 @@ from edc.data.bad_images import BadImages
 from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
 from edc.data.images import FileImages, crop_fraction_of
 from edc.data.names import Names
-from edc.data.tar_index import NO_LABEL, ShardIndex, index_of_shard
-from edc.errors import DataError, NotInstalledError
+from edc.data.tar_index import NO_LABEL, ShardIndex, index_of_shard, is_local, reachable
+from edc.errors import DataError, FailedError, NotInstalledError, first_line
 from edc.recipe import DataSection
 from edc.report.progress import console
 
@@ -23,6 +25,8 @@ __all__ = ["ShardReader", "load_webdataset"]
 
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?:[-_.0-9]|$)")
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+PAUSES = (1.0, 5.0, 20.0)
+"""Seconds before a remote shard is asked again for an image it did not give."""
 NUM_THREADS = 16
 """Shards whose headers are looked at side by side; remote ones wait for the network."""
 
@@ -37,7 +41,8 @@ def load_webdataset(data: DataSection) -> DataSet:
             damaged shards than `data.max_bad_fraction` allows, or nobody knows how many.
     """
     filesystem, root, address = _filesystem(data)
-    shards = _shards(filesystem, root)
+    with reachable(f"data.root: {address}", filesystem):
+        shards = _shards(filesystem, root)
     if not shards["train"]:
         raise DataError(
             f"data.root: no train-*.tar in {address}; point data.root or --data-root at the shards (uncompressed: "
@@ -48,7 +53,8 @@ def load_webdataset(data: DataSection) -> DataSet:
         for split, paths in shards.items()
         if paths
     }
-    class_names = _class_names(data, filesystem, root, [images for images in splits.values() if images is not None])
+    with reachable(f"data.root: {address}", filesystem):
+        class_names = _class_names(data, filesystem, root, [images for images in splits.values() if images is not None])
     train, validation, test = data_set.divide(data, splits["train"], splits.get("validation"), splits.get("test"))
     assert data.image_size is not None  # the recipe's rule
     shape = (3, data.image_size, data.image_size)
@@ -68,21 +74,40 @@ class ShardReader:
 
     def __call__(self, index: int) -> bytes:
         path, offset, size = self.paths[self.shards[index]], int(self.offsets[index]), int(self.sizes[index])
-        try:
-            if self.address:
-                import fsspec
-
-                filesystem, _ = fsspec.core.url_to_fs(self.address)
-                content: bytes = filesystem.cat_file(path, start=offset, end=offset + size)
-            else:
-                with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path for every image costs as much as the read
-                    file.seek(offset)
-                    content = file.read(size)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error})") from None
+        content = self._fetched(path, offset, size) if self.address else self._read(path, offset, size)
         if len(content) != size:
             raise DataError(f"{path}: ends before byte {offset + size}; was it changed while the run was going on?")
         return content
+
+    def _read(self, path: str, offset: int, size: int) -> bytes:
+        try:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path for every image costs as much as the read
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error})") from None
+
+    def _fetched(self, path: str, offset: int, size: int) -> bytes:
+        """Returns bytes from another machine, asking again where it does not answer.
+
+        That is no unreadable image, which another may replace: which ones a training sees must not depend on a network.
+        """
+        import fsspec
+
+        for attempt in count():
+            try:
+                filesystem, _ = fsspec.core.url_to_fs(self.address)
+                content: bytes = filesystem.cat_file(path, start=offset, end=offset + size)
+            except Exception as error:  # noqa: BLE001 - as in `reachable`
+                if attempt == len(PAUSES):
+                    raise FailedError(
+                        f"{path}: cannot be read, asked {attempt + 1} times ({first_line(error)}); the same command "
+                        "goes on from the last checkpoint"
+                    ) from None
+                time.sleep(PAUSES[attempt])
+            else:
+                return content
+        raise AssertionError
 
 
 def address_of(data: DataSection) -> str:
@@ -128,7 +153,6 @@ def _read_split(
     sizes = np.concatenate([index.sizes for index in indices])
     if not len(sizes):
         raise DataError(f"{paths[0]}: no images (key.jpg, key.png, ...) in this shard or the {len(paths) - 1} after it")
-    remote = "://" in address and not address.startswith(("file://", "local://"))
     assert data.image_size is not None  # the recipe's rule
     return FileImages(
         names=Names.of(
@@ -136,7 +160,7 @@ def _read_split(
         ),
         labels=torch.from_numpy(labels),
         read=ShardReader(
-            address=address if remote else "",
+            address="" if is_local(filesystem) else address,
             paths=tuple(paths),
             shards=np.repeat(np.arange(len(paths)), [len(index.names) for index in indices]),
             offsets=np.concatenate([index.offsets for index in indices]),
