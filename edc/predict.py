@@ -80,7 +80,11 @@ def reestimate_batchnorm(
     accelerator: Accelerator,
     num_images: int = 10_000,
 ) -> nn.Module:
-    """Sets the running statistics of `network` to the mean over batches of clean, augmented training images."""
+    """Sets the running statistics of `network` to the mean over batches of clean, augmented training images.
+
+    A batch here is at most 256 images, whatever a training step has: all of it goes through the network at once.
+    """
+    batch_size = min(training.batch_size, 256)
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -89,10 +93,10 @@ def reestimate_batchnorm(
     network.to(accelerator.device).eval()
     for norm in norms:
         norm.train()
-    batches = train_batches(data.train, data_section, batch_size=training.batch_size, seed=seed, epoch=-1)
+    batches = train_batches(data.train, data_section, batch_size=batch_size, seed=seed, epoch=-1)
     with torch.inference_mode():
         for number, (pixels, _) in enumerate(batches):
-            if number * training.batch_size >= num_images:
+            if number * batch_size >= num_images:
                 break
             network(to_device(pixels, accelerator.device, training))
     for norm, momentum in zip(norms, momenta, strict=True):

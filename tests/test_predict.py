@@ -1,5 +1,7 @@
 """Predictions in order and in float32; BatchNorm statistics estimated again on training images."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import nn
@@ -7,7 +9,9 @@ from training_cases import DATA, TRAINING, plain, small_data
 
 from edc.batch_ensemble import to_batch_ensemble
 from edc.data import train_batches
+from edc.data.data_set import take
 from edc.predict import labels_of, predict_logits, reestimate_batchnorm
+from edc.recipe import TrainingSection
 
 
 def test_logits_are_float32_of_the_network_even_for_a_bf16_recipe(accelerator):
@@ -52,6 +56,16 @@ def test_reestimated_statistics_are_means_over_batches_of_training_images(accele
     assert result[0].momentum == 0.1
     assert not any(module.training for module in result.modules())
     assert torch.equal(result[2].weight, weights)
+
+
+def test_statistics_of_a_step_too_large_for_one_pass_are_taken_in_parts(accelerator):
+    seen: list[int] = []
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 3))
+    network.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    data = dataclasses.replace(small_data(), train=take(small_data().train, torch.arange(2048) % 64))
+    training = TrainingSection(batch_size=2048, micro_batch_size=2)
+    reestimate_batchnorm(network, data, data_section=DATA, training=training, seed=3, accelerator=accelerator)
+    assert seen == [256] * 8
 
 
 def test_reestimation_moves_every_norm_of_a_real_network_and_no_weight(accelerator):
