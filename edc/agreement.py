@@ -19,7 +19,15 @@ from edc.data import Images, MemoryImages
 from edc.errors import EdcError
 from edc.files import exclusive_lock
 
-__all__ = ["anyone", "by_main", "locked_by_main", "pool_bad_images", "raise_together", "raised_together"]
+__all__ = [
+    "anyone",
+    "by_main",
+    "locked_by_main",
+    "one_of_a_machine_first",
+    "pool_bad_images",
+    "raise_together",
+    "raised_together",
+]
 
 Result = TypeVar("Result")
 
@@ -70,6 +78,20 @@ def raise_together(met: EdcError | None, accelerator: Accelerator) -> None:
     for error in gather_object([met]):
         if error is not None:
             raise error
+
+
+def one_of_a_machine_first(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """Runs `work` on every process, on one of each machine ahead of the others, and returns each one's own result.
+
+    For work that fills a folder the first time, by a download for example: the others find it filled. An `EdcError`
+    that any process meets is raised on all.
+    """
+    results: list[Result] = []
+    for is_first in (True, False):
+        with raised_together(accelerator):
+            if accelerator.is_local_main_process == is_first:
+                results.append(work())
+    return results[0]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError
+from edc.errors import CheckpointError, first_line
 from edc.files import write_atomically
 
 __all__ = ["Position", "append_metrics", "load_checkpoint", "load_state", "save_checkpoint", "save_state"]
@@ -57,9 +57,8 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
         optimizer.load_state_dict(document["optimizer"])
         return Position(**document["position"])
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot go on from this checkpoint ({reason}); remove it to start over"
+            f"{path}: cannot go on from this checkpoint ({first_line(error)}); remove it to start over"
         ) from None
 
 
@@ -138,13 +137,8 @@ def _what_it_is(path: Path) -> str:
 
 def append_metrics(path: Path, record: dict[str, Any]) -> None:
     """Appends one line of JSON; lines of this epoch or later, left by a run that was cut off, are dropped first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if _epoch_of(line) < record["epoch"]]
-    if len(kept) == len(lines):
-        with path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        return
     with write_atomically(path) as temporary:
         temporary.write_text("".join(line + "\n" for line in [*kept, json.dumps(record)]))
 

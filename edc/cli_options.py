@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,15 +49,20 @@ def numbers(text: str, option: str, expected: str) -> list[int]:
 
 
 def accelerator_on(device: str, threads: int | None) -> Any:
-    """Returns Accelerate's view of device and processes; precision is the recipe's, applied by the loop itself."""
+    """Returns Accelerate's view of device and processes; precision is the recipe's, applied by the loop itself.
+
+    Processes wait for one another for up to an hour: one may be downloading, or compiling, for all. (NCCL's own limit
+    is ten minutes.)
+    """
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
     if threads:
         torch.set_num_threads(threads)
-    return Accelerator(cpu=device == "cpu", mixed_precision="no")
+    waiting = InitProcessGroupKwargs(timeout=timedelta(hours=1))
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[waiting])
 
 
 def table_console(as_json: bool) -> Any:

@@ -5,10 +5,13 @@ from itertools import chain
 from weakref import WeakSet
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from edc.agreement import anyone
 from edc.batch_ensemble import ensemble_size_of
+from edc.errors import first_line
 from edc.recipe import TrainingSection
 from edc.report.progress import console
 from edc.step import autocast
@@ -20,15 +23,31 @@ _failed: WeakSet[nn.Module] = WeakSet()
 """Networks that have been tried: teachers are shared by students, and a trial takes minutes."""
 
 
-def compile_network(network: nn.Module, example: Tensor, *, training: TrainingSection, label: str) -> bool:
+def compile_network(
+    network: nn.Module, example: Tensor, *, training: TrainingSection, label: str, accelerator: Accelerator
+) -> bool:
     """Compiles `network` in place, its state dict unchanged, and returns whether that worked, now or before.
 
     A copy runs `example` (N, C, H, W) first, in the run's precision, with a backward pass where something is trained or
     the example asks for its gradient: what the compiler cannot do, for want of a C++ compiler for example, is said
-    once, and the network stays as it is.
+    once, and the network stays as it is, on all processes if one cannot. The trial of a network that exchanges
+    something with the other processes would wait for one that has failed: give it without that.
     """
     if network in _compiled or network in _failed:
         return network in _compiled
+    problem = _problem_of_compiling(network, example, training)
+    if problem:
+        console.print(f"{label}: runs without torch.compile, which failed ({problem})", highlight=False, markup=False)
+    if anyone(bool(problem), accelerator):
+        _failed.add(network)
+        return False
+    network.compile()
+    _compiled.add(network)
+    return True
+
+
+def _problem_of_compiling(network: nn.Module, example: Tensor, training: TrainingSection) -> str:
+    """Returns what is wrong with a compiled copy of `network` on `example`; nothing if it works."""
     trial = copy.deepcopy(network)
     trial.compile()
     try:
@@ -37,13 +56,8 @@ def compile_network(network: nn.Module, example: Tensor, *, training: TrainingSe
         if output.requires_grad:
             output.float().sum().backward()  # type: ignore[no-untyped-call]
     except (TorchDynamoException, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        console.print(f"{label}: runs without torch.compile, which failed ({reason})", highlight=False, markup=False)
-        _failed.add(network)
-        return False
-    network.compile()
-    _compiled.add(network)
-    return True
+        return first_line(error)
+    return ""
 
 
 def example_for(

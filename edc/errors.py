@@ -37,6 +37,7 @@ __all__ = [
     "RecipeError",
     "RequestError",
     "RunError",
+    "first_line",
 ]
 
 
@@ -44,8 +45,11 @@ RUN_AGAIN = 75
 """EX_TEMPFAIL of sysexits.h: what a scheduler should requeue."""
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error
+class Interrupted(BaseException):
     """Ctrl-C, SIGTERM or SIGUSR1: the same command goes on from what is on disk.
+
+    Like KeyboardInterrupt it is no Exception: it may come while a library is at work, and what catches all exceptions
+    there (torch.compile does) would turn the request to stop into a failure of something else.
 
     Args:
         saved: whether that is all that was done; otherwise what was done since the last checkpoint is lost.
@@ -53,6 +57,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
     def __init__(self, signal_number: int, *, saved: bool) -> None:
         super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
         self.saved = saved
         self.exit_code = 130 if signal_number == signal.SIGINT else RUN_AGAIN
 
@@ -105,3 +110,8 @@ class ParityError(FailedError):
 
 class EngineError(FailedError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what a library's error says, for a message of ours; its kind if it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 
 from edc.errors import Interrupted
 
-__all__ = ["STOP_SIGNALS", "stop_at_once", "stop_requests"]
+__all__ = ["STOP_SIGNALS", "nothing_kept", "stop_at_once", "stop_requests"]
 
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
@@ -46,6 +46,15 @@ def stop_at_once() -> Iterator[None]:
 
     with _handled(dict.fromkeys((s for s in STOP_SIGNALS if s != signal.SIGINT), stop)):
         yield
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Says of an `Interrupted` from the block that nothing is saved: what was, was in a folder that is thrown away."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        raise Interrupted(interrupted.signal_number, saved=False) from None
 
 
 @contextmanager

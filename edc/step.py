@@ -8,7 +8,7 @@ time; in a distributed run only the last part waits for the other processes.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,7 @@ from torch.profiler import record_function
 
 from edc.recipe import TrainingSection
 
-__all__ = ["Batch", "LossOf", "autocast", "backward_through", "to_device"]
+__all__ = ["Batch", "LossOf", "autocast", "backward_through", "place", "to_device"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Batch:
             yield Batch(images, self.labels[start : start + size], generator, rows, self.num_rows)
 
 
+Network = TypeVar("Network", bound=nn.Module)
 LossPart = Callable[[], Tensor]
 LossOf = Callable[[nn.Module, nn.Module, Batch], Sequence[LossPart]]
 """(wrapped network, bare network, batch) to the parts whose sum is the loss. Each is called once, in order, followed by
@@ -84,6 +85,12 @@ def backward_through(
 def autocast(device: torch.device, training: TrainingSection) -> Any:
     """Returns the context in which networks run: bfloat16 where the recipe says so."""
     return torch.autocast(device.type, torch.bfloat16) if training.precision == "bf16" else nullcontext()
+
+
+def place(network: Network, device: torch.device, training: TrainingSection) -> Network:
+    """Returns the network on `device`, its convolutions channels last if the recipe says so."""
+    network = network.to(device)
+    return network.to(memory_format=torch.channels_last) if training.channels_last else network
 
 
 def to_device(pixels: Tensor, device: torch.device, training: TrainingSection) -> Tensor:

@@ -8,7 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,16 @@ from edc.host_memory import freed_memory_kept
 from edc.predict import evaluate_accuracy
 from edc.recipe import DataSection, TrainingSection
 from edc.report.progress import TrainingProgress, training_progress
+from edc.report.tensorboard import TensorBoardCurves, tensorboard_curves
 from edc.schedule import build_optimizer, learning_rate_at
 from edc.seeding import derive_seed, generator_for
 from edc.signals import stop_requests
-from edc.step import Batch, LossOf, backward_through, to_device
+from edc.step import Batch, LossOf, backward_through, place, to_device
 from edc.sync_batchnorm import convert_sync_batchnorm, require_batchnorm_rows, require_sharable, share_buffers
 
 __all__ = ["fit"]
 
+CHECKPOINT = "checkpoint.pt"
 STEPS_BETWEEN_LOOKS = 20
 """Steps between reading losses back: on a GPU every look waits for the queue. It is where several processes meet."""
 
@@ -73,16 +75,9 @@ def fit(
         return network.to(accelerator.device)
     require_sharable(training, num_processes=accelerator.num_processes)
     require_batchnorm_rows(network, training, num_processes=accelerator.num_processes, label=label)
-    network = _placed(network, training, accelerator)
-    if training.compile:
-        example = example_for(network, data.image_shape, training=training, num_processes=accelerator.num_processes)
-        compile_network(network, example, training=training, label=label)
+    network = _placed(network, data, training, label=label, accelerator=accelerator)
     optimizer = build_optimizer(network, training)
-    checkpoint = folder / "checkpoint.pt"
-    position = Position()
-    if by_main(checkpoint.is_file, accelerator):
-        with raised_together(accelerator):
-            position = load_checkpoint(checkpoint, network, optimizer)
+    position = _resumed(folder, network, optimizer, accelerator)
     job = _Job(
         network=network,
         model=accelerator.prepare_model(network) if accelerator.num_processes > 1 else network,
@@ -99,28 +94,15 @@ def fit(
         accelerator=accelerator,
         steps=steps_per_epoch(data.train, training.batch_size),
     )
-    with (
-        stop_requests() as stop,
-        _curves(job) as writer,
-        training_progress(
-            label,
-            first_step=job.position.epoch * job.steps + job.position.batch,
-            total_steps=training.epochs * job.steps,
-            visible=accelerator.is_main_process,
-        ) as progress,
-    ):
-        for epoch in range(job.position.epoch, training.epochs):
-            # Given back after each epoch: what has gone to pieces in the heap is not carried on for the whole training.
-            with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
-                _train_epoch(job, epoch, progress, stop)
-            _close_epoch(job, epoch, progress, writer)
-    by_main(lambda: save_state(finished, position.best_state), accelerator)
-    if accelerator.is_main_process:
-        checkpoint.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    if anyone(bool(stop), accelerator):  # after the last step: this training is complete, the next must not start
-        raise _interrupted(stop)
+    with stop_requests() as stop:
+        _train_epochs(job, stop)
+        by_main(lambda: save_state(finished, position.best_state), accelerator)
+        by_main(lambda: job.checkpoint.unlink(missing_ok=True), accelerator)
+        accelerator.wait_for_everyone()
+        if anyone(bool(stop), accelerator):  # this training is complete, the next must not start
+            raise _interrupted(stop)
     network.load_state_dict(position.best_state)
+    optimizer.zero_grad(set_to_none=True)  # a teacher would carry them through all that comes after
     return network
 
 
@@ -143,6 +125,52 @@ class _Job:
     accelerator: Accelerator
     steps: int
     """Steps in an epoch."""
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / CHECKPOINT
+
+
+def _placed(
+    network: nn.Module, data: DataSet, training: TrainingSection, *, label: str, accelerator: Accelerator
+) -> nn.Module:
+    """Returns the network where and as it trains: its device, memory format, BatchNorm layers, and compiled."""
+    network = place(network, accelerator.device, training)
+    if training.compile:  # tried ahead of the conversion, because a trial must not wait for other processes
+        example = example_for(network, data.image_shape, training=training, num_processes=accelerator.num_processes)
+        compile_network(network, example, training=training, label=label, accelerator=accelerator)
+    if accelerator.num_processes > 1 and training.sync_batchnorm:
+        network = convert_sync_batchnorm(network, accelerator.device)
+    return network
+
+
+def _resumed(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Position:
+    """Returns where to go on, with network and optimizer as they were there: at the start without a checkpoint."""
+    checkpoint = folder / CHECKPOINT
+    if not by_main(checkpoint.is_file, accelerator):
+        return Position()
+    with raised_together(accelerator):
+        return load_checkpoint(checkpoint, network, optimizer)
+
+
+def _train_epochs(job: _Job, stop: list[int]) -> None:
+    """Trains and validates from where the job stands to its last epoch."""
+    position, accelerator, is_main = job.position, job.accelerator, job.accelerator.is_main_process
+    purge = position.epoch * job.steps + 1 if position.epoch else None
+    with (
+        tensorboard_curves(job.folder / "tensorboard", purge_step=purge) if is_main else nullcontext() as curves,
+        training_progress(
+            job.label,
+            first_step=position.epoch * job.steps + position.batch,
+            total_steps=job.training.epochs * job.steps,
+            visible=is_main,
+        ) as progress,
+    ):
+        for epoch in range(position.epoch, job.training.epochs):
+            # Given back after each epoch: what has gone to pieces in the heap is not carried on for the whole training.
+            with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
+                _train_epoch(job, epoch, progress, stop)
+            _close_epoch(job, epoch, progress, curves)
 
 
 def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[int]) -> None:
@@ -232,8 +260,8 @@ def _look_at_losses(job: _Job, pending: list[Tensor], step: int) -> float:
     losses: list[float] = job.accelerator.reduce(torch.stack(pending).float(), "mean").tolist()
     for number, loss in enumerate(losses, start=step - len(losses) + 1):
         if not math.isfinite(loss):
-            checkpoint = job.folder / "checkpoint.pt"
-            kept = f"{checkpoint} holds the last good state" if checkpoint.is_file() else "there was no checkpoint yet"
+            saved = job.checkpoint.is_file()
+            kept = f"{job.checkpoint} holds the last good state" if saved else "there was no checkpoint yet"
             raise DivergedError(
                 f"{job.label}: the loss became {loss} at step {number} (epoch {number // job.steps}); {kept}. "
                 "Try a smaller training.learning_rate, a longer warm-up, or precision fp32."
@@ -243,7 +271,7 @@ def _look_at_losses(job: _Job, pending: list[Tensor], step: int) -> float:
     return losses[-1]
 
 
-def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, writer: Any) -> None:
+def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: TensorBoardCurves | None) -> None:
     """Validates, remembers the best, writes the epoch's line and the checkpoint."""
     training, position = job.training, job.position
     last_step = (epoch + 1) * job.steps - 1
@@ -262,9 +290,8 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, writer: Any)
 
     def write() -> None:
         append_metrics(job.folder / "metrics.jsonl", record)
-        for name in ("loss", "validation_acc", "learning_rate"):
-            if name in record:
-                writer.add_scalar(name, record[name], record["step"])
+        if curves is not None:
+            curves.add(record)
         if (epoch + 1) % training.checkpoint_every == 0:
             _save(job)
 
@@ -272,29 +299,4 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, writer: Any)
 
 
 def _save(job: _Job) -> None:
-    save_checkpoint(job.folder / "checkpoint.pt", job.position, job.network, job.optimizer)
-
-
-@contextmanager
-def _curves(job: _Job) -> Iterator[Any]:
-    """Yields TensorBoard's writer on the main process; points after the resumed position are dropped."""
-    if not job.accelerator.is_main_process:
-        yield None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    purge = job.position.epoch * job.steps + 1 if job.position.epoch else None
-    writer = SummaryWriter(str(job.folder / "tensorboard"), purge_step=purge)
-    try:
-        yield writer
-    finally:
-        writer.close()
-
-
-def _placed(network: nn.Module, training: TrainingSection, accelerator: Accelerator) -> nn.Module:
-    network = network.to(accelerator.device)
-    if training.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    if accelerator.num_processes > 1 and training.sync_batchnorm:
-        network = convert_sync_batchnorm(network, accelerator.device)
-    return network
+    save_checkpoint(job.checkpoint, job.position, job.network, job.optimizer)

@@ -11,6 +11,7 @@ from training_cases import small_data
 
 from edc.batch_ensemble import fold, to_batch_ensemble
 from edc.data.images import Images, MemoryImages
+from edc.member_forms import MemberForm
 from edc.predict import evaluate_accuracy, predict_logits
 from edc.recipe import DataSection, StudentSection, TrainingSection
 from edc.step import Batch, LossPart
@@ -48,10 +49,10 @@ def smooth(seed: int, *, sharpness: float = 1.0) -> nn.Module:
     return network
 
 
-def long_training(folder: Path, accelerator: Accelerator) -> list[float]:
+def long_training(folder: Path, accelerator: Accelerator, form: MemberForm) -> list[float]:
     """Returns this process's loss of every step of LatentBE + TDiv-SDiv with two members in float32."""
     teachers = TeacherEnsemble([smooth(1, sharpness=30), smooth(2, sharpness=30)])
-    loss_of = student_loss(StudentSection(perturbation="tdiv_sdiv"), teachers)
+    loss_of = student_loss(StudentSection(perturbation="tdiv_sdiv"), teachers, form=form)
     losses: list[float] = []
 
     def recorded(model: nn.Module, network: nn.Module, batch: Batch) -> list[LossPart]:

@@ -19,7 +19,8 @@ def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     found: dict[str, Any] = {"1001": evaluation(1001, accelerator), "2": evaluation(2, accelerator)}
     try:
-        found["losses"] = long_training(folder / "long", accelerator)
+        for form in ("joint", "sequential"):
+            found[form] = long_training(folder / form, accelerator, form)
     except RecipeError as error:
         found["refused"] = str(error)
     torch.save(found, folder / f"rank{accelerator.process_index}.pt")

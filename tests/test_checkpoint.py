@@ -1,6 +1,7 @@
 """Checkpoints and weights on disk: what is read back, and what is said of a file that cannot be."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 
 from edc.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
-from edc.errors import CheckpointError
+from edc.errors import CheckpointError, Interrupted
+from edc.signals import stop_at_once
 
 
 def network(seed: int = 0, size: int = 3) -> nn.Sequential:
@@ -33,6 +35,18 @@ def stepped(net: nn.Module) -> torch.optim.Optimizer:
         net(torch.randn(4, 2, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
         optimizer.step()
     return optimizer
+
+
+def test_signal_while_weights_are_read_is_no_damaged_file(tmp_path, monkeypatch):
+    """The reader catches whatever the library raises; the request to stop must not be among it."""
+    save_state(tmp_path / "a.safetensors", network().state_dict())
+
+    def read(_path: Path) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("edc.checkpoint.load_file", read)
+    with stop_at_once(), pytest.raises(Interrupted):
+        load_state(tmp_path / "a.safetensors")
 
 
 def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path):

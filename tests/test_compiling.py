@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from torch import nn
 
 from edc.batch_ensemble import select_members, to_batch_ensemble
 from edc.compiling import compile_network, example_for
+from edc.errors import Interrupted
 from edc.recipe import TrainingSection
+from edc.signals import stop_at_once
 
 SHAPE = (3, 10, 10)
 
@@ -29,6 +32,7 @@ def gradients(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tenso
 
 WITHOUT_COMPILER = """
 import torch, torch._inductor.config
+from accelerate import Accelerator
 from small_networks import small_network
 from edc.batch_ensemble import to_batch_ensemble
 from edc.compiling import compile_network, example_for
@@ -37,8 +41,10 @@ torch._inductor.config.cpp.cxx = ("/no/such/compiler",)
 network = to_batch_ensemble(small_network(0).float(), 2)
 training = TrainingSection(batch_size=4)
 example = example_for(network, (3, 10, 10), training=training)
+alone = Accelerator(cpu=True)
 for _ in range(2):
-    print(compile_network(network, example, training=training, label="student"), tuple(network(example).shape))
+    worked = compile_network(network, example, training=training, label="student", accelerator=alone)
+    print(worked, tuple(network(example).shape))
 """
 
 
@@ -82,14 +88,37 @@ class Witness(nn.Module):
         (TrainingSection(batch_size=12, micro_batch_size=5), 2, 5, None),
     ],
 )
-def test_trial_is_the_step_of_the_run_and_happens_once(training, num_processes, rows, dtype):
+def test_trial_is_the_step_of_the_run_and_happens_once(training, num_processes, rows, dtype, accelerator):
     network = Witness()
     Witness.seen.clear()
     example = example_for(network, SHAPE, training=training, num_processes=num_processes, to_images=True)
     for _ in range(2):
-        assert compile_network(network, example, training=training, label="teacher 0")
+        assert compile_network(network, example, training=training, label="teacher 0", accelerator=accelerator)
     assert Witness.seen == [{"images": (rows, *SHAPE), "channels last": True, "gradient": True, "autocast": dtype}]
     assert example.grad is not None, "the gradient that perturbations ask for was not tried"
+
+
+class Signalled(nn.Module):
+    """Gets the request to stop while torch is compiling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) * self.weight
+
+
+def test_signal_within_the_trial_is_no_failure_of_the_compiler(accelerator, monkeypatch):
+    def compile_and_stop(_graph: torch.fx.GraphModule, _examples: list[torch.Tensor]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    network = Signalled()
+    training = TrainingSection(batch_size=4)
+    example = example_for(network, SHAPE, training=training)
+    monkeypatch.setattr(Signalled, "compile", lambda self: nn.Module.compile(self, backend=compile_and_stop))
+    with stop_at_once(), pytest.raises(Interrupted):
+        compile_network(network, example, training=training, label="it", accelerator=accelerator)
 
 
 def test_trial_of_members_shares_the_rows_of_one_among_them():
@@ -99,14 +128,20 @@ def test_trial_of_members_shares_the_rows_of_one_among_them():
 
 
 @pytest.mark.slow
-def test_compiled_members_have_the_gradients_of_eager_ones_from_one_compilation_for_all_members():
+def test_compiled_members_have_the_gradients_of_eager_ones_from_one_compilation_for_all_members(accelerator):
     torch.compiler.reset()
     network = to_batch_ensemble(small_network(0).float(), 2).train()
     images = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
     expected = gradients(copy.deepcopy(network), images)
     keys = set(network.state_dict())
     training = TrainingSection(batch_size=8)
-    assert compile_network(network, example_for(network, SHAPE, training=training), training=training, label="student")
+    assert compile_network(
+        network,
+        example_for(network, SHAPE, training=training),
+        training=training,
+        label="student",
+        accelerator=accelerator,
+    )
     assert set(network.state_dict()) == keys, "a checkpoint must not care"
     found = gradients(network, images)
     for name, gradient in expected.items():

@@ -23,7 +23,7 @@ from scaling_cases import DATA, NUM_STEPS, TRAINING, Witness, evaluation, long_t
 from edc.errors import RUN_AGAIN, Interrupted, RecipeError
 from edc.predict import predict_logits
 from edc.recipe import TrainingSection
-from edc.signals import STOP_SIGNALS, stop_at_once, stop_requests
+from edc.signals import STOP_SIGNALS, nothing_kept, stop_at_once, stop_requests
 from edc.sync_batchnorm import require_batchnorm_rows, require_sharable
 
 ROOT = TESTS.parent
@@ -43,13 +43,16 @@ def three(tmp_path_factory):
 # The same losses, every image once ------------------------------------------------------------------------------------
 
 
-def test_losses_of_two_processes_are_those_of_one_over_50_steps_in_float32(two, tmp_path, accelerator, one_thread):
-    expected = long_training(tmp_path, accelerator)
-    curve = np.mean([found["losses"] for found in two], axis=0)
+@pytest.mark.parametrize("form", ["joint", "sequential"])
+def test_losses_of_two_processes_are_those_of_one_over_50_steps_in_float32(
+    two, tmp_path, accelerator, one_thread, form
+):
+    expected = long_training(tmp_path, accelerator, form)
+    curve = np.mean([found[form] for found in two], axis=0)
     assert len(curve) == NUM_STEPS >= 50
     assert expected[-1] < expected[0] - 0.05, "nothing is learned, so nothing is compared"
     np.testing.assert_allclose(curve, expected, rtol=0, atol=1e-5)
-    assert two[0]["losses"] != two[1]["losses"], "both processes saw the same images"
+    assert two[0][form] != two[1][form], "both processes saw the same images"
 
 
 @pytest.mark.parametrize("num_images", [1001, 2])
@@ -154,6 +157,12 @@ def test_outside_of_training_a_signal_stops_at_once_and_within_it_first_saves(nu
         with pytest.raises(Interrupted):
             signal.raise_signal(number)
     assert signal.getsignal(number) == before
+
+
+def test_what_a_rehearsal_saves_is_not_called_saved():
+    with pytest.raises(Interrupted) as stopped, nothing_kept():
+        raise Interrupted(signal.SIGINT, saved=True)
+    assert (stopped.value.saved, stopped.value.exit_code) == (False, 130)
 
 
 SIGNALLED = """

@@ -130,6 +130,11 @@ def test_metrics_have_a_line_for_every_epoch(undisturbed):
     assert not (folder / "checkpoint.pt").exists()
 
 
+def test_trained_network_carries_no_gradients_on(tmp_path, accelerator):
+    network, _ = run_case(TEACHER, tmp_path, accelerator)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
 def test_the_training_learns(undisturbed):
     for case, (_, losses) in undisturbed.items():
         assert np.mean(losses[-4:]) < np.mean(losses[:4]), case
