@@ -1,6 +1,6 @@
 """The picture of step_cost.py's lines: time and peak memory of a step against members and against image size.
 
-python benchmarks/plot_step_cost.py step_cost.jsonl results/step_cost.svg
+python benchmarks/plot_step_cost.py results/step_cost.jsonl results/step_cost.svg
 """
 
 import json
