@@ -90,20 +90,19 @@ def distill(
     from edc.load_recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
-    accelerator = accelerator_on(device, threads)
     from edc.run import RunFolder
-    from edc.signals import stop_at_once
+    from edc.signals import nothing_kept, stop_at_once
 
     folder = RunFolder(run or runs / loaded.name)
-    if dry_run:
-        _show_costs(loaded, folder, accelerator, as_json=as_json)
-        return
-    if profile:
-        _show_profile(loaded, folder, accelerator, as_json=as_json)
-        return
-    from edc.distill import distill as run_recipe
-
     with stop_at_once():
+        accelerator = accelerator_on(device, threads)
+        if dry_run or profile:
+            with nothing_kept():
+                show = _show_costs if dry_run else _show_profile
+                show(loaded, folder, accelerator, as_json=as_json)
+            return
+        from edc.distill import distill as run_recipe
+
         summary = run_recipe(loaded, run=folder, accelerator=accelerator)
     if accelerator.is_main_process:
         _show_summaries([summary], as_json=as_json)
@@ -131,19 +130,24 @@ def teach(
         raise RequestError(f"{recipe}: teachers.checkpoints lists your own teachers; there is nothing to train")
     if member is not None and member >= loaded.teachers.size:
         raise RequestError(f"--member: found {member}, the ensemble has members 0 to {loaded.teachers.size - 1}")
+    from edc.agreement import one_of_a_machine_first, raised_together
     from edc.data import load_data
+    from edc.distill import require_trainable
     from edc.run import TEACHERS
     from edc.signals import stop_at_once
-    from edc.teacher import obtain_teacher, teacher_key
+    from edc.teacher import fetch_teacher_weights, obtain_teacher, teacher_key
 
-    accelerator = accelerator_on(device, threads)
-    data = load_data(loaded.data)
     members = range(loaded.teachers.size) if member is None else [member]
-    folders = []
     with stop_at_once():
+        accelerator = accelerator_on(device, threads)
+        data = one_of_a_machine_first(lambda: load_data(loaded.data), accelerator)
+        with raised_together(accelerator):
+            require_trainable(loaded, data, accelerator=accelerator)
+        teachers_path = runs / TEACHERS
+        one_of_a_machine_first(lambda: fetch_teacher_weights(loaded, data, teachers_path=teachers_path), accelerator)
         for m in members:
-            obtain_teacher(loaded, data, m, teachers_path=runs / TEACHERS, accelerator=accelerator)
-            folders.append(str(runs / TEACHERS / teacher_key(loaded, data, m)[0]))
+            obtain_teacher(loaded, data, m, teachers_path=teachers_path, accelerator=accelerator)
+    folders = [str(teachers_path / teacher_key(loaded, data, m)[0]) for m in members]
     if accelerator.is_main_process:
         print_json({"teachers": folders}) if as_json else print("\n".join(folders))
 
@@ -168,16 +172,19 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
 
     import yaml
 
+    from edc.agreement import by_main, one_of_a_machine_first, raised_together
     from edc.cost import estimate_costs
     from edc.data import load_data
     from edc.distill import require_trainable
     from edc.files import require_free_disk
+    from edc.member_forms import as_begun
     from edc.report.tables import print_costs
 
-    run.require_claimable(recipe)  # what the run itself would refuse, in its order
-    data = load_data(recipe.data.model_copy(update={"download": False}))
-    require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
-    costs = estimate_costs(recipe, data, accelerator=accelerator)
+    by_main(lambda: run.require_claimable(recipe), accelerator)  # what the run itself would refuse, in its order
+    data = one_of_a_machine_first(lambda: load_data(recipe.data.model_copy(update={"download": False})), accelerator)
+    with raised_together(accelerator):
+        require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
+    costs = estimate_costs(as_begun(recipe, run=run, accelerator=accelerator), data, accelerator=accelerator)
     if not accelerator.is_main_process:
         return
     document = recipe.model_dump(mode="json", exclude_none=True)
@@ -192,12 +199,14 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
 def _show_profile(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> None:
     import dataclasses
 
+    from edc.member_forms import as_begun
     from edc.profile import profile_step
     from edc.report.profile_table import print_profile
 
     # Beside the run, never in it: `edc distill` would take a folder with other files in it for somebody else's.
     folder = run.path.with_name(f"{run.path.name}-profile")
-    found = profile_step(recipe, folder=folder, teachers_path=run.teachers_path, accelerator=accelerator)
+    begun = as_begun(recipe, run=run, accelerator=accelerator)
+    found = profile_step(begun, folder=folder, teachers_path=run.teachers_path, accelerator=accelerator)
     if accelerator.is_main_process:
         if as_json:
             print_json(dataclasses.asdict(found))

@@ -9,6 +9,7 @@ import typer
 from edc.cli_options import (
     EXPORT,
     RUNS,
+    DataRoot,
     Json,
     RunsFolder,
     listed,
@@ -53,6 +54,7 @@ def export(
     sm: Annotated[str, typer.Option(help="GPU generations for TensorRT-RTX engines, for example 86,89,120.")] = "",
     tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 engines compute in TF32.")] = False,
     triton: Annotated[bool, typer.Option("--triton", help="Write a Triton model repository too.")] = False,
+    data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
     """Export the student of RUN, and its ensemble as the baseline, in files held to parity on real images."""
@@ -85,6 +87,7 @@ def export(
         input_type=input_type,
         engines=engines,
         triton=triton,
+        data_root=data_root,
     )
     target = output or EXPORT / folder.path.name
     manifest = write_artifact(folder, target, options)
@@ -97,12 +100,13 @@ def export(
 def verify(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact, wherever it came from.")],
     run: Annotated[Path | None, typer.Option("--run", help="Its run: hold every file to parity again.")] = None,
+    data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
     """Check an artifact that arrived from elsewhere: digests, schema, ONNX checker, nothing outside its folder."""
     from edc.deploy.verify import verify as check
 
-    checks = check(artifact, run=run)
+    checks = check(artifact, run=run, data_root=data_root)
     if as_json:
         print_json({"artifact": str(artifact), "ok": True, "checks": checks})
     for line in checks:

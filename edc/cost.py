@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from edc.agreement import one_of_a_machine_first
 from edc.data import DataSet, steps_per_epoch
 from edc.member_forms import MemberForm, form_of
 from edc.recipe import Recipe, StudentSection
@@ -65,7 +66,8 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
     costs = []
     with tempfile.TemporaryDirectory(prefix="edc-dry-run-") as temporary:
         run = RunFolder(Path(temporary) / "run")
-        own = load_own_teachers(recipe, data) or [build_teacher(short, data, fresh=False) for _ in range(size)]
+        own = one_of_a_machine_first(lambda: load_own_teachers(short, data), accelerator)
+        own = own or [build_teacher(short, data, fresh=False) for _ in range(size)]
         teachers = load_teachers(short, data, own=own, teachers_path=run.teachers_path, accelerator=accelerator)
         if not recipe.teachers.checkpoints:
             train = partial(obtain_teacher, short, few, 0, teachers_path=run.teachers_path, accelerator=accelerator)

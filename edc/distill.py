@@ -5,17 +5,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from edc.agreement import by_main, raised_together
-from edc.batch_ensemble import to_batch_ensemble
+from edc.agreement import by_main, one_of_a_machine_first, raised_together
+from edc.batch_ensemble import member_logits, to_batch_ensemble
 from edc.data import DataSet, load_data, steps_per_epoch
+from edc.errors import RecipeError, first_line
 from edc.files import require_free_disk
 from edc.networks import Classifier, build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe
 from edc.run import RunFolder
-from edc.student import train_student
+from edc.student import build_plain, train_student
 from edc.summary import summarise
 from edc.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
-from edc.teacher import load_own_teachers, load_teachers
+from edc.teacher import fetch_teacher_weights, load_own_teachers, load_teachers, teacher_digests
 
 __all__ = ["distill", "require_trainable"]
 
@@ -25,11 +26,12 @@ def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict
     finished = by_main(lambda: _finished(recipe, run), accelerator)
     if finished is not None:
         return finished
+    data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
     with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
-        data = load_data(recipe.data)
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
-        own_teachers = load_own_teachers(recipe, data)
-    by_main(lambda: run.claim(recipe), accelerator)
+    own_teachers = one_of_a_machine_first(lambda: load_own_teachers(recipe, data), accelerator)
+    one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
+    by_main(lambda: _claim(recipe, data, run), accelerator)
     teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
     students = {
         name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator) for name in recipe.students
@@ -38,6 +40,18 @@ def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict
     by_main(lambda: run.write_summary(summary), accelerator)
     accelerator.wait_for_everyone()
     return summary
+
+
+def _claim(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
+    teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
+    run.claim(recipe, {"the images": data.fingerprint()} | teachers)
+
+
+def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
+    """Has the libraries fetch the weights that the run will ask for: one that is not to be had is known at once."""
+    if recipe.network.pretrained:
+        build_plain(recipe, data)
+    fetch_teacher_weights(recipe, data, teachers_path=run.teachers_path)
 
 
 def _finished(recipe: Recipe, run: RunFolder) -> dict[str, Any] | None:
@@ -65,12 +79,23 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
         if accelerator.num_processes > 1 and recipe.training.sync_batchnorm:
             require_synchronisable(network, accelerator.device)
     if any(section.method == "latent_be" for section in recipe.students.values()):
-        to_batch_ensemble(student, 2, example=torch.zeros(2, *data.image_shape))
+        _try_members(student, data, source=recipe.network.name)
     # Final weights of every network, and one checkpoint: the network, its momentum, and the best one so far.
     student_bytes, teacher_bytes = 4 * count_parameters(student), 4 * count_parameters(teacher)
     num_teachers = 0 if recipe.teachers.checkpoints else recipe.teachers.size
     largest = max(student_bytes, teacher_bytes)
     return student_bytes * len(recipe.students) + teacher_bytes * num_teachers + 6 * largest
+
+
+def _try_members(student: Classifier, data: DataSet, *, source: str) -> None:
+    """Raises what goes wrong with members alone, as a `RecipeError`: here, and not after hours."""
+    images = torch.zeros(2, *data.image_shape)
+    members = to_batch_ensemble(student, 2, example=images).eval()
+    try:
+        with torch.no_grad():
+            member_logits(members, images)
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        raise RecipeError(f"{source}: does not run with members ({first_line(error)}); use method 'kd'") from None
 
 
 def _tried(section: NetworkSection, data: DataSet) -> Classifier:

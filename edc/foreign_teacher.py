@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edc.checkpoint import load_state
-from edc.errors import CheckpointError, NotInstalledError, RecipeError
+from edc.errors import CheckpointError, NotInstalledError, RecipeError, first_line
 from edc.networks import build_network, load_weights
 from edc.recipe import CheckpointSection, NetworkSection
 
-__all__ = ["FileTeacher", "format_of", "load_file_teacher"]
+__all__ = ["FileTeacher", "format_of", "load_file_teacher", "require_classifier"]
 
 FileFormat = Literal["state_dict", "torchscript", "exported_program", "onnx"]
 ONNX_TOLERANCE = 1e-3
@@ -109,15 +109,18 @@ def load_file_teacher(
         CheckpointError: a file that cannot be read, or whose classes are not the data's.
         NotInstalledError: ONNX without onnx2pytorch.
     """
+    assert checkpoint.file is not None  # without one it is a teacher of a library
     source = f"{field}: {checkpoint.file}"
     if not checkpoint.file.is_file():
         raise CheckpointError(f"{field}: {checkpoint.file.absolute()}: no such checkpoint")
     kind = format_of(checkpoint.file) if checkpoint.format == "auto" else checkpoint.format
     if kind == "state_dict":
-        teacher = _from_state_dict(checkpoint, source, default_network, num_classes, image_shape, mean, std)
+        teacher = _from_state_dict(
+            checkpoint, checkpoint.file, source, default_network, num_classes, image_shape, mean, std
+        )
     else:
-        teacher = _from_whole_network(checkpoint, kind, source, image_shape[0])
-    _require_classifier(teacher, source, image_shape, num_classes, checkpoint.output)
+        teacher = _from_whole_network(checkpoint, checkpoint.file, kind, source, image_shape[0])
+    require_classifier(teacher, source, image_shape, num_classes, checkpoint.output)
     if kind == "onnx" and isinstance(teacher, FileTeacher):
         _require_parity(teacher, checkpoint.file, source, image_shape)
     return teacher
@@ -125,6 +128,7 @@ def load_file_teacher(
 
 def _from_state_dict(
     checkpoint: CheckpointSection,
+    path: Path,
     source: str,
     default_network: NetworkSection,
     num_classes: int,
@@ -139,14 +143,16 @@ def _from_state_dict(
     size = checkpoint.input_size
     shape = (image_shape[0], size, size) if size else image_shape
     network = build_network(section, num_classes=num_classes, image_shape=shape, mean=mean, std=std)
-    load_weights(network, load_state(checkpoint.file), source=source, num_classes=num_classes)
+    load_weights(network, load_state(path), source=source, num_classes=num_classes)
     if shape == image_shape and checkpoint.output == "logits":
         return network.eval().requires_grad_(False)
     nothing = (0.0,) * image_shape[0], (1.0,) * image_shape[0]  # the network normalises by itself
     return FileTeacher(network.eval(), input_size=size, mean=nothing[0], std=nothing[1], output=checkpoint.output)
 
 
-def _from_whole_network(checkpoint: CheckpointSection, kind: FileFormat, source: str, channels: int) -> FileTeacher:
+def _from_whole_network(
+    checkpoint: CheckpointSection, path: Path, kind: FileFormat, source: str, channels: int
+) -> FileTeacher:
     if checkpoint.network is not None:
         raise RecipeError(f"{source}: network has no effect on a file that is a whole network ({kind}); leave it out")
     if checkpoint.mean is None or checkpoint.std is None:
@@ -160,7 +166,7 @@ def _from_whole_network(checkpoint: CheckpointSection, kind: FileFormat, source:
             f"the images have {channels} channels"
         )
     return FileTeacher(
-        _READERS[kind](checkpoint.file, source),
+        _READERS[kind](path, source),
         input_size=checkpoint.input_size,
         mean=checkpoint.mean,
         std=checkpoint.std,
@@ -176,7 +182,7 @@ def _from_torchscript(path: Path, source: str) -> nn.Module:
         try:
             network: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, OSError) as error:
-            raise CheckpointError(f"{source}: not readable as TorchScript ({_first_line(error)})") from None
+            raise CheckpointError(f"{source}: not readable as TorchScript ({first_line(error)})") from None
     return network.eval()
 
 
@@ -184,7 +190,7 @@ def _from_exported_program(path: Path, source: str) -> nn.Module:
     try:
         network: nn.Module = torch.export.load(path).module()
     except (RuntimeError, ValueError, KeyError, OSError, AssertionError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{source}: not readable as an exported program ({_first_line(error)})") from None
+        raise CheckpointError(f"{source}: not readable as an exported program ({first_line(error)})") from None
     for module in network.modules():  # only marks: what BatchNorm and dropout do is in the graph
         module.training = False
     return network
@@ -204,14 +210,14 @@ def _from_onnx(path: Path, source: str) -> nn.Module:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
-        raise CheckpointError(f"{source}: not readable as ONNX ({_first_line(error)})") from None
+        raise CheckpointError(f"{source}: not readable as ONNX ({first_line(error)})") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _Quiet(ConvertModel(model)).eval()
     except (NotImplementedError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise RecipeError(
-            f"{source}: cannot be converted to torch ({_first_line(error)}); give this teacher as a state dict, "
+            f"{source}: cannot be converted to torch ({first_line(error)}); give this teacher as a state dict, "
             "TorchScript or an exported program (torch.export.save)"
         ) from None
 
@@ -233,7 +239,7 @@ class _Quiet(nn.Module):
         return answer
 
 
-def _require_classifier(
+def require_classifier(
     teacher: nn.Module, source: str, image_shape: tuple[int, int, int], num_classes: int, output: str
 ) -> None:
     """Raises unless the teacher makes finite, differentiable logits (N, K) for one image and for several."""
@@ -243,7 +249,7 @@ def _require_classifier(
             logits = teacher(images)
         except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise RecipeError(
-                f"{source}: does not take {batch} image{'s' * (batch > 1)} of {image_shape} ({_first_line(error)}). "
+                f"{source}: does not take {batch} image{'s' * (batch > 1)} of {image_shape} ({first_line(error)}). "
                 "Its image size goes into input_size; a whole network must have been saved for any batch size."
             ) from None
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -285,7 +291,3 @@ def _require_parity(teacher: FileTeacher, path: Path, source: str, image_shape: 
             f"{source}: its conversion to torch differs from ONNX Runtime by {difference:.2g}; give this teacher as a "
             "state dict, TorchScript or an exported program (torch.export.save)"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from edc.agreement import by_main
 from edc.batch_ensemble import ensemble_size_of
+from edc.errors import RunError, first_line
 from edc.files import write_json
 from edc.machine import free_memory_bytes
 from edc.recipe import Recipe, StudentSection, TrainingSection
 from edc.run import RunFolder
 from edc.step import autocast
 
-__all__ = ["MemberForm", "activation_bytes", "batchnorm_momentum_shared", "choose_form", "form_of"]
+__all__ = ["MemberForm", "activation_bytes", "as_begun", "batchnorm_momentum_shared", "choose_form", "form_of"]
 
 MemberForm = Literal["joint", "sequential"]
 SHARE_OF_MEMORY = 0.4
@@ -83,8 +84,7 @@ def choose_form(
     fits = torch.tensor(float(needed <= SHARE_OF_MEMORY * free), device=accelerator.device)
     all_fit = bool(accelerator.reduce(fits, "sum") == accelerator.num_processes)  # the same on every process
     form = "joint" if all_fit else "sequential"
-    if accelerator.is_main_process:
-        write_json(kept, {"form": form, "activation_bytes": needed, "free_bytes": free})
+    by_main(lambda: write_json(kept, {"form": form, "activation_bytes": needed, "free_bytes": free}), accelerator)
     return form, f"whose activations take {needed / 1e9:.1f} GB together; {free / 1e9:.1f} GB are free"
 
 
@@ -98,10 +98,28 @@ def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
     return _kept_form(run.student_path(name) / KEPT)
 
 
+def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Recipe:
+    """Returns the recipe with the forms, where left to `auto`, that students of the run have been begun in."""
+
+    def kept_forms() -> dict[str, MemberForm | None]:
+        is_its_run = run.recipe_path.is_file() and run.recipe().digest() == recipe.digest()
+        return {name: form_of(recipe, name, run=run) if is_its_run else None for name in recipe.students}
+
+    forms = by_main(kept_forms, accelerator)
+    begun = {
+        name: section.model_copy(update={"member_form": forms[name] or section.member_form})
+        for name, section in recipe.students.items()
+    }
+    return recipe.model_copy(update={"students": begun})
+
+
 def _kept_form(kept: Path) -> MemberForm | None:
     if not kept.is_file():  # not chosen yet, or trained by an edc that did not choose
         return None
-    form: MemberForm = json.loads(kept.read_text())["form"]
+    try:
+        form: MemberForm = json.loads(kept.read_text())["form"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{kept}: damaged ({first_line(error)}); it says joint or sequential, as the log did") from None
     return form
 
 

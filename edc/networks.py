@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError, RecipeError
+from edc.errors import CheckpointError, FailedError, RecipeError, first_line
 from edc.recipe import NETWORK_NAME, NetworkSection
 
 __all__ = ["Classifier", "build_network", "count_parameters", "load_weights", "require_logits"]
@@ -50,6 +50,7 @@ def build_network(
 
     Raises:
         RecipeError: no such network, or one that does not take such images.
+        FailedError: the library's weights could not be fetched.
     """
     channels = image_shape[0]
     mean, std = section.mean or mean, section.std or std
@@ -57,10 +58,17 @@ def build_network(
         raise RecipeError(f"{section.name}: mean has {len(mean)} values, the images have {channels} channels")
     match = NETWORK_NAME.match(section.name)
     library, _, name = section.name.partition("/")
-    if library == "timm":
-        network = _build_timm(name, section.pretrained, num_classes, image_shape)
-    elif library == "torchvision":
-        network = _build_torchvision(name, section.pretrained, num_classes, channels)
+    if library in ("timm", "torchvision"):
+        build = _build_timm if library == "timm" else _build_torchvision
+        try:
+            network = build(name, section.pretrained, num_classes, image_shape)
+        except (OSError, RuntimeError) as error:
+            if not section.pretrained:
+                raise
+            raise FailedError(
+                f"{section.name}: pretrained: the library's weights could not be had ({first_line(error)}). Fetch them "
+                "where there is a network (TORCH_HOME and HF_HOME say where they are kept), or set pretrained to false."
+            ) from None
     elif match and match["depth"]:
         network = WideResNet(int(match["depth"]), int(match["width"]), num_classes, channels)
     else:
@@ -197,14 +205,14 @@ def _build_timm(name: str, pretrained: bool, num_classes: int, image_shape: tupl
     return network
 
 
-def _build_torchvision(name: str, pretrained: bool, num_classes: int, in_channels: int) -> nn.Module:
+def _build_torchvision(name: str, pretrained: bool, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     from torchvision import models
 
     if name not in models.list_models(module=models):
         raise RecipeError(f"torchvision/{name}: torchvision has no such classification network")
     network: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None)
     _replace_last_linear(network, num_classes)
-    _replace_stem(network, in_channels)
+    _replace_stem(network, image_shape[0])
     return network
 
 
@@ -242,8 +250,7 @@ def require_logits(network: nn.Module, image_shape: tuple[int, int, int], num_cl
             with torch.no_grad():
                 logits = network(torch.zeros(2, *image_shape, device=device))
         except (RuntimeError, AssertionError, ValueError, AttributeError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RecipeError(f"{source}: does not take images of {image_shape} ({reason})") from None
+            raise RecipeError(f"{source}: does not take images of {image_shape} ({first_line(error)})") from None
         if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise RecipeError(f"{source}: returns {found} for two images, expected logits (2, {num_classes})")

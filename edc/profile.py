@@ -24,9 +24,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, record_function
 
+from edc.agreement import by_main, one_of_a_machine_first, raised_together
 from edc.bench.memory import peak_growth
 from edc.data import DataSet, load_data
 from edc.distill import require_trainable
@@ -35,7 +37,7 @@ from edc.recipe import Recipe
 from edc.rehearsal import few_images, few_steps
 from edc.run import RunFolder
 from edc.student import train_student
-from edc.teacher import TeacherEnsemble, build_teacher, load_teachers, teacher_key
+from edc.teacher import TeacherEnsemble, are_trained, build_teacher, load_own_teachers, load_teachers
 
 __all__ = ["OperatorTime", "RangeTime", "StepProfile", "profile_step"]
 
@@ -94,9 +96,11 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
     Leaves in `folder`: trace.json.gz (for chrome://tracing or ui.perfetto.dev) and profile.json. Nothing else on disk
     is changed. Teachers that are not all trained yet are replaced by untrained ones: the time is the same.
     """
-    data = load_data(recipe.data)
-    require_trainable(recipe, data, accelerator=accelerator)
-    teachers, kind = _teachers(recipe, data, teachers_path, accelerator)
+    data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
+    with raised_together(accelerator):
+        require_trainable(recipe, data, accelerator=accelerator)
+    own_teachers = one_of_a_machine_first(lambda: load_own_teachers(few_steps(recipe), data), accelerator)
+    teachers, kind = _teachers(recipe, data, own_teachers, teachers_path, accelerator)
     on_gpu = accelerator.device.type == "cuda"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it says on stderr that a machine without a GPU has none
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
@@ -116,9 +120,12 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
             accelerator=accelerator,
         )
     trace = folder / "trace.json.gz"
-    if accelerator.is_main_process:
+
+    def write_trace() -> None:
         with write_atomically(trace) as path:
             profiler.export_chrome_trace(str(path))
+
+    by_main(write_trace, accelerator)
     events = list(profiler.events() or [])  # type: ignore[no-untyped-call]
     first, last = _measured_window(events)
     profile = StepProfile(
@@ -135,21 +142,18 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
         peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else memory.peak_bytes,
         trace=str(trace),
     )
-    if accelerator.is_main_process:
-        write_json(folder / "profile.json", dataclasses.asdict(profile))
-    accelerator.wait_for_everyone()
+    by_main(lambda: write_json(folder / "profile.json", dataclasses.asdict(profile)), accelerator)
     return profile
 
 
 def _teachers(
-    recipe: Recipe, data: DataSet, teachers_path: Path, accelerator: Accelerator
+    recipe: Recipe, data: DataSet, own: list[nn.Module], teachers_path: Path, accelerator: Accelerator
 ) -> tuple[TeacherEnsemble, str]:
     """Returns the ensemble and what it is: "own", "trained" or "untrained"."""
-    own, kind = None, "own"
-    if not recipe.teachers.checkpoints:
-        folders = [teachers_path / teacher_key(recipe, data, m)[0] for m in range(recipe.teachers.size)]
-        kind = "trained" if all((folder / "weights.safetensors").is_file() for folder in folders) else "untrained"
-        own = [build_teacher(recipe, data, fresh=False) for _ in folders] if kind == "untrained" else None
+    trained = by_main(lambda: are_trained(recipe, data, teachers_path=teachers_path), accelerator)
+    kind = "own" if own else "trained" if trained else "untrained"
+    if kind == "untrained":
+        own = [build_teacher(recipe, data, fresh=False) for _ in range(recipe.teachers.size)]
     return load_teachers(recipe, data, teachers_path=teachers_path, accelerator=accelerator, own=own), kind
 
 

@@ -88,7 +88,8 @@ class TrainingSection(Section):
     compile: bool = False
     """torch.compile for teachers and student. Where it fails, they run without it and the log says so. Measured once: a
     step of WRN-16-2 on one CPU core went from 1.66 to 1.60 s, after two minutes of compiling (results/step_cost.md);
-    not measured on a GPU."""
+    not measured on a GPU. What several processes exchange in SyncBatchNorm is not part of the trial: a failure there
+    ends the first step."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes, so that a run does not depend on how many there are."""
     checkpoint_every: PositiveInt = 1
@@ -104,19 +105,24 @@ class TrainingSection(Section):
 
 
 class CheckpointSection(Section):
-    """A teacher of the user's own: a state dict and the network it belongs to, or a file that is a whole network."""
+    """A teacher of the user's own: a state dict and the network it belongs to, or a file that is a whole network.
 
-    file: Path
+    Without a file, a network of torchvision or timm with the library's own weights (`pretrained: true`).
+    """
+
+    file: Path | None = None
     network: NetworkSection | None = None
     """Of a state dict (.safetensors, .pt, .pth); the teachers' network unless given."""
     format: Literal["auto", "state_dict", "torchscript", "exported_program", "onnx"] = "auto"
     """`auto` looks at the file: TorchScript (torch.jit.save), an exported program (.pt2), .onnx, else a state dict."""
     input_size: PositiveInt | None = None
-    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size."""
+    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size, or what the
+    library says of its weights."""
     mean: tuple[float, ...] | None = None
     std: tuple[PositiveFloat, ...] | None = None
     """What this teacher subtracts from images in [0, 1] and divides by. Needed where the file is a whole network
-    (zeros and ones if it normalises by itself); for a state dict the network's or the data's unless given."""
+    (zeros and ones if it normalises by itself); for a state dict the network's or the data's unless given, for a
+    library's weights what the library says."""
     output: Literal["logits", "probabilities"] = "logits"
 
     @model_validator(mode="before")
@@ -126,6 +132,13 @@ class CheckpointSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.file is None and not (self.network and self.network.pretrained):
+            raise ValueError(
+                "file: missing; expected a file, or network: {name: ..., pretrained: true} for the weights that "
+                "torchvision or timm have"
+            )
+        if self.file is None and self.format != "auto":
+            raise ValueError(f"format: found {self.format!r}, which has no effect without a file; leave it out")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together")
         if self.mean and self.network and self.network.mean:
@@ -173,7 +186,7 @@ class StudentSection(Section):
     """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
     member_form: Literal["auto", "joint", "sequential"] = "auto"
     """`joint`: all members in one batch, BatchNorm statistics over all of them, as published. `sequential`: one member
-    after another, memory as for one. `auto`: joint where its activations fit into half of the free memory."""
+    after another, memory as for one. `auto`: joint where its activations fit into 0.4 of the free memory."""
     reestimate_batchnorm: bool = False
 
     @model_validator(mode="after")
@@ -253,7 +266,8 @@ class Recipe(Section):
 
     def operated_as(self, other: "Recipe") -> "Recipe":
         """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""
-        data = self.data.model_copy(update={"max_bad_fraction": other.data.max_bad_fraction})
+        free = ("root", "download", "num_workers", "max_bad_fraction")
+        data = self.data.model_copy(update={field: getattr(other.data, field) for field in free})
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
         return self.model_copy(update={"data": data, "training": training})
 

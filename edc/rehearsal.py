@@ -24,12 +24,17 @@ def few_steps(recipe: Recipe) -> Recipe:
     def bare(section: NetworkSection | None) -> NetworkSection | None:
         return section and section.model_copy(update={"pretrained": False})
 
+    checkpoints = tuple(
+        c if c.file else c.model_copy(update={"network": bare(c.network)}) for c in recipe.teachers.checkpoints
+    )
     shared = {"epochs": 1, "warmup_epochs": 0, "learning_rate": 1e-9, "checkpoint_every": 2}
     return recipe.model_copy(
         update={
             "network": bare(recipe.network),
             "training": recipe.training.model_copy(update=shared),
-            "teachers": recipe.teachers.model_copy(update={"epochs": None, "network": bare(recipe.teachers.network)}),
+            "teachers": recipe.teachers.model_copy(
+                update={"epochs": None, "network": bare(recipe.teachers.network), "checkpoints": checkpoints}
+            ),
             "students": {name: s.model_copy(update={"epochs": None}) for name, s in recipe.students.items()},
         }
     )

@@ -2,12 +2,14 @@
 
 runs/<name>/
     recipe.yaml              the resolved recipe
+    inputs.json              what the recipe cannot say: which images and which teachers the students learn from
     students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains)
     summary.json             metrics of every network; its presence means that the run is finished
 runs/teachers/<key>/         one trained teacher, kept by what determines it, shared by all runs
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,10 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def inputs_path(self) -> Path:
+        return self.path / "inputs.json"
+
+    @property
     def teachers_path(self) -> Path:
         """Where trained teachers are kept: beside the runs, so that they share them."""
         return self.path.parent / TEACHERS
@@ -60,24 +66,54 @@ class RunFolder:
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
 
-    def claim(self, recipe: Recipe) -> None:
-        """Makes the folder this recipe's own; raises `RunError` as `require_claimable` does.
+    def claim(self, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
+        """Makes the folder this recipe's own, or goes on with it; what is refused leaves it as it was.
 
-        Of a run that goes on with another allowance for bad images the latest is kept: others read its data later.
+        Of a run that goes on with its data elsewhere, or with another allowance for bad images, the latest is kept:
+        others read its data later.
+
+        Args:
+            inputs: what the students learn from ("teacher 0", "the images") to a digest of its content.
+
+        Raises:
+            RunError: as `require_claimable` does, or the students have begun to learn from something else.
         """
         self.require_claimable(recipe)
-        kept = recipe
-        if self.recipe_path.is_file():
-            held = self.recipe()
-            kept = held.operated_as(recipe)
-            if kept == held:
-                return
-        with write_atomically(self.recipe_path) as temporary:
-            document = kept.model_dump(mode="json", exclude_none=True)
-            temporary.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        if inputs and any(path.is_file() for path in self.path.glob("students/*/*")):
+            self._require_same(inputs)
+        held = self.recipe() if self.recipe_path.is_file() else None
+        kept = held.operated_as(recipe) if held else recipe
+        if kept != held:
+            with write_atomically(self.recipe_path) as temporary:
+                document = kept.model_dump(mode="json", exclude_none=True)
+                temporary.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        if inputs and inputs != self._inputs():
+            write_json(self.inputs_path, dict(inputs))
 
-    def recipe(self) -> Recipe:
-        """Returns the run's recipe; raises `RunError` if this is no run."""
+    def _require_same(self, inputs: Mapping[str, str]) -> None:
+        held = self._inputs()
+        changed = [name for name, digest in inputs.items() if held and held.get(name) != digest]
+        if changed:
+            raise RunError(
+                f"{self.path}: its students have begun to learn from other content of {', '.join(changed)} than there "
+                "is now, and would mix the two if they went on. Put back what was there, choose another folder with "
+                "--run, or remove this one."
+            )
+
+    def _inputs(self) -> dict[str, str] | None:
+        return self._document(self.inputs_path) if self.inputs_path.is_file() else None
+
+    def _document(self, path: Path) -> dict[str, Any]:
+        try:
+            document: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(
+                f"{path}: damaged ({error}); remove it and run edc distill {self.recipe_path} again"
+            ) from None
+        return document
+
+    def recipe(self, *, data_root: Path | None = None) -> Recipe:
+        """Returns the run's recipe, with its images in `data_root` if given; raises `RunError` if this is no run."""
         try:
             document = yaml.safe_load(self.recipe_path.read_text())
         except OSError:
@@ -88,7 +124,10 @@ class RunFolder:
             ) from None
         if not isinstance(document, dict):
             raise RunError(f"{self.recipe_path}: damaged (holds no recipe); restore or remove it")
-        return recipe_from_document(document, source=str(self.recipe_path))
+        recipe = recipe_from_document(document, source=str(self.recipe_path))
+        if data_root is None:
+            return recipe
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
 
     def summary(self) -> dict[str, Any]:
         """Returns summary.json; raises `RunError` if the run is not finished."""
@@ -98,13 +137,7 @@ class RunFolder:
                 f"{self.path}: the run is not finished (no summary.json); "
                 f"go on with: edc distill {self.recipe_path} --run {self.path}"
             )
-        try:
-            document: dict[str, Any] = json.loads(self.summary_path.read_text())
-        except ValueError as error:
-            raise RunError(
-                f"{self.summary_path}: damaged ({error}); remove it and run edc distill {self.recipe_path} again"
-            ) from None
-        return document
+        return self._document(self.summary_path)
 
     def write_summary(self, document: dict[str, Any]) -> None:
         write_json(self.summary_path, document)

@@ -22,7 +22,7 @@ from edc.recipe import Recipe, StudentSection
 from edc.report.progress import console
 from edc.run import RunFolder
 from edc.seeding import derive_seed
-from edc.step import Batch, LossOf, LossPart
+from edc.step import Batch, LossOf, LossPart, place
 from edc.teacher import TeacherEnsemble
 from edc.train import fit
 
@@ -106,9 +106,7 @@ def fold_student(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *
     section = recipe.students[name]
     if section.method == "kd":
         return network
-    plain = build_plain(recipe, data, fresh=False).to(next(network.parameters()).device)
-    if recipe.training.channels_last:
-        plain = plain.to(memory_format=torch.channels_last)
+    plain = place(build_plain(recipe, data, fresh=False), next(network.parameters()).device, recipe.training)
     return fold(network, plain, kind="mean_factors" if (kind or section.fold) == "mean_factors" else "mean_weights")
 
 
@@ -160,7 +158,7 @@ def _compile_teachers(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, 
         example = example_for(
             teacher, data.image_shape, training=training, num_processes=num_processes, to_images=to_images
         )
-        compile_network(teacher, example, training=training, label=f"teacher {m}")
+        compile_network(teacher, example, training=training, label=f"teacher {m}", accelerator=accelerator)
 
 
 def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) -> nn.Module:

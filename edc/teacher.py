@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,16 +13,27 @@ from torch import Tensor, nn
 from edc.agreement import by_main, locked_by_main, raised_together
 from edc.checkpoint import load_state
 from edc.data import DataSet
-from edc.files import write_json
+from edc.files import sha256_of, write_json
 from edc.foreign_teacher import load_file_teacher
+from edc.library_teacher import load_library_teacher, name_of_library_weights
 from edc.losses import label_loss, wide
 from edc.networks import Classifier, build_network
-from edc.recipe import Recipe
+from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
-from edc.step import Batch, LossPart
+from edc.step import Batch, LossPart, place
 from edc.train import fit
 
-__all__ = ["TeacherEnsemble", "build_teacher", "load_own_teachers", "load_teachers", "obtain_teacher", "teacher_key"]
+__all__ = [
+    "TeacherEnsemble",
+    "are_trained",
+    "build_teacher",
+    "fetch_teacher_weights",
+    "load_own_teachers",
+    "load_teachers",
+    "obtain_teacher",
+    "teacher_digests",
+    "teacher_key",
+]
 
 
 class TeacherEnsemble(nn.Module):
@@ -55,18 +67,18 @@ class TeacherEnsemble(nn.Module):
 
 def load_own_teachers(recipe: Recipe, data: DataSet) -> list[nn.Module]:
     """Returns the networks of the recipe's own checkpoints, strictly loaded and tried; none if it lists none."""
-    return [
-        load_file_teacher(
-            checkpoint,
-            field=f"teachers.checkpoints.{m}",
-            default_network=recipe.teacher_network,
-            num_classes=data.num_classes,
-            image_shape=data.image_shape,
-            mean=data.mean,
-            std=data.std,
-        )
-        for m, checkpoint in enumerate(recipe.teachers.checkpoints)
-    ]
+    return [_own_teacher(recipe, data, m) for m in range(len(recipe.teachers.checkpoints))]
+
+
+def _own_teacher(recipe: Recipe, data: DataSet, member: int) -> nn.Module:
+    checkpoint, field = recipe.teachers.checkpoints[member], f"teachers.checkpoints.{member}"
+    classes_and_images: Any = {"num_classes": data.num_classes, "image_shape": data.image_shape}
+    if checkpoint.file is None:
+        return load_library_teacher(checkpoint, field=field, **classes_and_images)
+    network = recipe.teacher_network
+    return load_file_teacher(
+        checkpoint, field=field, default_network=network, mean=data.mean, std=data.std, **classes_and_images
+    )
 
 
 def load_teachers(
@@ -88,10 +100,7 @@ def load_teachers(
             obtain_teacher(recipe, data, member, teachers_path=teachers_path, accelerator=accelerator)
             for member in range(recipe.teachers.size)
         ]
-    ensemble = TeacherEnsemble(members).to(accelerator.device)
-    if recipe.training.channels_last:
-        ensemble.to(memory_format=torch.channels_last)
-    return ensemble
+    return place(TeacherEnsemble(members), accelerator.device, recipe.training)
 
 
 def obtain_teacher(
@@ -144,6 +153,32 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
 def teacher_loss(model: nn.Module, _network: nn.Module, batch: Batch) -> list[LossPart]:
     """Returns the cross-entropy with the labels, in one part."""
     return [lambda: label_loss(wide(model(batch.images))[None], batch.labels)]
+
+
+def are_trained(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> bool:
+    """Returns whether all teachers that the recipe trains are there."""
+    keys = [teacher_key(recipe, data, member)[0] for member in range(recipe.teachers.size)]
+    return all((teachers_path / key / "weights.safetensors").is_file() for key in keys)
+
+
+def fetch_teacher_weights(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> None:
+    """Has the library fetch what teachers that are not trained yet start from, if the recipe asks for that."""
+    trains = not recipe.teachers.checkpoints and not are_trained(recipe, data, teachers_path=teachers_path)
+    if recipe.teacher_network.pretrained and trains:
+        build_teacher(recipe, data)
+
+
+def teacher_digests(recipe: Recipe, data: DataSet) -> list[str]:
+    """Returns, for each teacher, what its weights are known by: those of its file, or all that determines them."""
+    if recipe.teachers.checkpoints:
+        return [_checkpoint_digest(checkpoint) for checkpoint in recipe.teachers.checkpoints]
+    return [teacher_key(recipe, data, member)[0] for member in range(recipe.teachers.size)]
+
+
+def _checkpoint_digest(checkpoint: CheckpointSection) -> str:
+    if checkpoint.file is not None:
+        return sha256_of(checkpoint.file)
+    return name_of_library_weights(checkpoint)
 
 
 def build_teacher(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Classifier:

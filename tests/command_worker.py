@@ -28,6 +28,24 @@ COMMANDS = {
     "bad recipe": ["distill", "tiny.yaml", "--set", "training.epoch=3"],
     "usage": ["distill"],
 }
+# A folder on the first process's machine only: what the other meets must end both. Teachers have no run.
+ELSEWHERE = "data={kind: image_folder, root: photosRANK, image_size: 8, num_workers: 0, validation: 4, test: 4}"
+COMMANDS |= {
+    f"{command} without data": [*command.split(), "tiny.yaml", "--set", ELSEWHERE]
+    for command in (
+        *(f"distill --run runs/elsewhere{asked}" for asked in ("", " --dry-run", " --profile")),
+        "teach",
+    )
+}
+# A data loader of its own for each process, beside the threads that exchange; teachers are trained in both.
+PHOTOS = "data={kind: image_folder, root: photos0, image_size: 8, num_workers: WORKERS, validation: 4, test: 4}"
+COMMANDS |= {
+    f"{number} workers": [
+        *("distill", "tiny.yaml", "--runs", f"workers{number}", "--set", PHOTOS.replace("WORKERS", number)),
+        *("--set", "training.batch_size=4"),
+    ]
+    for number in ("0", "1")
+}
 
 
 def main(folder: Path) -> None:
@@ -42,7 +60,8 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {"folder": str(folder)}
     for name, command in COMMANDS.items():
         rows.clear()
-        found[name] = edc(*command, "--device", "cpu", "--threads", "1", "--json", cwd=folder), list(rows)
+        words = [word.replace("RANK", str(rank)) for word in command]
+        found[name] = edc(*words, "--device", "cpu", "--threads", "1", "--json", cwd=folder), list(rows)
     torch.save(found, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
 

@@ -16,10 +16,12 @@ from pathlib import Path
 import command_worker
 import numpy as np
 import pytest
+import torch
 from command_line import Called, commands, edc
 from conftest import TINY_RECIPE, Workshop, environment
 from PIL import Image
 from processes import found_by
+from safetensors.torch import load_file
 
 from edc.bench.backends import BACKENDS
 from edc.cost import TIMED_STEPS, WARMUP_STEPS
@@ -177,20 +179,46 @@ def test_dry_run_prints_recipe_and_costs_and_changes_nothing(desk):
         assert cost["seconds"] > 0
 
 
+def test_dry_run_of_a_run_that_is_begun_takes_the_form_it_was_begun_in(workshop: Workshop, desk):
+    kept = desk / "runs/tiny/students/latent_be/member_form.json"
+    kept.parent.mkdir(parents=True)
+    shutil.copy(workshop.run / "recipe.yaml", desk / "runs/tiny")
+    for form in ("sequential", "joint"):
+        kept.write_text(json.dumps({"form": form}))
+        called = edc("distill", "tiny.yaml", "--dry-run", "--device", "cpu", "--json", cwd=desk)
+        assert called.document["costs"][-1]["member_form"] == form
+
+
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
     """What each of two processes saw of the same commands: name to (how it ended, rows of every training pass)."""
     folder = tmp_path_factory.mktemp("of_two")
     (folder / "tiny.yaml").write_text(command_worker.RECIPE)
+    save_photos(folder / "photos0")
     return found_by("command_worker.py", folder, num_processes=2)
 
 
 @pytest.mark.parametrize("name", command_worker.COMMANDS)
 def test_of_several_processes_one_prints_the_document(of_two, name):
     (main, _), (other, _) = (found[name] for found in of_two)
-    assert main.exit_code == other.exit_code == (2 if name in ("refused", "bad recipe", "usage") else 0)
+    is_wrong = name in ("refused", "bad recipe", "usage") or name.endswith("without data")
+    assert main.exit_code == other.exit_code == (2 if is_wrong else 0)
     assert other.stdout == ""
     assert isinstance(main.document, dict)
+
+
+@pytest.mark.parametrize("name", [name for name in command_worker.COMMANDS if name.endswith("without data")])
+def test_data_that_one_machine_lacks_ends_the_command_on_all(of_two, name):
+    main = of_two[0][name][0]
+    assert "photos1" in main.document["error"]["message"]
+
+
+def test_processes_with_loaders_of_their_own_train_what_they_train_without(of_two):
+    folder = Path(of_two[0]["folder"])
+    for path in ("tiny/students/kd", "teachers/*"):
+        (one,), (other,) = (list(folder.glob(f"workers{n}/{path}/weights.safetensors")) for n in (1, 0))
+        with_loader, without = load_file(one), load_file(other)
+        assert all(torch.equal(with_loader[name], without[name]) for name in without)
 
 
 def test_dry_run_gives_each_process_its_share_of_the_batch(of_two):
@@ -528,11 +556,15 @@ students:
 def photos(tmp_path: Path) -> Path:
     """A folder with a recipe and two classes of eight images."""
     (tmp_path / "folder.yaml").write_text(FOLDER_RECIPE)
-    for name, colour in (("cat", 40), ("dog", 200)):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(8):
-            Image.new("RGB", (9, 9), (colour, 10 * number, 0)).save(tmp_path / "photos" / name / f"{number}.png")
+    save_photos(tmp_path / "photos")
     return tmp_path
+
+
+def save_photos(folder: Path) -> None:
+    for name, colour in (("cat", 40), ("dog", 200)):
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (9, 9), (colour, 10 * number, 0)).save(folder / name / f"{number}.png")
 
 
 @pytest.mark.parametrize("command", [["distill"], ["distill", "--dry-run"], ["teach"]], ids="_".join)
@@ -550,6 +582,15 @@ def test_data_root_wins_over_the_recipe(photos):
         "distill", "folder.yaml", "--dry-run", "--json", "--data-root", "elsewhere", "--device", "cpu", cwd=photos
     )
     assert called.document["recipe"]["data"]["root"] == "elsewhere"
+
+
+def test_run_whose_images_have_moved_is_exported_from_where_they_are(photos):
+    assert edc("distill", "folder.yaml", "--device", "cpu", cwd=photos).exit_code == 0
+    (photos / "photos").rename(photos / "elsewhere")
+    refused(edc("export", cwd=photos), f"no folder {photos / 'photos'}", "--data-root")
+    called = edc("export", "--data-root", "elsewhere", "--json", cwd=photos)
+    assert called.exit_code == 0
+    assert called.document["manifest"]["classes"] == ["cat", "dog"]
 
 
 def test_unreadable_image_is_named_by_its_path(photos):

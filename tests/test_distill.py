@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edc.data import load_data
 from edc.distill import distill
-from edc.errors import CheckpointError, DataError, EdcError, RecipeError, RunError
+from edc.errors import CheckpointError, DataError, EdcError, FailedError, RecipeError, RunError
 from edc.networks import CifarResNet, Classifier, WideResNet, count_parameters
 from edc.recipe import Recipe
 from edc.run import RunFolder
@@ -488,6 +488,33 @@ def test_run_of_another_recipe_is_refused_and_left_alone(summary, runs, accelera
     with pytest.raises(RunError, match=r"tiny: already holds another recipe; it differs in training.learning_rate"):
         distill(recipe(training={"learning_rate": 0.1}), run=RunFolder(runs / "tiny"), accelerator=accelerator)
     assert snapshot(runs) == before
+
+
+def test_unfinished_run_does_not_go_on_with_another_teacher_in_a_file_of_the_same_name(
+    checkpoints, tmp_path, accelerator
+):
+    one, run = own_teachers(checkpoints), RunFolder(tmp_path / "runs/own")
+    distill(one, run=run, accelerator=accelerator)
+    run.summary_path.unlink()
+    before = snapshot(tmp_path / "runs")
+    resnet = Classifier(CifarResNet(8, 1, 3), (0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
+    save_file(resnet.state_dict(), tmp_path / "b.safetensors")
+    with pytest.raises(RunError, match=r"own: its students have begun to learn from other content of teacher 1 than"):
+        distill(one, run=run, accelerator=accelerator)
+    assert snapshot(tmp_path / "runs") == before
+
+
+def test_weights_that_a_library_cannot_fetch_are_missed_before_teachers_are_trained(tmp_path, accelerator, monkeypatch):
+    def unreachable(*_arguments: Any, **_options: Any) -> None:
+        raise OSError("[Errno -2] Name or service not known\nand more")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    one = recipe(network={"name": "torchvision/resnet18", "pretrained": True})
+    message = r"torchvision/resnet18: pretrained: .*could not be had \(\[Errno -2\] Name or service not known\)"
+    with pytest.raises(FailedError, match=message):
+        distill(one, run=RunFolder(tmp_path / "runs/run"), accelerator=accelerator)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_unfinished_run_goes_on_where_it_stopped(summary, runs, tmp_path, accelerator, one_thread):

@@ -43,16 +43,46 @@ def test_same_recipe_claims_its_folder_again_and_changes_nothing(tmp_path):
     run = RunFolder(tmp_path / "r")
     run.claim(recipe())
     before = snapshot(tmp_path)
-    run.claim(recipe(data={"kind": "synthetic", "num_workers": 0, "root": "elsewhere"}))
+    run.claim(recipe())
     assert snapshot(tmp_path) == before
 
 
-def test_run_goes_on_with_another_allowance_for_bad_images_and_keeps_it(tmp_path):
+def test_run_goes_on_with_its_data_elsewhere_and_another_allowance_for_bad_images_and_keeps_both(tmp_path):
     run = RunFolder(tmp_path / "r")
     data = {"kind": "parquet", "image_size": 8, "root": "here"}
     run.claim(recipe(data=data))
     run.claim(recipe(data=data | {"max_bad_fraction": 0.2, "root": "there"}, training={"checkpoint_every": 3}))
-    assert run.recipe() == recipe(data=data | {"max_bad_fraction": 0.2}, training={"checkpoint_every": 3})
+    moved = data | {"max_bad_fraction": 0.2, "root": "there"}
+    assert run.recipe() == recipe(data=moved, training={"checkpoint_every": 3})
+
+
+INPUTS = {"the images": "aa", "teacher 0": "bb", "teacher 1": "cc"}
+
+
+def test_run_whose_students_have_begun_does_not_go_on_with_other_images_or_teachers(tmp_path):
+    run = RunFolder(tmp_path / "r")
+    run.claim(recipe(), INPUTS)
+    (run.student_path("kd")).mkdir(parents=True)
+    (run.student_path("kd") / "metrics.jsonl").write_text("{}\n")
+    before = snapshot(tmp_path)
+    run.claim(recipe(), INPUTS)
+    moved = recipe(data={"kind": "synthetic", "root": "elsewhere"})
+    with pytest.raises(RunError, match=r"r: its students have begun to learn from other content of teacher 1 than"):
+        run.claim(moved, INPUTS | {"teacher 1": "dd"})
+    with pytest.raises(RunError, match=r"other content of the images, teacher 0 than"):
+        run.claim(moved, INPUTS | {"the images": "ab", "teacher 0": "bc"})
+    assert snapshot(tmp_path) == before
+    run.inputs_path.write_text("{")
+    with pytest.raises(RunError, match=r"inputs.json: damaged .*; remove it"):
+        run.claim(recipe(), INPUTS)
+
+
+def test_run_that_no_student_has_begun_takes_the_images_as_they_are_now(tmp_path):
+    """An image that ended the training of a teacher is repaired: another content, and nothing to mix with."""
+    run = RunFolder(tmp_path / "r")
+    run.claim(recipe(), INPUTS)
+    run.claim(recipe(), INPUTS | {"the images": "ab"})
+    assert json.loads(run.inputs_path.read_text())["the images"] == "ab"
 
 
 @pytest.mark.parametrize(

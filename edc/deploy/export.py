@@ -51,6 +51,8 @@ class ExportOptions:
     input_type: Literal["float", "uint8"] = "float"
     engines: EngineChoice | None = None
     triton: bool = False
+    data_root: Path | None = None
+    """Where the run's images are now; None: where they were."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
         ArtifactError: `folder` holds something that is not an artifact.
         ParityError: a file does not compute what the network computes; nothing is written.
     """
-    summary, recipe = run.summary(), run.recipe()
+    summary, recipe = run.summary(), run.recipe(data_root=options.data_root)
     require_replaceable(folder)
     data = load_data(recipe.data)
     student = load_student(recipe, recipe.deploy, data, run=run)
@@ -161,10 +163,9 @@ def sample_images(images: Images, num_images: int, *, seed: int) -> tuple[Floats
     return (pixels.float() / 255).numpy(), images.labels[rows].numpy()
 
 
-def references_of(run: RunFolder, *, fold_temperature: bool) -> dict[str, nn.Module]:
+def references_of(run: RunFolder, recipe: Recipe, data: DataSet, *, fold_temperature: bool) -> dict[str, nn.Module]:
     """Returns the torch network that each file of an artifact must compute, by the file's path without its suffix."""
-    summary, recipe = run.summary(), run.recipe()
-    data = load_data(recipe.data)
+    summary = run.summary()
     student = load_student(recipe, recipe.deploy, data, run=run)
     subjects = _subjects(student, run, recipe, summary, data, fold_temperature=fold_temperature)
     return {subject.stem: subject.reference for subject in subjects}

@@ -13,7 +13,7 @@ from edc.errors import ArtifactError
 __all__ = ["verify"]
 
 
-def verify(artifact: Path, *, run: Path | None = None) -> list[str]:
+def verify(artifact: Path, *, run: Path | None = None, data_root: Path | None = None) -> list[str]:
     """Returns what was checked, a line each; nothing in the artifact is executed unless `run` asks for parity again.
 
     Raises:
@@ -33,7 +33,7 @@ def verify(artifact: Path, *, run: Path | None = None) -> list[str]:
             raise ArtifactError(f"{file.path}: an engine without its description {sidecar_path(Path(file.path)).name}")
     done.append(f"onnx: {num_onnx} files pass the checker, keep no data outside, and hold the precision they claim")
     if run is not None:
-        done.append(_parity_again(artifact, manifest, run))
+        done.append(_parity_again(artifact, manifest, run, data_root))
     return done
 
 
@@ -52,7 +52,7 @@ def _check_onnx(path: Path, precision: str) -> None:
         require_precision(path, precision)  # type: ignore[arg-type]
 
 
-def _parity_again(artifact: Path, manifest: Manifest, run: Path) -> str:
+def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path | None) -> str:
     """Holds the fp32 and fp16 files to parity with the run's networks again."""
     from edc.data import load_data
     from edc.deploy.export import references_of, sample_images
@@ -64,9 +64,10 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path) -> str:
         raise ArtifactError(f"{artifact}: was made from another recipe than {run} (recipe_sha256 differs)")
     if manifest.preprocessing.dtype != "float32":
         raise ArtifactError(f"{artifact}: takes uint8 pixels; parity can be repeated for float artifacts only")
-    data = load_data(folder.recipe().data)
+    recipe = folder.recipe(data_root=data_root)
+    data = load_data(recipe.data)
     images, _ = sample_images(data.validation, 512, seed=0)
-    references = references_of(folder, fold_temperature=manifest.temperature_folded)
+    references = references_of(folder, recipe, data, fold_temperature=manifest.temperature_folded)
     checked = 0
     for file in manifest.files:
         if file.format == "onnx" and file.precision in ("fp32", "fp16"):
