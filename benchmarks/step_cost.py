@@ -48,11 +48,10 @@ GIVING_BACK = "_giving_back"
 
 def main() -> None:
     arguments = parsed()
-    forms = [form for form in arguments.forms if form != "torch_uncertainty" or find_spec("torch_uncertainty")]
     for precision in arguments.precision:
         for size in arguments.size:
             for num_members in arguments.members:
-                chosen = [form for form in forms if form != "official_bf16_factors" or precision == "bf16"]
+                chosen = [form for form in arguments.forms if form != "official_bf16_factors" or precision == "bf16"]
                 for measured in arguments.measure:
                     measure_once(
                         arguments, chosen, measured=measured, precision=precision, size=size, num_members=num_members
@@ -67,14 +66,20 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--members", type=integers, default=[4])
     parser.add_argument("--precision", type=lambda text: text.split(","), default=["fp32", "bf16"])
-    parser.add_argument("--forms", type=lambda text: text.split(","), default=list(FORMS))
+    parser.add_argument("--forms", type=lambda text: text.split(","), help=f"some of {', '.join(FORMS)}; default: all")
     parser.add_argument("--measure", type=lambda text: text.split(","), default=["time", "memory"])
     parser.add_argument("--rounds", type=int, default=5, help="for time")
     parser.add_argument("--memory-rounds", type=int, default=3)
     parser.add_argument("--keep-memory", choices=["edc", "all", "none"], default="edc")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=Path("step_cost.jsonl"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    installed = [form for form in FORMS if form != "torch_uncertainty" or find_spec("torch_uncertainty")]
+    arguments.forms = arguments.forms or installed
+    unknown = {form.removesuffix(GIVING_BACK) for form in arguments.forms} - set(installed)
+    if unknown:
+        parser.error(f"--forms: found {', '.join(sorted(unknown))}, expected some of {', '.join(installed)}")
+    return arguments
 
 
 def integers(text: str) -> list[int]:

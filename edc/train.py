@@ -221,7 +221,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         progress.step(step + 1, num_images=training.batch_size)
         if stopping:
             position.seconds += time.monotonic() - started
-            by_main(lambda: _save(job), accelerator)
+            by_main(lambda: save_checkpoint(job.checkpoint, position, job.network, job.optimizer), accelerator)
             accelerator.wait_for_everyone()  # a launcher kills all processes when the first of them leaves
             raise _interrupted(stop)
     position.seconds += time.monotonic() - started
@@ -293,10 +293,6 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: Tens
         if curves is not None:
             curves.add(record)
         if (epoch + 1) % training.checkpoint_every == 0:
-            _save(job)
+            save_checkpoint(job.checkpoint, position, job.network, job.optimizer)
 
     by_main(write, job.accelerator)
-
-
-def _save(job: _Job) -> None:
-    save_checkpoint(job.checkpoint, job.position, job.network, job.optimizer)
