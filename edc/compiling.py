@@ -5,6 +5,7 @@ from itertools import chain
 from weakref import WeakSet
 
 import torch
+import torch._dynamo.config
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
@@ -17,6 +18,10 @@ from edc.report.progress import console
 from edc.step import autocast
 
 __all__ = ["compile_network", "example_for"]
+
+MOST_GRAPHS = 64
+"""Graphs of one piece of Python code. All networks begin in `Classifier.forward`, and each has one for training,
+one for either part in the pair that perturbs, and one for answers: at torch's own limit, 8, later ones run eager."""
 
 _compiled: WeakSet[nn.Module] = WeakSet()
 _failed: WeakSet[nn.Module] = WeakSet()
@@ -35,6 +40,7 @@ def compile_network(
     """
     if network in _compiled or network in _failed:
         return network in _compiled
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
     problem = _problem_of_compiling(network, example, training)
     if problem:
         console.print(f"{label}: runs without torch.compile, which failed ({problem})", highlight=False, markup=False)

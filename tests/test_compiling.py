@@ -16,6 +16,7 @@ from torch import nn
 from edc.batch_ensemble import select_members, to_batch_ensemble
 from edc.compiling import compile_network, example_for
 from edc.errors import Interrupted
+from edc.networks import Classifier
 from edc.recipe import TrainingSection
 from edc.signals import stop_at_once
 
@@ -36,6 +37,7 @@ from accelerate import Accelerator
 from small_networks import small_network
 from edc.batch_ensemble import to_batch_ensemble
 from edc.compiling import compile_network, example_for
+from edc.networks import Classifier
 from edc.recipe import TrainingSection
 torch._inductor.config.cpp.cxx = ("/no/such/compiler",)
 network = to_batch_ensemble(small_network(0).float(), 2)
@@ -119,6 +121,20 @@ def test_signal_within_the_trial_is_no_failure_of_the_compiler(accelerator, monk
     monkeypatch.setattr(Signalled, "compile", lambda self: nn.Module.compile(self, backend=compile_and_stop))
     with stop_at_once(), pytest.raises(Interrupted):
         compile_network(network, example, training=training, label="it", accelerator=accelerator)
+
+
+def test_networks_of_one_class_are_all_compiled(accelerator, monkeypatch):
+    """Teachers and students share `Classifier.forward`, of which torch compiles eight graphs unless told otherwise."""
+    torch.compiler.reset()
+    monkeypatch.setattr(Classifier, "compile", lambda self: nn.Module.compile(self, backend="eager"))
+    training = TrainingSection(batch_size=4)
+    networks = [Classifier(nn.Conv2d(3, 2, 3, padding=k), (0.5,) * 3, (0.5,) * 3) for k in range(12)]
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for network in networks:
+            example = example_for(network, SHAPE, training=training)
+            assert compile_network(network, example, training=training, label="it", accelerator=accelerator)
+            with torch.inference_mode():
+                network(example)
 
 
 def test_trial_of_members_shares_the_rows_of_one_among_them():
