@@ -16,7 +16,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from edc.networks import build_network
 from edc.recipe import NetworkSection
-from edc.teacher import TeacherEnsemble
+from edc.teachers.ensemble import TeacherEnsemble
 
 CASES = (("cifar_resnet8", 8, 4), ("cifar_resnet8", 8, 64), ("wrn10x1", 32, 128), ("wrn16x2", 32, 128))
 """Network, pixels of a side, images in a batch."""

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_loop.py [FILE.onnx] [--batch 1] [--threads 1] [--seconds 10] [--rounds 60]
 
-Four rows take turns in random order. In this process: the loop by hand, and `edc.bench.timing` around the backend's
-`infer`. In a worker process, as `edc bench` has it: the loop by hand, and the worker's own row; it is this file that
+Four rows take turns in random order. In this process: the loop by hand, and `edc.benchmark.workers.timing`
+around the backend's `infer`. In a worker process, as `edc bench` has it: the loop by hand, and the worker's own row; it is this file that
 adds the loop to the worker (multiprocessing reads it as `__mp_main__`). Each pair runs one session and meets the same
 inputs. Prints each p50 and the median ratio to the loop by hand in the same process, paired by round, with its
 interval. The bound to hold is 3 %. Run it on a quiet machine; without a file it makes a tiny ResNet.
@@ -22,14 +22,22 @@ from typing import Any
 
 import numpy as np
 
-from edc.bench.backends.contract import Floats, Loaded, OnnxSubject
-from edc.bench.backends.onnxruntime_cpu import OnnxRuntimeCpu
-from edc.bench.environment import environment_now
-from edc.bench.messages import Load, TimeRound
-from edc.bench.process import WorkerProcess
-from edc.bench.statistics import median_ratio, quantile
-from edc.bench.timing import RowSamples, Samples, TimingPlan, inputs_in_rotation, interleave, timed_round, warm_up
-from edc.deploy.ort import ort_session
+from edc.benchmark.backends.contract import Floats, Loaded, OnnxSubject
+from edc.benchmark.backends.onnxruntime_cpu import OnnxRuntimeCpu
+from edc.benchmark.environment import environment_now
+from edc.benchmark.judge.statistics import median_ratio, quantile
+from edc.benchmark.workers.process import WorkerProcess
+from edc.benchmark.workers.protocol import Load, TimeRound
+from edc.benchmark.workers.timing import (
+    RowSamples,
+    Samples,
+    TimingPlan,
+    inputs_in_rotation,
+    interleave,
+    timed_round,
+    warm_up,
+)
+from edc.deploy.onnx.session import ort_session
 
 BOUND = 0.03
 BY_HAND = "by hand"
@@ -109,7 +117,7 @@ def by_edc(loaded: Loaded, inputs: list[Floats], first: int, num_runs: int, *, s
 
 def add_loop_to_worker() -> None:
     """Gives this process's worker a second row over the session of the first: the loop by hand."""
-    from edc.bench import worker
+    from edc.benchmark.workers import worker
 
     time_round = worker.Worker.time_round
 
@@ -126,7 +134,7 @@ def add_loop_to_worker() -> None:
 def small_resnet(path: Path) -> Path:
     """Writes the network of recipes/digits.yaml, untrained: the shortest inference that anybody will time."""
     from edc.deploy.fuse import fuse_batchnorm
-    from edc.deploy.onnx_from_network import onnx_from_network
+    from edc.deploy.onnx.from_network import onnx_from_network
     from edc.networks import build_network
     from edc.recipe import NetworkSection
 

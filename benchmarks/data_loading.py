@@ -31,13 +31,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from edc.cost import estimate_costs
 from edc.data import DataSet, FileImages, MemoryImages, evaluation_batches, load_data, train_batches
 from edc.data import parquet as parquet_module
 from edc.data.images import training_view
-from edc.load_recipe import load_recipe
-from edc.machine import num_cpus
 from edc.recipe import Recipe
+from edc.recipe.loading import load_recipe
+from edc.runs.cost import estimate_costs
+from edc.system.machine import num_cpus
 
 LOADER_BATCH = 32
 """Images a batch of the loader; a worker makes one batch at a time, so this changes no rate."""

@@ -2,7 +2,8 @@
 
 What the authors' code computes, written down in torch: members in activation space, as one joint batch; and a
 perturbation for which all M teachers and all M members are run and differentiated, although two of each matter. Loss,
-images and gradients are those of `edc.student.student_loss` in its joint form (tests/test_official_order.py: equal to
+images and gradients are those of `edc.runs.student.student_loss` in its joint form (tests/test_official_order.py: equal
+to
 1e-10 in float64); only the order of work differs.
 
 Source: Nam et al. 2022 (arXiv 2206.15047) and its published code, read as METHOD; nothing is copied from it.
@@ -12,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edc.losses import cross_entropy_between, latent_be_loss, wide
-from edc.perturb import draw_pair, move
-from edc.step import Batch
-from edc.teacher import TeacherEnsemble
+from edc.method.losses import cross_entropy_between, latent_be_loss, wide
+from edc.method.perturb import draw_pair, move
+from edc.method.step import Batch
+from edc.teachers.ensemble import TeacherEnsemble
 
 __all__ = ["official_loss"]
 

@@ -28,7 +28,7 @@ PLANT = "PLANTED_SLOWDOWN"
 
 def slow_down_row(key: str, factor: float) -> None:
     """Makes this process's worker take `factor` of the time for the row `key`."""
-    from edc.bench import worker
+    from edc.benchmark.workers import worker
 
     class Slowed:
         """What was loaded, slower; all but `infer` is its own."""
@@ -76,7 +76,7 @@ def slow_down_row(key: str, factor: float) -> None:
 def main() -> None:
     from quick_benches import bench_into, parse
 
-    from edc.bench.saved_bench import load_saved
+    from edc.benchmark.regression.saved_bench import load_saved
 
     options = parse(
         __doc__,
@@ -114,8 +114,8 @@ def evaluate(options: Any, row: str) -> None:
     """Counts the tries as `edc bench --compare` judged them, then all pairs."""
     from quick_benches import machine, write
 
-    from edc.bench.compare import compare, parse_fail_on
-    from edc.bench.saved_bench import load_saved
+    from edc.benchmark.regression.compare import compare, parse_fail_on
+    from edc.benchmark.regression.saved_bench import load_saved
 
     fail_on = parse_fail_on(options.fail_on)
     numbers = range(1, options.tries + 1)
@@ -200,7 +200,7 @@ if PLANT in os.environ and __name__ == "__mp_main__":
     slow_down_row(*json.loads(os.environ[PLANT]))
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--as-edc"]:
-        from edc.cli import main as edc
+        from edc.cli.main import main as edc
 
         sys.argv = ["edc", *sys.argv[2:]]
         edc()

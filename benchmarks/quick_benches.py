@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edc.bench.saved_bench import load_saved
+from edc.benchmark.regression.saved_bench import load_saved
 
 EDC = (sys.executable, "-m", "edc")
 

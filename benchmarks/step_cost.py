@@ -39,9 +39,9 @@ from typing import Any
 import torch
 from step_sides import FORMS, OURS, step_of
 
-from edc.bench.memory import peak_growth
-from edc.host_memory import freed_memory_kept, give_back_freed_memory
-from edc.machine import cpu_name
+from edc.system.machine import cpu_name
+from edc.system.memory import freed_memory_kept, give_back_freed_memory
+from edc.system.peak_memory import peak_growth
 
 GIVING_BACK = "_giving_back"
 

@@ -17,14 +17,14 @@ from accelerate import Accelerator
 from official_order import official_loss
 from torch import Tensor, nn
 
-from edc.batch_ensemble import to_batch_ensemble
-from edc.member_layers import BatchEnsembleLayer
+from edc.method.batch_ensemble import to_batch_ensemble
+from edc.method.member_layers import BatchEnsembleLayer
+from edc.method.step import Batch, autocast, backward_through
 from edc.networks import build_network
 from edc.recipe import NetworkSection, StudentSection, TrainingSection
+from edc.runs.student import student_loss
 from edc.seeding import generator_for
-from edc.step import Batch, autocast, backward_through
-from edc.student import student_loss
-from edc.teacher import TeacherEnsemble
+from edc.teachers.ensemble import TeacherEnsemble
 
 __all__ = ["FORMS", "OURS", "step_of"]
 

@@ -1,5 +1,5 @@
 """`python -m edc`, for launchers: torchrun and accelerate."""
 
-from edc.cli import main
+from edc.cli.main import main
 
 main()

@@ -16,7 +16,7 @@
 `Interrupted` is no error: a signal asked to stop, and it says whether the state was saved. Ctrl-C exits 130, as shells
 do; SIGTERM and SIGUSR1, which come from a scheduler, exit 75 (EX_TEMPFAIL of sysexits.h): run the same command again.
 
-Messages name the field or file first, then what was found, what was expected and what to do. `edc.cli` is the only
+Messages name the field or file first, then what was found, what was expected and what to do. `edc.cli.main` is the only
 place that catches `EdcError`; anything else that escapes is a bug and keeps its traceback.
 """
 

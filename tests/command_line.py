@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import typer
 
-from edc.cli import app, main
+from edc.cli.main import app, main
 
 __all__ = ["Called", "commands", "edc"]
 

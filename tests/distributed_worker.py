@@ -34,15 +34,15 @@ from training_cases import (
     write_broken_images,
 )
 
-from edc.batch_ensemble import to_batch_ensemble
 from edc.data import load_data
-from edc.distill import distill
 from edc.errors import Interrupted, RunError
-from edc.files import exclusive_lock
-from edc.predict import evaluate_accuracy, predict_logits
-from edc.run import RunFolder
-from edc.sync_batchnorm import convert_sync_batchnorm
-from edc.teacher import obtain_teacher, teacher_key
+from edc.method.batch_ensemble import to_batch_ensemble
+from edc.runs.distill import distill
+from edc.runs.folder import RunFolder
+from edc.system.files import exclusive_lock
+from edc.teachers.ensemble import obtain_teacher, teacher_key
+from edc.train.evaluate import evaluate_accuracy, predict_logits
+from edc.train.sync_batchnorm import convert_sync_batchnorm
 
 
 def norms(rank: int) -> dict[str, Any]:

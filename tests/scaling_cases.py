@@ -9,15 +9,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from training_cases import small_data
 
-from edc.batch_ensemble import fold, to_batch_ensemble
 from edc.data.images import Images, MemoryImages
-from edc.member_forms import MemberForm
-from edc.predict import evaluate_accuracy, predict_logits
+from edc.method.batch_ensemble import fold, to_batch_ensemble
+from edc.method.step import Batch, LossPart
 from edc.recipe import DataSection, StudentSection, TrainingSection
-from edc.step import Batch, LossPart
-from edc.student import student_loss
-from edc.teacher import TeacherEnsemble
-from edc.train import fit
+from edc.runs.student import student_loss
+from edc.teachers.ensemble import TeacherEnsemble
+from edc.train.evaluate import evaluate_accuracy, predict_logits
+from edc.train.loop import fit
+from edc.train.member_form import MemberForm
 
 DATA = DataSection(
     kind="synthetic", num_images=64, image_size=8, num_classes=3, validation=33, test=35, crop_padding=1, split_seed=3

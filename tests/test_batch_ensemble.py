@@ -8,7 +8,8 @@ import torch
 from small_networks import SmallNetwork, randomise, small_network
 from torch import Tensor, nn
 
-from edc.batch_ensemble import (
+from edc.errors import RecipeError
+from edc.method.batch_ensemble import (
     BatchEnsembleConv2d,
     BatchEnsembleLinear,
     ensemble_size_of,
@@ -19,12 +20,11 @@ from edc.batch_ensemble import (
     shared_layers,
     to_batch_ensemble,
 )
-from edc.errors import RecipeError
-from edc.perturb import perturb
+from edc.method.perturb import perturb
+from edc.method.step import Batch
 from edc.recipe import StudentSection
-from edc.step import Batch
-from edc.student import student_loss
-from edc.teacher import TeacherEnsemble
+from edc.runs.student import student_loss
+from edc.teachers.ensemble import TeacherEnsemble
 
 M = 3
 FORMS = ["activation", "weight"]

@@ -12,11 +12,11 @@ from command_line import Called, edc
 from conftest import Workshop
 from page_reader import show, wider_than_the_screen
 
-from edc.bench.backends import BACKENDS, available_backends
-from edc.bench.options import BenchPlan
-from edc.bench.server import ServerPlan
-from edc.bench.timing import TimingPlan
-from edc.report.page.numbers import typeset
+from edc.benchmark.backends import BACKENDS, available_backends
+from edc.benchmark.measure.server import ServerPlan
+from edc.benchmark.options import BenchPlan
+from edc.benchmark.page.numbers import typeset
+from edc.benchmark.workers.timing import TimingPlan
 
 PLAN = TimingPlan(seconds_per_row=0.02, num_rounds=8, min_rounds=8, window_ms=1.0, max_windows=5, settle_ms=0.1)
 """Two runs of each row or more in each of 8 rounds: enough for a median, and for an interval of the ratios."""
@@ -54,7 +54,7 @@ class Benched:
 
 def benched(artifact: Path, *options: str | Path, cwd: Path, quick_images: int = 2000) -> Benched:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("edc.bench.options.QUICK", BenchPlan(PLAN, PLAN, 4, SERVER, quick_images))
+        patched.setattr("edc.benchmark.options.QUICK", BenchPlan(PLAN, PLAN, 4, SERVER, quick_images))
         called = edc("bench", artifact, "--quick", "--json", "--threads", "1", *options, cwd=cwd)
     assert called.exit_code == 0, called.stderr
     return Benched(called, artifact)
@@ -210,7 +210,7 @@ def test_run_that_is_not_the_artifacts_is_not_measured_in_its_place(workshop: Wo
     recipe.write_text(recipe.read_text().replace("temperature: 4.0", "temperature: 2.0"))
     assert recipe.read_text().count("temperature: 2.0") == 2
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("edc.bench.options.QUICK", BenchPlan(PLAN, PLAN, 4, SERVER, 2000))
+        patched.setattr("edc.benchmark.options.QUICK", BenchPlan(PLAN, PLAN, 4, SERVER, 2000))
         called = edc(
             "bench", "tiny", "--quick", "--json", "--backends", "torch", "--batch", "1", "--threads", "1", cwd=tmp_path
         )

@@ -13,8 +13,8 @@ import torch
 from onnx import TensorProto
 from tiny_onnx import tiny_images, write_tiny_onnx
 
-from edc.bench import backends
-from edc.bench.backends import (
+from edc.benchmark import backends
+from edc.benchmark.backends import (
     BACKENDS,
     _has_bfloat16,
     available_backends,
@@ -23,12 +23,12 @@ from edc.bench.backends import (
     open_backend,
     require_installed,
 )
-from edc.bench.backends.contract import OnnxSubject, TorchSubject, log_mean_probs
-from edc.bench.backends.torch_eager import TorchLoaded
-from edc.bench.gpu import gpus_now
-from edc.deploy import ort
+from edc.benchmark.backends.contract import OnnxSubject, TorchSubject, log_mean_probs
+from edc.benchmark.backends.torch_eager import TorchLoaded
+from edc.deploy.onnx import session as ort
 from edc.errors import ArtifactError, FailedError, NotInstalledError
-from edc.subjects import SubjectNetworks
+from edc.runs.networks import SubjectNetworks
+from edc.system.gpu import gpus_now
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 ONNX_BACKENDS = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
@@ -85,8 +85,8 @@ def test_onnxruntime_sessions_in_turn_share_one_pool_of_threads(tmp_path):
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from edc.bench.backends import open_backend\n"
-        "from edc.bench.backends.contract import OnnxSubject\n"
+        "from edc.benchmark.backends import open_backend\n"
+        "from edc.benchmark.backends.contract import OnnxSubject\n"
         "files = [Path(name) for name in sys.argv[1:]]\n"
         "count = lambda: len(os.listdir('/proc/self/task'))\n"
         "backend = open_backend('onnxruntime', threads=3)\n"
@@ -113,7 +113,7 @@ def test_openvino_runs_float32_even_where_the_cpu_has_bfloat16(tmp_path):
 
 @needs_openvino
 def test_openvino_that_computes_in_another_precision_is_refused(tmp_path, monkeypatch):
-    from edc.bench.backends import openvino_cpu
+    from edc.benchmark.backends import openvino_cpu
 
     monkeypatch.setattr(openvino_cpu, "_precisions_of", lambda compiled: Counter(fp32=1, bf16=1))
     backend = open_backend("openvino", threads=1)
@@ -141,7 +141,7 @@ def test_openvino_bf16_computes_with_eight_bits_of_mantissa(tmp_path):
     [({"fp32": 3}, "3 in fp32"), ({"fp32": 2, "bf16": 1}, "1 in bf16, 2 in fp32"), ({"int8": 1, "bf16": 9}, "in int8")],
 )
 def test_openvino_bf16_that_computes_in_another_precision_is_refused(counts, message, tmp_path, monkeypatch):
-    from edc.bench.backends import openvino_cpu
+    from edc.benchmark.backends import openvino_cpu
 
     monkeypatch.setattr(openvino_cpu, "_precisions_of", lambda compiled: Counter(counts))
     backend = open_backend("openvino-bf16", threads=1)
@@ -219,8 +219,8 @@ INSTALL = {
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_backend_that_is_absent_says_how_to_install_it(backend, monkeypatch):
     module = next(name for name in INSTALL if name == backend.replace("-rtx", "_rtx").split("-")[0])
-    for name in [name for name in sys.modules if name.startswith(("edc.bench.backends.", "edc.subjects"))]:
-        if name != "edc.bench.backends.contract":
+    for name in [name for name in sys.modules if name.startswith(("edc.benchmark.backends.", "edc.runs.networks"))]:
+        if name != "edc.benchmark.backends.contract":
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     line = re.escape(INSTALL[module])
@@ -247,7 +247,7 @@ def test_backends_that_are_chosen_are_those_this_machine_can_run(monkeypatch):
 
 
 def test_choosing_backends_imports_none_of_them():
-    script = "import sys; from edc.bench.backends import available_backends as f; print(f()); print(*sys.modules)"
+    script = "import sys; from edc.benchmark.backends import available_backends as f; print(f()); print(*sys.modules)"
     printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     names, modules = printed.splitlines()
     assert "'torch'" in names
@@ -269,8 +269,8 @@ def test_onnxruntime_cuda_that_falls_back_to_the_cpu_is_refused(tmp_path):
 
 
 def test_a_module_missing_for_another_reason_is_not_reported_as_the_backend(monkeypatch):
-    monkeypatch.delitem(sys.modules, "edc.bench.backends.onnxruntime_cpu", raising=False)
-    monkeypatch.setitem(sys.modules, "edc.deploy.precision", None)
+    monkeypatch.delitem(sys.modules, "edc.benchmark.backends.onnxruntime_cpu", raising=False)
+    monkeypatch.setitem(sys.modules, "edc.deploy.onnx.precision", None)
     with pytest.raises(ModuleNotFoundError, match="precision"):
         open_backend("onnxruntime", threads=1)
 

@@ -19,11 +19,11 @@ from command_line import Called, edc
 from conftest import Workshop, environment
 from PIL import Image
 
-from edc.bench.backends import is_installed
-from edc.bench.options import BenchPlan
-from edc.bench.server import ServerPlan
-from edc.bench.timing import TimingPlan
-from edc.files import sha256_of
+from edc.benchmark.backends import is_installed
+from edc.benchmark.measure.server import ServerPlan
+from edc.benchmark.options import BenchPlan
+from edc.benchmark.workers.timing import TimingPlan
+from edc.system.files import sha256_of
 
 PLAN = TimingPlan(seconds_per_row=0.05, num_rounds=8, min_rounds=8, window_ms=1.0, max_windows=5, settle_ms=0.1)
 SERVER = ServerPlan(loads=(0.2,), num_rounds=1, seconds_per_point=0.01, least_requests=10, most_seconds=0.1)
@@ -34,7 +34,7 @@ SUBJECTS = ("teacher 0", "ensemble, in turn", "ensemble, merged", "latent_be")
 def bench(artifact: str | Path, *options: str | Path, cwd: Path) -> Called:
     """Returns what the least bench of an artifact ends with."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("edc.bench.options.QUICK", BenchPlan(PLAN, PLAN, 8, SERVER, 2000))
+        patched.setattr("edc.benchmark.options.QUICK", BenchPlan(PLAN, PLAN, 8, SERVER, 2000))
         return edc("bench", artifact, "--quick", "--json", *CHEAP, *options, cwd=cwd)
 
 

@@ -12,15 +12,15 @@ import pytest
 from rich.console import Console
 from scipy.stats import norm
 
-from edc.bench.changes import Comparison
-from edc.bench.compare import compare, parse_fail_on
-from edc.bench.compatible import require_comparable
-from edc.bench.packed import packed, unpacked
-from edc.bench.saved_bench import load_saved, saved_bench
-from edc.bench.statistics import MEDIAN_SPREAD, RATIO_SPREAD, compare_accuracy, quantile
-from edc.bench.timing import RowSamples
+from edc.benchmark.judge.statistics import MEDIAN_SPREAD, RATIO_SPREAD, compare_accuracy, quantile
+from edc.benchmark.packed import packed, unpacked
+from edc.benchmark.regression.changes import Comparison
+from edc.benchmark.regression.compare import compare, parse_fail_on
+from edc.benchmark.regression.compatible import require_comparable
+from edc.benchmark.regression.saved_bench import load_saved, saved_bench
+from edc.benchmark.workers.timing import RowSamples
+from edc.cli.tables.compare import print_comparison
 from edc.errors import RequestError
-from edc.report.compare_table import print_comparison
 
 SUBJECTS = ("teacher 0", "ensemble, merged", "student")
 

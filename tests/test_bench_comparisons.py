@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edc.bench.backends.contract import OnnxSubject
-from edc.bench.comparisons import best_ensemble, compare_all, doubts_about, with_corrected_p
-from edc.bench.pool import NotRun, RowSpec, Timing
-from edc.bench.rows import Row
-from edc.bench.specs import precision_class
-from edc.bench.statistics import Estimate
-from edc.bench.timing import RowSamples, WarmUp
+from edc.benchmark.backends.contract import OnnxSubject
+from edc.benchmark.judge.baselines import best_ensemble, compare_all, doubts_about, with_corrected_p
+from edc.benchmark.judge.rows import Row
+from edc.benchmark.judge.statistics import Estimate
+from edc.benchmark.specs import precision_class
+from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
+from edc.benchmark.workers.timing import RowSamples, WarmUp
 
 MS = {
     ("ensemble, in turn", "torch"): 9,

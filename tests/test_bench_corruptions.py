@@ -8,11 +8,20 @@ import torch
 from PIL import Image
 from tiny_onnx import CHANNELS, NUM_CLASSES, SIZE, tiny_images, write_tiny_onnx
 
-from edc.bench.backends.contract import OnnxSubject, TorchSubject
-from edc.bench.corruptions import BLUR_SHARE, CONTRAST, JPEG_QUALITY, KINDS, LEAST_BLUR, NOISE_STD, SEVERITIES, corrupt
-from edc.bench.pool import RowSpec, WorkerPool
-from edc.bench.robustness import LEVELS, robustness, robustness_of, robustness_specs, robustness_subset
-from edc.bench.statistics import compare_accuracy
+from edc.benchmark.backends.contract import OnnxSubject, TorchSubject
+from edc.benchmark.judge.statistics import compare_accuracy
+from edc.benchmark.measure.corruptions import (
+    BLUR_SHARE,
+    CONTRAST,
+    JPEG_QUALITY,
+    KINDS,
+    LEAST_BLUR,
+    NOISE_STD,
+    SEVERITIES,
+    corrupt,
+)
+from edc.benchmark.measure.robustness import LEVELS, robustness, robustness_of, robustness_specs, robustness_subset
+from edc.benchmark.workers.pool import RowSpec, WorkerPool
 from edc.data import MemoryImages
 from edc.errors import RequestError
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edc.bench.flops import flops_of_graph
-from edc.deploy.onnx_from_network import onnx_from_network
+from edc.benchmark.measure.flops import flops_of_graph
+from edc.deploy.onnx.from_network import onnx_from_network
 from edc.networks import build_network
 from edc.recipe import NetworkSection
 

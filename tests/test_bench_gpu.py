@@ -10,20 +10,20 @@ import pytest
 import torch
 from tiny_onnx import tiny_images, write_tiny_onnx
 
-from edc.bench.backends import open_backend
-from edc.bench.backends.contract import EngineFile, EngineSubject, Loaded, OnnxSubject, WhatRan
-from edc.bench.backends.on_cuda import EventLog
-from edc.bench.backends.onnxruntime_cuda import BoundSessions, require_heavy_on
-from edc.bench.gpu import Gpu, gpus_from_csv, gpus_now
-from edc.bench.messages import Infer, RoundReport, TimeRound, WarmUpReport, WarmUpRow
-from edc.bench.pool import NotRun, RowSpec, WorkerPool, _timing
-from edc.bench.probe import Probe
-from edc.bench.timing import RowSamples, TimingPlan, WarmUp
-from edc.bench.worker import Worker
-from edc.deploy.engine_from_onnx import Engine, engine_from_onnx, sidecar_path
-from edc.deploy.ort import import_onnxruntime
-from edc.deploy.run_engine import require_batch
+from edc.benchmark.backends import open_backend
+from edc.benchmark.backends.contract import EngineFile, EngineSubject, Loaded, OnnxSubject, WhatRan
+from edc.benchmark.backends.on_cuda import EventLog
+from edc.benchmark.backends.onnxruntime_cuda import BoundSessions, require_heavy_on
+from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool, _timing
+from edc.benchmark.workers.probe import Probe
+from edc.benchmark.workers.protocol import Infer, RoundReport, TimeRound, WarmUpReport, WarmUpRow
+from edc.benchmark.workers.timing import RowSamples, TimingPlan, WarmUp
+from edc.benchmark.workers.worker import Worker
+from edc.deploy.engine.from_onnx import Engine, engine_from_onnx, sidecar_path
+from edc.deploy.engine.run import require_batch
+from edc.deploy.onnx.session import import_onnxruntime
 from edc.errors import ArtifactError, EngineError, FailedError
+from edc.system.gpu import Gpu, gpus_from_csv, gpus_now
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -227,7 +227,7 @@ def test_batch_over_the_profile_is_refused_before_the_gpu_is_asked(built):
 
 @without_gpu
 def test_torch_on_a_gpu_that_is_not_there_says_so():
-    from edc.bench.backends.on_cuda import require_cuda
+    from edc.benchmark.backends.on_cuda import require_cuda
 
     with pytest.raises(FailedError, match=r"torch-cuda: no CUDA device that torch can use \(torch .* is built "):
         require_cuda("torch-cuda")
@@ -271,7 +271,7 @@ def test_onnxruntime_on_the_gpu_computes_the_networks_logits(tmp_path):
 def test_torch_on_the_gpu_computes_what_torch_on_the_cpu_computes(tmp_path):
     from tiny_run import make_tiny_run
 
-    from edc.bench.backends.contract import TorchSubject
+    from edc.benchmark.backends.contract import TorchSubject
 
     make_tiny_run(tmp_path / "tiny")
     images = tiny_images(6)

@@ -11,11 +11,11 @@ import pytest
 from tiny_onnx import tiny_images, write_tiny_onnx
 from tiny_run import make_tiny_run
 
-from edc.bench.backends.contract import OnnxSubject, TorchSubject
-from edc.bench.messages import LoadReport
-from edc.bench.pool import NotRun, RowSpec, Timing, WorkerPool
-from edc.bench.process import THREAD_VARIABLES
-from edc.bench.timing import TimingPlan
+from edc.benchmark.backends.contract import OnnxSubject, TorchSubject
+from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
+from edc.benchmark.workers.process import THREAD_VARIABLES
+from edc.benchmark.workers.protocol import LoadReport
+from edc.benchmark.workers.timing import TimingPlan
 
 PLAN = TimingPlan(seconds_per_row=0.05, num_rounds=10, window_ms=2.0, max_windows=10, settle_ms=0.1)
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from edc.bench import probe
-from edc.bench.probe import Probe, probe_ns
+from edc.benchmark.workers import probe
+from edc.benchmark.workers.probe import Probe, probe_ns
 
 
 def probed(*times: int) -> Probe:

@@ -11,13 +11,13 @@ from PIL import Image
 from tiny_run import make_tiny_run
 
 from edc import metrics
-from edc.bench.backends.contract import OnnxSubject
-from edc.bench.curves import CurvePoint, training_curves
-from edc.bench.disagreements import disagreements
-from edc.bench.pool import NotRun, RowSpec
-from edc.bench.quality import Predictions, predict_all, reliability_bins, score_all
+from edc.benchmark.backends.contract import OnnxSubject
+from edc.benchmark.measure.curves import CurvePoint, training_curves
+from edc.benchmark.measure.disagreements import disagreements
+from edc.benchmark.measure.quality import Predictions, predict_all, reliability_bins, score_all
+from edc.benchmark.workers.pool import NotRun, RowSpec
 from edc.data import DataSet, MemoryImages
-from edc.teacher import teacher_key
+from edc.teachers.ensemble import teacher_key
 
 STUDENT = RowSpec("student", "onnxruntime", OnnxSubject(()))
 ENSEMBLE = RowSpec("ensemble, merged", "onnxruntime", OnnxSubject(()))
@@ -122,7 +122,7 @@ def test_grey_images_and_no_disagreement_at_all():
     qualities = score_all(predictions, [STUDENT, ENSEMBLE])
     found = disagreements(predictions, qualities, student=STUDENT, ensemble=ENSEMBLE, seed=0)
     assert (found.num_disagree, found.images) == (0, ())
-    from edc.bench.disagreements import png_base64
+    from edc.benchmark.measure.disagreements import png_base64
 
     grey = MemoryImages(torch.full((1, 1, 4, 6), 9, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     image = Image.open(io.BytesIO(base64.b64decode(png_base64(grey, 0))))

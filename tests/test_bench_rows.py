@@ -11,16 +11,16 @@ import pytest
 from scipy.stats import norm
 from tiny_onnx import tiny_images, write_tiny_onnx
 
-from edc.bench.backends import open_backend
-from edc.bench.backends.contract import OnnxSubject, WhatRan
-from edc.bench.environment import environment_now
-from edc.bench.memory import peak_growth
-from edc.bench.messages import Load, LoadReport, WarmUpRow
-from edc.bench.pool import NotRun, RowSpec, Timing
-from edc.bench.rows import Against, Row, fastest, quality_of, row_of, speedup
-from edc.bench.statistics import MEDIAN_SPREAD, RATIO_SPREAD, Estimate, compare_accuracy
-from edc.bench.timing import RowSamples, TimingPlan, WarmUp
-from edc.bench.worker import Worker
+from edc.benchmark.backends import open_backend
+from edc.benchmark.backends.contract import OnnxSubject, WhatRan
+from edc.benchmark.environment import environment_now
+from edc.benchmark.judge.rows import Against, Row, fastest, quality_of, row_of, speedup
+from edc.benchmark.judge.statistics import MEDIAN_SPREAD, RATIO_SPREAD, Estimate, compare_accuracy
+from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
+from edc.benchmark.workers.protocol import Load, LoadReport, WarmUpRow
+from edc.benchmark.workers.timing import RowSamples, TimingPlan, WarmUp
+from edc.benchmark.workers.worker import Worker
+from edc.system.peak_memory import peak_growth
 
 LOAD = LoadReport(
     WhatRan("CPUExecutionProvider", "fp32", "1.31", 1), file_bytes=1000, load_ms=5.0, first_inference_ms=2.0
@@ -187,14 +187,14 @@ def test_threads_that_the_library_did_not_give_are_flagged(tmp_path):
 
 
 def test_environment_names_the_machine_and_flags_a_busy_one(monkeypatch):
-    monkeypatch.setattr("edc.bench.environment.processors_in_use", lambda: 0.1)
+    monkeypatch.setattr("edc.benchmark.environment.processors_in_use", lambda: 0.1)
     monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.2, 0.3))
     quiet = environment_now(threads=1)
     assert quiet.flags == quiet.at_end().flags == ()
     assert quiet.packages.keys() >= {"torch", "numpy"}
     assert quiet.num_cpus >= 1
     assert quiet.cpu
-    monkeypatch.setattr("edc.bench.environment.processors_in_use", lambda: 1.26)
+    monkeypatch.setattr("edc.benchmark.environment.processors_in_use", lambda: 1.26)
     busy = environment_now(threads=10_000).at_end()
     assert busy.flags[0] == "busy machine: other programs used 1.3 processors before the bench began"
     assert "10000 threads on" in busy.flags[1]

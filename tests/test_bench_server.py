@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from tiny_onnx import tiny_images, write_tiny_onnx
 
-from edc.bench.arrivals import poisson_arrivals, serve_requests
-from edc.bench.backends.contract import OnnxSubject
-from edc.bench.pool import NotRun, RowSpec, Timing, WorkerPool
-from edc.bench.server import (
+from edc.benchmark.backends.contract import OnnxSubject
+from edc.benchmark.measure.server import (
     ServerPlan,
     ServerPoint,
     capacity,
@@ -16,7 +14,9 @@ from edc.bench.server import (
     num_requests_at,
     serve_loads,
 )
-from edc.bench.timing import RowSamples, WarmUp, inputs_in_rotation
+from edc.benchmark.workers.arrivals import poisson_arrivals, serve_requests
+from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
+from edc.benchmark.workers.timing import RowSamples, WarmUp, inputs_in_rotation
 
 SERVICE_NS = 1_000_000
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from edc.bench.backends import BACKENDS
-from edc.bench.backends.contract import EngineSubject, OnnxSubject, TorchSubject
-from edc.bench.specs import also_specs, base_subject, is_ensemble, is_int8, precision_class, row_specs
-from edc.deploy.manifest import Manifest
+from edc.benchmark.backends import BACKENDS
+from edc.benchmark.backends.contract import EngineSubject, OnnxSubject, TorchSubject
+from edc.benchmark.specs import also_specs, base_subject, is_ensemble, is_int8, precision_class, row_specs
+from edc.deploy.artifact.manifest import Manifest
 from edc.errors import RequestError
 from edc.recipe import Recipe
-from edc.run import RunFolder
+from edc.runs.folder import RunFolder
 
 HERE, RUN = Path("export/main"), Path("runs/main")
 RECIPE = Recipe.model_validate(

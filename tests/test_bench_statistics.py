@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edc.bench.statistics import (
+from edc.benchmark.judge.statistics import (
     Estimate,
     compare_accuracy,
     decided,
@@ -18,7 +18,7 @@ from edc.bench.statistics import (
     median_ratio,
     quantile,
 )
-from edc.bench.timing import RowSamples
+from edc.benchmark.workers.timing import RowSamples
 
 
 def in_rounds(values, num_rounds=10):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from edc.bench.backends.contract import OnnxSubject
-from edc.bench.pool import NotRun, RowSpec, Timing
-from edc.bench.sweep import batch_sizes, sweep
-from edc.bench.timing import RowSamples, TimingPlan, WarmUp
+from edc.benchmark.backends.contract import OnnxSubject
+from edc.benchmark.measure.sweep import batch_sizes, sweep
+from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
+from edc.benchmark.workers.timing import RowSamples, TimingPlan, WarmUp
 
 
 class Machine:

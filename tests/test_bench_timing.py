@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from edc.bench.timing import (
+from edc.benchmark.workers.timing import (
     RowSamples,
     TimingPlan,
     WarmUp,

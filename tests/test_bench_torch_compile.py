@@ -9,15 +9,15 @@ from tiny_onnx import tiny_images
 from tiny_run import make_tiny_run
 from torch import nn
 
-from edc.bench.backends import _has_compiler
-from edc.bench.backends.contract import TorchSubject
-from edc.bench.backends.torch_compiled import TorchCompiled, TorchCompiledLoaded
-from edc.bench.backends.torch_eager import TorchLoaded
-from edc.bench.messages import Infer, LoadReport, Refused, RoundReport, TimeRound
-from edc.bench.pool import NotRun, RowSpec, WorkerPool
-from edc.bench.worker import Worker
+from edc.benchmark.backends import _has_compiler
+from edc.benchmark.backends.contract import TorchSubject
+from edc.benchmark.backends.torch_compiled import TorchCompiled, TorchCompiledLoaded
+from edc.benchmark.backends.torch_eager import TorchLoaded
+from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
+from edc.benchmark.workers.protocol import Infer, LoadReport, Refused, RoundReport, TimeRound
+from edc.benchmark.workers.worker import Worker
 from edc.errors import FailedError
-from edc.subjects import SubjectNetworks
+from edc.runs.networks import SubjectNetworks
 
 pytestmark = [
     pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler"),

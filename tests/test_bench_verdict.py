@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from edc.bench.rows import Against, Row
-from edc.bench.statistics import AccuracyComparison, Estimate
-from edc.bench.verdict import loss_difference, row_to_ship, verdict_on
-from edc.deploy.parity import PairedAccuracy
+from edc.benchmark.judge.rows import Against, Row
+from edc.benchmark.judge.statistics import AccuracyComparison, Estimate
+from edc.benchmark.judge.verdict import loss_difference, row_to_ship, verdict_on
+from edc.deploy.onnx.parity import PairedAccuracy
 
 STUDENTS = {
     "kd on onnxruntime": "fp32",

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from edc.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
 from edc.errors import CheckpointError, Interrupted
-from edc.signals import stop_at_once
+from edc.system.signals import stop_at_once
+from edc.train.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
 
 
 def network(seed: int = 0, size: int = 3) -> nn.Sequential:
@@ -44,7 +44,7 @@ def test_signal_while_weights_are_read_is_no_damaged_file(tmp_path, monkeypatch)
     def read(_path: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("edc.checkpoint.load_file", read)
+    monkeypatch.setattr("edc.train.checkpoint.load_file", read)
     with stop_at_once(), pytest.raises(Interrupted):
         load_state(tmp_path / "a.safetensors")
 

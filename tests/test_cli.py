@@ -23,13 +23,13 @@ from PIL import Image
 from processes import found_by
 from safetensors.torch import load_file
 
-from edc.bench.backends import BACKENDS
-from edc.cost import TIMED_STEPS, WARMUP_STEPS
+from edc.benchmark.backends import BACKENDS
 from edc.data import load_data
-from edc.doctor import Check
-from edc.load_recipe import load_recipe
-from edc.profile import MEASURED_STEPS
-from edc.run import RunFolder
+from edc.recipe.loading import load_recipe
+from edc.runs.cost import TIMED_STEPS, WARMUP_STEPS
+from edc.runs.folder import RunFolder
+from edc.runs.profile import MEASURED_STEPS
+from edc.system.doctor import Check
 
 HEAVY = ("torch", "numpy", "accelerate", "timm", "onnx", "onnxruntime", "sklearn", "scipy", "matplotlib")
 COMMANDS = ("distill", "teach", "show", "export", "verify", "doctor", "bench")
@@ -69,7 +69,7 @@ def in_a_new_process(*arguments: str, cwd: Path) -> tuple[list[str], str]:
     """Returns which heavy modules `edc ARGUMENTS` imported, and what it wrote to stderr."""
     code = (
         "import sys\n"
-        "from edc.cli import main\n"
+        "from edc.cli.main import main\n"
         f"sys.argv = {['edc', *arguments]!r}\n"
         "try:\n"
         "    main()\n"
@@ -305,10 +305,10 @@ def test_verify_prints_its_checks(workshop: Workshop):
 
 def test_doctor_prints_its_checks_and_fails_where_something_is_broken(desk, monkeypatch):
     ok, broken = Check("torch", "ok", "2.9"), Check("onnx", "broken", "does not load", "pip install 'onnx[all]'")
-    monkeypatch.setattr("edc.doctor.diagnose", lambda: [ok])
+    monkeypatch.setattr("edc.system.doctor.diagnose", lambda: [ok])
     called = edc("doctor", "--json", cwd=desk)
     assert (called.exit_code, called.document) == (0, [dataclasses.asdict(ok)])
-    monkeypatch.setattr("edc.doctor.diagnose", lambda: [ok, broken])
+    monkeypatch.setattr("edc.system.doctor.diagnose", lambda: [ok, broken])
     called = edc("doctor", "--json", cwd=desk)
     assert (called.exit_code, called.document) == (1, [dataclasses.asdict(ok), dataclasses.asdict(broken)])
     assert "pip install 'onnx[all]'" in called.stderr
@@ -362,7 +362,7 @@ def test_bug_keeps_its_traceback(desk, monkeypatch):
     def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("edc.load_recipe.load_recipe", bug)
+    monkeypatch.setattr("edc.recipe.loading.load_recipe", bug)
     with pytest.raises(ZeroDivisionError):
         edc("distill", "tiny.yaml", cwd=desk)
 
@@ -533,7 +533,7 @@ def test_bench_refuses_what_it_cannot_measure(copied, option, expected):
 
 
 def test_backend_that_is_not_installed_comes_with_its_install_line(copied, monkeypatch):
-    monkeypatch.setattr("edc.bench.backends.is_installed", lambda name: name != "openvino")
+    monkeypatch.setattr("edc.benchmark.backends.is_installed", lambda name: name != "openvino")
     called = edc("bench", "export/tiny", "--backends", "onnxruntime,openvino", cwd=copied)
     refused(called, "openvino", "pip install 'edc[openvino]'")
 
@@ -732,7 +732,7 @@ def test_interrupt_outside_the_loop_exits_130_with_a_word(desk, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edc.load_recipe.load_recipe", interrupt)
+    monkeypatch.setattr("edc.recipe.loading.load_recipe", interrupt)
     called = edc("distill", "tiny.yaml", cwd=desk)
     assert called.exit_code == 130
     assert called.stdout == ""

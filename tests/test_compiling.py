@@ -13,12 +13,12 @@ import torch
 from small_networks import small_network
 from torch import nn
 
-from edc.batch_ensemble import select_members, to_batch_ensemble
-from edc.compiling import compile_network, example_for
 from edc.errors import Interrupted
+from edc.method.batch_ensemble import select_members, to_batch_ensemble
 from edc.networks import Classifier
 from edc.recipe import TrainingSection
-from edc.signals import stop_at_once
+from edc.system.signals import stop_at_once
+from edc.train.compiling import compile_network, example_for
 
 SHAPE = (3, 10, 10)
 
@@ -35,8 +35,8 @@ WITHOUT_COMPILER = """
 import torch, torch._inductor.config
 from accelerate import Accelerator
 from small_networks import small_network
-from edc.batch_ensemble import to_batch_ensemble
-from edc.compiling import compile_network, example_for
+from edc.method.batch_ensemble import to_batch_ensemble
+from edc.train.compiling import compile_network, example_for
 from edc.networks import Classifier
 from edc.recipe import TrainingSection
 torch._inductor.config.cpp.cxx = ("/no/such/compiler",)

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edc.data import load_data
-from edc.load_recipe import load_recipe
-from edc.run import RunFolder
-from edc.student import build_plain, fold_student, load_student
+from edc.recipe.loading import load_recipe
+from edc.runs.folder import RunFolder
+from edc.runs.student import build_plain, fold_student, load_student
 
 RECIPE = """
 name: r

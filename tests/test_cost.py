@@ -7,14 +7,14 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from training_cases import TRAINING, plain, small_data
 
-from edc.batch_ensemble import ensemble_size_of, to_batch_ensemble
-from edc.checkpoint import save_state
-from edc.cost import TIMED_STEPS, WARMUP_STEPS, estimate_costs, units_per_step
 from edc.data import load_data
+from edc.method.batch_ensemble import ensemble_size_of, to_batch_ensemble
+from edc.method.step import Batch
 from edc.recipe import Recipe, StudentSection
-from edc.step import Batch
-from edc.student import student_loss
-from edc.teacher import TeacherEnsemble
+from edc.runs.cost import TIMED_STEPS, WARMUP_STEPS, estimate_costs, units_per_step
+from edc.runs.student import student_loss
+from edc.teachers.ensemble import TeacherEnsemble
+from edc.train.checkpoint import save_state
 
 METHODS = [
     ("kd", "none", 7),
@@ -101,7 +101,7 @@ def test_steps_are_timed_with_the_users_own_teachers_and_in_the_form_the_run_wou
     def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         rows[type(module).__name__, module.training, len(inputs[0])] += 1
 
-    monkeypatch.setattr("edc.member_forms.free_memory_bytes", lambda: 1)
+    monkeypatch.setattr("edc.train.member_form.free_memory_bytes", lambda: 1)
     hook = register_module_forward_pre_hook(count)
     try:
         (cost,) = estimate_costs(recipe, load_data(recipe.data), accelerator=accelerator)

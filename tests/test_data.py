@@ -26,7 +26,7 @@ from edc.data.names import Names
 from edc.data.sources import FASHION_MNIST_PACKAGE
 from edc.errors import DataError
 from edc.recipe import DataSection
-from edc.signals import stop_requests
+from edc.system.signals import stop_requests
 
 ROOT = Path(__file__).parents[1]
 WITH_WORKERS = pytest.mark.filterwarnings(

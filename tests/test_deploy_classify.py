@@ -14,9 +14,9 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from edc.deploy.manifest import ArtifactFile, Manifest, Preprocessing, write_manifest
-from edc.deploy.onnx_from_network import onnx_from_network
-from edc.files import sha256_of
+from edc.deploy.artifact.manifest import ArtifactFile, Manifest, Preprocessing, write_manifest
+from edc.deploy.onnx.from_network import onnx_from_network
+from edc.system.files import sha256_of
 
 SCRIPT = Path(__file__).parents[1] / "export" / "classify.py"
 CLASSES = ("cat", "dog", "Ente")

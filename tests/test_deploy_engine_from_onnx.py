@@ -10,13 +10,13 @@ import torch
 import torchvision
 from torch import nn
 
-from edc.deploy.engine_from_onnx import engine_from_onnx, import_tensorrt, load_engine, sidecar_path
+from edc.deploy.engine.from_onnx import engine_from_onnx, import_tensorrt, load_engine, sidecar_path
 from edc.deploy.fuse import fuse_batchnorm
-from edc.deploy.half import fp16_from_onnx
-from edc.deploy.onnx_from_network import ensemble_network, onnx_from_network
-from edc.deploy.quantize import int8_from_onnx
+from edc.deploy.onnx.from_network import ensemble_network, onnx_from_network
+from edc.deploy.onnx.half import fp16_from_onnx
+from edc.deploy.onnx.quantize import int8_from_onnx
 from edc.errors import EngineError, NotInstalledError
-from edc.files import sha256_of
+from edc.system.files import sha256_of
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed: pip install 'edc[rtx]'")
 

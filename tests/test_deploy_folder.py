@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from edc.deploy.folder import appearing, newest_artifact, require_replaceable
+from edc.deploy.artifact.folder import appearing, newest_artifact, require_replaceable
 from edc.errors import ArtifactError
 
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from edc.deploy.folder import appearing
+from edc.deploy.artifact.folder import appearing
 with appearing(Path(sys.argv[1])) as temporary:
     (temporary / "manifest.json").write_text("new")
     os.kill(os.getpid(), signal.SIGKILL)

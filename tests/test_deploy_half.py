@@ -9,11 +9,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edc.deploy.half import fp16_from_onnx
-from edc.deploy.onnx_from_network import ensemble_network, onnx_from_network
-from edc.deploy.ort import ort_session
-from edc.deploy.parity import check_onnx_parity
-from edc.deploy.precision import precision_of_graph, require_precision
+from edc.deploy.onnx.from_network import ensemble_network, onnx_from_network
+from edc.deploy.onnx.half import fp16_from_onnx
+from edc.deploy.onnx.parity import check_onnx_parity
+from edc.deploy.onnx.precision import precision_of_graph, require_precision
+from edc.deploy.onnx.session import ort_session
 from edc.errors import FailedError, ParityError
 
 SHAPE = (3, 16, 16)

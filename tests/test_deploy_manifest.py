@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from edc.deploy.manifest import (
+from edc.deploy.artifact.manifest import (
     ArtifactFile,
     Manifest,
     Preprocessing,
@@ -18,7 +18,7 @@ from edc.deploy.manifest import (
     write_manifest,
 )
 from edc.errors import ArtifactError
-from edc.files import sha256_of, write_atomically
+from edc.system.files import sha256_of, write_atomically
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from edc.deploy.onnx_from_network import ensemble_network, onnx_from_network
-from edc.deploy.ort import ort_session
+from edc.deploy.onnx.from_network import ensemble_network, onnx_from_network
+from edc.deploy.onnx.session import ort_session
 from edc.errors import FailedError
 
 SHAPE = (3, 16, 16)

@@ -12,12 +12,12 @@ from onnx import numpy_helper
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from edc.deploy import parity as gate
 from edc.deploy.fuse import fuse_batchnorm
-from edc.deploy.onnx_from_network import onnx_from_network
-from edc.deploy.ort import import_onnxruntime, ort_session
-from edc.deploy.parity import check_onnx_parity, compare_outputs, paired_accuracy_drop
-from edc.deploy.precision import precision_of_graph, require_precision
+from edc.deploy.onnx import parity as gate
+from edc.deploy.onnx.from_network import onnx_from_network
+from edc.deploy.onnx.parity import check_onnx_parity, compare_outputs, paired_accuracy_drop
+from edc.deploy.onnx.precision import precision_of_graph, require_precision
+from edc.deploy.onnx.session import import_onnxruntime, ort_session
 from edc.errors import FailedError, ParityError
 
 SHAPE = (1, 8, 8)

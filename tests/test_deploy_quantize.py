@@ -11,12 +11,12 @@ from onnx import numpy_helper
 from sklearn.datasets import load_digits
 from torch import nn
 
-from edc.deploy.onnx_from_network import onnx_from_network
-from edc.deploy.ort import ort_session
-from edc.deploy.parity import compare_outputs, onnx_outputs
-from edc.deploy.precision import precision_of_graph
-from edc.deploy.quantize import RUNGS, int8_from_onnx, int8_within_budget
-from edc.deploy.sensitivity import heavy_nodes, noisiest_nodes
+from edc.deploy.onnx.from_network import onnx_from_network
+from edc.deploy.onnx.parity import compare_outputs, onnx_outputs
+from edc.deploy.onnx.precision import precision_of_graph
+from edc.deploy.onnx.quantize import RUNGS, int8_from_onnx, int8_within_budget
+from edc.deploy.onnx.sensitivity import heavy_nodes, noisiest_nodes
+from edc.deploy.onnx.session import ort_session
 from edc.errors import FailedError, ParityError
 
 SHAPE = (1, 8, 8)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edc.deploy.triton import triton_config, write_triton_model
+from edc.deploy.artifact.triton import triton_config, write_triton_model
 from edc.errors import ArtifactError
 
 CLASSES = ("cat", 'Hund "Rex"', "ネコ")

@@ -15,13 +15,13 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from edc.data import load_data
-from edc.distill import distill
 from edc.errors import CheckpointError, DataError, EdcError, FailedError, RecipeError, RunError
 from edc.networks import CifarResNet, Classifier, WideResNet, count_parameters
 from edc.recipe import Recipe
-from edc.run import RunFolder
-from edc.student import load_student
-from edc.teacher import load_teachers, teacher_key
+from edc.runs.distill import distill
+from edc.runs.folder import RunFolder
+from edc.runs.student import load_student
+from edc.teachers.ensemble import load_teachers, teacher_key
 
 DOCUMENT: dict[str, Any] = {
     "name": "tiny",
@@ -289,7 +289,7 @@ def test_teacher_is_kept_by_what_determines_it():
 
 
 def test_student_and_teacher_of_one_seed_start_from_different_weights(runs, accelerator):
-    from edc.student import build_plain
+    from edc.runs.student import build_plain
 
     one = recipe()
     data = load_data(one.data)

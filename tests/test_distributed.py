@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from scaling_cases import DATA, NUM_STEPS, TRAINING, Witness, evaluation, long_training, numbered_images
 
 from edc.errors import RUN_AGAIN, Interrupted, RecipeError
-from edc.predict import predict_logits
 from edc.recipe import TrainingSection
-from edc.signals import STOP_SIGNALS, nothing_kept, stop_at_once, stop_requests
-from edc.sync_batchnorm import require_batchnorm_rows, require_sharable
+from edc.system.signals import STOP_SIGNALS, nothing_kept, stop_at_once, stop_requests
+from edc.train.evaluate import predict_logits
+from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable
 
 ROOT = TESTS.parent
 SCALING = ROOT / "docs/scaling.md"
@@ -168,7 +168,7 @@ def test_what_a_rehearsal_saves_is_not_called_saved():
 SIGNALLED = """
 import signal, sys
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from edc.cli import main
+from edc.cli.main import main
 
 number = int(sys.argv.pop(1))
 register_optimizer_step_post_hook(lambda *_: [signal.raise_signal(signal.SIGTERM) for _ in range(number)])

@@ -4,8 +4,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from edc import doctor
-from edc.doctor import Library, diagnose
+from edc.system import doctor
+from edc.system.doctor import Library, diagnose
 
 
 def found(*libraries: Library) -> dict[str, doctor.Check]:

@@ -20,14 +20,14 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from edc.data import DataSet, MemoryImages, load_data
+from edc.deploy.artifact.manifest import load_manifest, manifest_schema, verify_files
 from edc.deploy.export import ExportOptions, export, sample_images
 from edc.deploy.fuse import fuse_batchnorm
-from edc.deploy.manifest import load_manifest, manifest_schema, verify_files
 from edc.errors import DataError, ParityError
-from edc.files import sha256_of
 from edc.networks import build_network
 from edc.recipe import DataSection
-from edc.run import RunFolder
+from edc.runs.folder import RunFolder
+from edc.system.files import sha256_of
 
 Array = NDArray[Any]
 FILES = ["baseline/ensemble.onnx", "baseline/teacher_0.onnx", "baseline/teacher_1.onnx", "recipe.yaml", "student.onnx"]

@@ -13,13 +13,13 @@ from conftest import Workshop
 from onnx import TensorProto, numpy_helper
 from tiny_onnx import tiny_images, write_tiny_onnx
 
-from edc.deploy.half import fp16_from_onnx
-from edc.deploy.manifest import load_manifest
-from edc.deploy.precision import precision_of_graph
-from edc.deploy.quantize import int8_from_onnx
-from edc.deploy.uint8_input import take_uint8_pixels
+from edc.deploy.artifact.manifest import load_manifest
+from edc.deploy.onnx.half import fp16_from_onnx
+from edc.deploy.onnx.precision import precision_of_graph
+from edc.deploy.onnx.quantize import int8_from_onnx
+from edc.deploy.onnx.uint8_input import take_uint8_pixels
 from edc.errors import ArtifactError
-from edc.files import sha256_of
+from edc.system.files import sha256_of
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,8 @@ from browser import Browser
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from edc.deploy.manifest import ArtifactFile, Manifest, Preprocessing, write_manifest
-from edc.files import sha256_of
+from edc.deploy.artifact.manifest import ArtifactFile, Manifest, Preprocessing, write_manifest
+from edc.system.files import sha256_of
 
 EXPORT = Path(__file__).parents[1] / "export"
 WEB = EXPORT / "web"
@@ -470,7 +470,7 @@ def real_images() -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_real_images_of_several_sizes_give_the_same_pixels_and_logits(browser, site, tmp_path):
-    from edc.deploy.ort import ort_session
+    from edc.deploy.onnx.session import ort_session
 
     script = classify_py()
     for side in (8, 32, 224):

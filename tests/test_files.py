@@ -14,7 +14,7 @@ from conftest import environment
 from safetensors import SafetensorError
 
 from edc.errors import FailedError, RunError
-from edc.files import exclusive_lock, require_free_disk, sha256_of, write_atomically, write_json
+from edc.system.files import exclusive_lock, require_free_disk, sha256_of, write_atomically, write_json
 
 
 def test_file_appears_only_when_it_is_complete(tmp_path):
@@ -93,7 +93,7 @@ def test_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, 
 
 def test_lock_keeps_another_process_out(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from edc.files import exclusive_lock\n"
+        "import sys; from pathlib import Path; from edc.system.files import exclusive_lock\n"
         "with exclusive_lock(Path(sys.argv[1]), held_by_other='busy'): print('got it')"
     )
 

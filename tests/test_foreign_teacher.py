@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from edc.data import load_data
 from edc.errors import CheckpointError, RecipeError
-from edc.foreign_teacher import FileTeacher, format_of, load_file_teacher
 from edc.recipe import CheckpointSection, NetworkSection, Recipe
-from edc.teacher import TeacherEnsemble, load_own_teachers
+from edc.teachers.ensemble import TeacherEnsemble, load_own_teachers
+from edc.teachers.from_file import FileTeacher, format_of, load_file_teacher
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIZE, NUM_CLASSES = 12, 5

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from edc.data.batches import _begin_worker
-from edc.host_memory import freed_memory_kept
+from edc.system.memory import freed_memory_kept
 
 pytestmark = pytest.mark.skipif("linux" not in sys.platform, reason="glibc's allocator is looked at")
 
@@ -18,7 +18,7 @@ PAGES = (48 << 20) // resource.getpagesize()
 SCRIPT = """
 import resource
 import psutil, torch
-from edc.host_memory import freed_memory_kept
+from edc.system.memory import freed_memory_kept
 
 def faults_of_steps(number, megabytes=48):
     faults = []

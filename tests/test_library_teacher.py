@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from edc.errors import CheckpointError, RecipeError
-from edc.library_teacher import load_library_teacher
 from edc.recipe import CheckpointSection
+from edc.teachers.from_library import load_library_teacher
 
 CLASSES = 1000
 TORCHVISION, TIMM = "mobilenet_v3_small", "resnet10t"

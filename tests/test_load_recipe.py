@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edc.errors import RecipeError
-from edc.load_recipe import load_recipe
+from edc.recipe.loading import load_recipe
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -213,7 +213,7 @@ def test_data_root_wins_over_the_file(written, tmp_path):
 
 def test_recipe_is_refused_before_anything_heavy_loads():
     code = (
-        "import sys; import edc.load_recipe; "
+        "import sys; import edc.recipe.loading; "
         "print([name for name in ('torch', 'numpy', 'timm', 'sklearn', 'accelerate') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from command_line import edc
 
-from edc.bench.compare import compare
-from edc.bench.saved_bench import load_saved
-from edc.report.page import page_from_bench
+from edc.benchmark.page import page_from_bench
+from edc.benchmark.regression.compare import compare
+from edc.benchmark.regression.saved_bench import load_saved
 
 MADE_BEFORE = Path(__file__).parent / "made_before"
 

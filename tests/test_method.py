@@ -11,14 +11,14 @@ import torch
 from small_networks import randomise, small_network
 from torch import Tensor, nn
 
-from edc.batch_ensemble import fold, to_batch_ensemble
-from edc.losses import kd_loss, label_loss, latent_be_loss
-from edc.perturb import draw_pair, move, perturb
+from edc.method.batch_ensemble import fold, to_batch_ensemble
+from edc.method.losses import kd_loss, label_loss, latent_be_loss
+from edc.method.perturb import draw_pair, move, perturb
+from edc.method.step import Batch, LossPart
 from edc.recipe import StudentSection, TrainingSection
-from edc.schedule import build_optimizer
-from edc.step import Batch, LossPart
-from edc.student import student_loss
-from edc.teacher import TeacherEnsemble
+from edc.runs.student import student_loss
+from edc.teachers.ensemble import TeacherEnsemble
+from edc.train.schedule import build_optimizer
 
 M, N, K = 3, 7, 5
 SHAPE = (3, 10, 10)

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from edc import metrics
-from edc.calibrate import fit_temperature
+from edc.metrics.calibrate import fit_temperature
 
 LABELS = np.array([0, 1, 2, 2, 0, 1, 1, 0])
 

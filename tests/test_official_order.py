@@ -7,11 +7,11 @@ import pytest
 import torch
 from small_networks import randomise, small_network
 
-from edc.batch_ensemble import to_batch_ensemble
+from edc.method.batch_ensemble import to_batch_ensemble
+from edc.method.step import Batch, backward_through
 from edc.recipe import StudentSection, TrainingSection
-from edc.step import Batch, backward_through
-from edc.student import student_loss
-from edc.teacher import TeacherEnsemble
+from edc.runs.student import student_loss
+from edc.teachers.ensemble import TeacherEnsemble
 
 M, N = 3, 6
 

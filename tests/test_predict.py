@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from training_cases import DATA, TRAINING, plain, small_data
 
-from edc.batch_ensemble import to_batch_ensemble
 from edc.data import train_batches
 from edc.data.data_set import take
-from edc.predict import labels_of, predict_logits, reestimate_batchnorm
+from edc.method.batch_ensemble import to_batch_ensemble
 from edc.recipe import TrainingSection
+from edc.train.evaluate import labels_of, predict_logits, reestimate_batchnorm
 
 
 def test_logits_are_float32_of_the_network_even_for_a_bf16_recipe(accelerator):

@@ -9,7 +9,7 @@ import pytest
 from command_line import edc
 from conftest import TINY_RECIPE
 
-from edc.profile import MEASURED_STEPS, PARTS, _exclusive_spans
+from edc.runs.profile import MEASURED_STEPS, PARTS, _exclusive_spans
 
 
 @pytest.fixture(scope="module")

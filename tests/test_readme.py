@@ -8,8 +8,8 @@ import pytest
 from command_line import commands
 from conftest import TESTS
 
-from edc.cost import units_per_step
 from edc.recipe import StudentSection
+from edc.runs.cost import units_per_step
 
 ROOT = TESTS.parent
 README = ROOT / "README.md"

@@ -10,8 +10,8 @@ from bench_document import STUDENT, bench_document, key_of, small_document
 from page_reader import bounds, show, wider_than_the_screen
 from test_export_web import Browser
 
-from edc.report.page import write_page
-from edc.report.page.numbers import milliseconds
+from edc.benchmark.page import write_page
+from edc.benchmark.page.numbers import milliseconds
 
 
 @pytest.fixture(scope="module")

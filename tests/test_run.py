@@ -8,7 +8,7 @@ import pytest
 
 from edc.errors import RunError
 from edc.recipe import Recipe
-from edc.run import RunFolder, newest_run
+from edc.runs.folder import RunFolder, newest_run
 
 BASE = {
     "name": "r",

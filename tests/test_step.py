@@ -12,15 +12,15 @@ from small_networks import randomise, small_network
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edc.batch_ensemble import select_members, to_batch_ensemble
-from edc.machine import cgroup_free_bytes
-from edc.member_forms import SHARE_OF_MEMORY, activation_bytes, batchnorm_momentum_shared, choose_form
+from edc.method.batch_ensemble import select_members, to_batch_ensemble
+from edc.method.perturb import draw_pair, perturb
+from edc.method.step import Batch, backward_through
 from edc.networks import build_network
-from edc.perturb import draw_pair, perturb
 from edc.recipe import NetworkSection, StudentSection, TrainingSection
-from edc.step import Batch, backward_through
-from edc.student import student_loss
-from edc.teacher import TeacherEnsemble
+from edc.runs.student import student_loss
+from edc.system.machine import cgroup_free_bytes
+from edc.teachers.ensemble import TeacherEnsemble
+from edc.train.member_form import SHARE_OF_MEMORY, activation_bytes, batchnorm_momentum_shared, choose_form
 
 M, N, SHAPE = 3, 6, (3, 10, 10)
 
@@ -225,7 +225,7 @@ def test_auto_is_joint_where_it_fits_and_sequential_where_not_and_stays_what_it_
     section = StudentSection()
 
     def form_with(free: float, folder: str) -> str:
-        monkeypatch.setattr("edc.member_forms.free_memory_bytes", lambda: free)
+        monkeypatch.setattr("edc.train.member_form.free_memory_bytes", lambda: free)
         form, _ = choose_form(
             section,
             network,

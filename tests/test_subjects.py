@@ -8,15 +8,15 @@ import torch
 import yaml
 from tiny_run import make_tiny_run
 
-from edc.batch_ensemble import member_state
-from edc.bench.backends.contract import TorchSubject
-from edc.bench.backends.torch_eager import TorchEager
-from edc.checkpoint import load_state
+from edc.benchmark.backends.contract import TorchSubject
+from edc.benchmark.backends.torch_eager import TorchEager
 from edc.errors import DataError, RunError
-from edc.run import RunFolder
-from edc.student import build_plain, build_student
-from edc.subjects import load_subject, subject_names
-from edc.teacher import build_teacher, teacher_key
+from edc.method.batch_ensemble import member_state
+from edc.runs.folder import RunFolder
+from edc.runs.networks import load_subject, subject_names
+from edc.runs.student import build_plain, build_student
+from edc.teachers.ensemble import build_teacher, teacher_key
+from edc.train.checkpoint import load_state
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from training_cases import NORM_CASES, norm_case
 
 from edc.errors import RecipeError
-from edc.sync_batchnorm import (
+from edc.train.sync_batchnorm import (
     AllReduceBatchNorm,
     AllReduceBatchNormAct,
     convert_sync_batchnorm,

@@ -30,19 +30,19 @@ from training_cases import (
 )
 from training_cases import RECIPE as APART_RECIPE
 
-from edc.batch_ensemble import to_batch_ensemble
-from edc.checkpoint import load_checkpoint
 from edc.data import load_data
-from edc.distill import distill
 from edc.errors import DivergedError, Interrupted, RecipeError
-from edc.load_recipe import load_recipe
-from edc.predict import evaluate_accuracy, predict_logits
+from edc.method.batch_ensemble import to_batch_ensemble
 from edc.recipe import TrainingSection
-from edc.run import RunFolder
-from edc.schedule import build_optimizer, learning_rate_at
-from edc.student import load_student
-from edc.summary import summarise
-from edc.teacher import load_teachers
+from edc.recipe.loading import load_recipe
+from edc.runs.distill import distill
+from edc.runs.folder import RunFolder
+from edc.runs.student import load_student
+from edc.runs.summary import summarise
+from edc.teachers.ensemble import load_teachers
+from edc.train.checkpoint import load_checkpoint
+from edc.train.evaluate import evaluate_accuracy, predict_logits
+from edc.train.schedule import build_optimizer, learning_rate_at
 
 TEACHER, STUDENT = "teacher, float32", "tdiv_sdiv, float64"
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 
-from edc.batch_ensemble import BatchEnsembleConv2d, BatchEnsembleLinear
-from edc.checkpoint import save_state
 from edc.data import DataSet, load_data
+from edc.method.batch_ensemble import BatchEnsembleConv2d, BatchEnsembleLinear
 from edc.recipe import Recipe
-from edc.run import RunFolder
-from edc.student import build_student
-from edc.teacher import build_teacher, teacher_key
+from edc.runs.folder import RunFolder
+from edc.runs.student import build_student
+from edc.teachers.ensemble import build_teacher, teacher_key
+from edc.train.checkpoint import save_state
 
 RECIPE = {
     "name": "tiny",

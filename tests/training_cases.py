@@ -11,17 +11,17 @@ from PIL import Image
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from edc.batch_ensemble import ensemble_size_of, fold, to_batch_ensemble
 from edc.data import DataSet, load_data
 from edc.errors import DataError
-from edc.member_forms import MemberForm
+from edc.method.batch_ensemble import ensemble_size_of, fold, to_batch_ensemble
+from edc.method.step import Batch, LossOf, LossPart
 from edc.networks import Classifier, build_network
-from edc.predict import evaluate_accuracy, predict_logits
 from edc.recipe import DataSection, NetworkSection, Recipe, StudentSection, TrainingSection
-from edc.step import Batch, LossOf, LossPart
-from edc.student import student_loss
-from edc.teacher import TeacherEnsemble, teacher_loss
-from edc.train import fit
+from edc.runs.student import student_loss
+from edc.teachers.ensemble import TeacherEnsemble, teacher_loss
+from edc.train.evaluate import evaluate_accuracy, predict_logits
+from edc.train.loop import fit
+from edc.train.member_form import MemberForm
 
 DATA = DataSection(
     kind="synthetic", num_images=64, image_size=8, num_classes=3, validation=33, test=35, crop_padding=1, split_seed=3

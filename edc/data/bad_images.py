@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from edc.console import console
 from edc.errors import DataError
-from edc.report.progress import console
 
 __all__ = ["BadImages"]
 

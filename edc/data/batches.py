@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from edc.data.images import FileImages, Images, MemoryImages, sample_seed
 from edc.errors import DataError, EdcError
-from edc.host_memory import keep_no_freed_memory
-from edc.machine import num_cpus
 from edc.recipe import DataSection
 from edc.seeding import generator_for
-from edc.signals import STOP_SIGNALS
+from edc.system.machine import num_cpus
+from edc.system.memory import keep_no_freed_memory
+from edc.system.signals import STOP_SIGNALS
 
 __all__ = ["crop_and_flip", "evaluation_batches", "steps_per_epoch", "train_batches"]
 

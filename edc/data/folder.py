@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from edc.console import console
 from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
@@ -16,7 +17,6 @@ from edc.data.names import Names
 from edc.data.tar_index import NO_LABEL
 from edc.errors import DataError
 from edc.recipe import DataSection
-from edc.report.progress import console
 
 __all__ = ["load_image_folder"]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edc.data.names import Names
 from edc.errors import DataError, EdcError, FailedError, first_line
-from edc.files import write_atomically
+from edc.system.files import write_atomically
 
 __all__ = ["NO_LABEL", "ShardIndex", "index_of_shard", "is_local", "reachable"]
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edc.console import console
 from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
@@ -19,7 +20,6 @@ from edc.data.names import Names
 from edc.data.tar_index import NO_LABEL, ShardIndex, index_of_shard, is_local, reachable
 from edc.errors import DataError, FailedError, NotInstalledError, first_line
 from edc.recipe import DataSection
-from edc.report.progress import console
 
 __all__ = ["ShardReader", "load_webdataset"]
 

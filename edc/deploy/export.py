@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import edc
-from edc.batch_ensemble import ensemble_size_of, member_logits
+from edc.console import console
 from edc.data import DataSet, FileImages, Images, load_data
-from edc.deploy.engines import Built, EngineChoice, build_engines
-from edc.deploy.folder import appearing, require_replaceable
+from edc.deploy.artifact.folder import appearing, require_replaceable
+from edc.deploy.artifact.manifest import ArtifactFile, Manifest, ParityFigures, Preprocessing, write_manifest
+from edc.deploy.engine_files import Built, EngineChoice, build_engines
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
-from edc.deploy.manifest import ArtifactFile, Manifest, ParityFigures, Preprocessing, write_manifest
-from edc.deploy.onnx_from_network import ensemble_network
-from edc.deploy.parity import compare_outputs, network_outputs
-from edc.deploy.precision import Precision
-from edc.deploy.precisions import Samples, write_precisions
+from edc.deploy.onnx.from_network import ensemble_network
+from edc.deploy.onnx.parity import compare_outputs, network_outputs
+from edc.deploy.onnx.precision import Precision
+from edc.deploy.onnx.uint8_input import take_uint8_pixels
+from edc.deploy.onnx_files import Samples, write_precisions
 from edc.deploy.records import engine_records, onnx_record, other_record, write_triton_repository
-from edc.deploy.uint8_input import take_uint8_pixels
+from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
-from edc.report.progress import console
-from edc.run import RunFolder
+from edc.runs.folder import RunFolder
+from edc.runs.student import deployable, load_student
 from edc.seeding import generator_for
-from edc.student import deployable, load_student
-from edc.teacher import load_teachers
+from edc.teachers.ensemble import load_teachers
 
 __all__ = ["ExportOptions", "export", "preprocessing_of", "references_of", "sample_images"]
 

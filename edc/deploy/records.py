@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edc.data import DataSet
-from edc.deploy.engine_from_onnx import sidecar_path
-from edc.deploy.engines import Built
-from edc.deploy.manifest import ArtifactFile, Preprocessing, TensorInfo
-from edc.deploy.precisions import Written
-from edc.deploy.triton import triton_config, write_triton_model
-from edc.files import sha256_of
+from edc.deploy.artifact.manifest import ArtifactFile, Preprocessing, TensorInfo
+from edc.deploy.artifact.triton import triton_config, write_triton_model
+from edc.deploy.engine.from_onnx import sidecar_path
+from edc.deploy.engine_files import Built
+from edc.deploy.onnx_files import Written
+from edc.system.files import sha256_of
 
 __all__ = ["engine_records", "onnx_record", "other_record", "write_triton_repository"]
 

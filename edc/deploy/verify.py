@@ -5,9 +5,9 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from edc.deploy.engine_from_onnx import sidecar_path
-from edc.deploy.manifest import Manifest, load_manifest, verify_files
-from edc.deploy.precision import require_precision
+from edc.deploy.artifact.manifest import Manifest, load_manifest, verify_files
+from edc.deploy.engine.from_onnx import sidecar_path
+from edc.deploy.onnx.precision import require_precision
 from edc.errors import ArtifactError
 
 __all__ = ["verify"]
@@ -56,8 +56,8 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
     """Holds the fp32 and fp16 files to parity with the run's networks again."""
     from edc.data import load_data
     from edc.deploy.export import references_of, sample_images
-    from edc.deploy.parity import check_onnx_parity
-    from edc.run import RunFolder
+    from edc.deploy.onnx.parity import check_onnx_parity
+    from edc.runs.folder import RunFolder
 
     folder = RunFolder(run)
     if folder.summary()["recipe_sha256"] != manifest.recipe_sha256:

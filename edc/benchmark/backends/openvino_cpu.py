@@ -1,0 +1,128 @@
+"""OpenVINO on the CPU, on the same ONNX files, pinned to float32 or, as a backend of its own, to bfloat16."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, Subject, WhatRan, log_mean_probs
+from edc.benchmark.backends.onnxruntime_cpu import onnx_files
+from edc.errors import FailedError
+
+__all__ = ["OpenVinoCpu", "OpenVinoLoaded", "import_openvino"]
+
+_HEAVY = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+Hint = Literal["f32", "bf16"]
+_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
+
+
+def import_openvino() -> Any:
+    """Returns the module `openvino`; its import would report to the vendor if its telemetry package could be found."""
+    if "openvino" not in sys.modules:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what makes an import fail
+    import openvino
+
+    return openvino
+
+
+class OpenVinoCpu(Backend):
+    """OpenVINO compiled for one request at a time.
+
+    Left alone it runs float32 files in bfloat16 on CPUs that can (differences of 1e-2), so the precision is pinned, and
+    what the compiled graph then says it runs is checked.
+    """
+
+    def __init__(self, *, threads: int, precision: Hint = "f32") -> None:
+        self.threads, self.precision = threads, precision
+        openvino = import_openvino()
+        self.version = str(openvino.__version__).split("-", maxsplit=1)[0]
+        self.core = openvino.Core()
+
+    def prepare(self, subject: Subject) -> None:
+        """Nothing: a file is all that loading needs."""
+
+    def load(self, subject: Subject) -> "OpenVinoLoaded":
+        files = onnx_files(subject)
+        if self.precision == "bf16" and "BF16" not in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise FailedError("openvino-bf16: OpenVINO finds no bfloat16 in this CPU and would run float32")
+        compiled = [self._compile(path) for path in files]
+        file_bytes = sum(path.stat().st_size for path in files)
+        return OpenVinoLoaded(compiled, hint=self.precision, version=self.version, file_bytes=file_bytes)
+
+    def _compile(self, path: Path) -> Any:
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "INFERENCE_NUM_THREADS": self.threads,
+        }
+        try:
+            return self.core.compile_model(str(path), "CPU", options)
+        except RuntimeError as error:
+            raise FailedError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
+
+
+class OpenVinoLoaded(Loaded):
+    """One request per file; several files are averaged as probabilities."""
+
+    def __init__(self, compiled: list[Any], *, hint: Hint, version: str, file_bytes: int) -> None:
+        self.file_bytes = file_bytes
+        counts = sum((_precisions_of(model) for model in compiled), Counter[str]())
+        self.what_ran = WhatRan(
+            provider="OpenVINO " + ", ".join(compiled[0].get_property("EXECUTION_DEVICES")),
+            precision=_pinned(hint, counts),
+            version=version,
+            threads=compiled[0].get_property("INFERENCE_NUM_THREADS"),
+            notes=(f"INFERENCE_PRECISION_HINT={hint}", "PERFORMANCE_HINT=LATENCY", *_mixture(hint, counts)),
+        )
+        shape = compiled[0].inputs[0].partial_shape[1:]
+        self._image_shape = tuple(shape.to_shape()) if shape.is_static else None
+        self._requests = [model.create_infer_request() for model in compiled]
+
+    def infer(self, batch: Floats, /) -> Floats:
+        if self._image_shape is not None and batch.shape[1:] != self._image_shape:
+            # OpenVINO itself takes the numbers as if they had its shape, and returns something.
+            raise FailedError(
+                f"OpenVINO cannot run batch {len(batch)}: images {batch.shape[1:]}, not {self._image_shape}"
+            )
+        try:
+            # By index, not by name: asking the request for its names costs more than a small network.
+            outputs: list[Floats] = [request.infer({0: batch})[0] for request in self._requests]
+        except RuntimeError as error:
+            raise FailedError(f"OpenVINO cannot run batch {len(batch)}: {_reason(error)}") from error
+        return outputs[0] if len(outputs) == 1 else log_mean_probs(outputs)
+
+
+def _precisions_of(compiled: Any) -> Counter[str]:
+    """Returns how many of the compiled graph's convolutions and matrix products run in which precision."""
+    infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
+    types = [(info["layerType"].value, info["runtimePrecision"].value) for info in infos]
+    heavy = [precision for layer, precision in types if layer in _HEAVY]
+    return Counter(_PRECISIONS.get(name, name) for name in heavy or {precision for _, precision in types})
+
+
+def _pinned(hint: Hint, counts: Counter[str]) -> str:
+    """Returns the precision that was pinned, or raises if the compiled graph runs in another one.
+
+    In bfloat16 OpenVINO leaves some layers in float32; more than half of them would be no bfloat16 row.
+    """
+    if hint == "f32":
+        if wrong := set(counts) - {"fp32", "int8"}:
+            raise FailedError(f"openvino: pinned to f32, but its compiled graph runs {', '.join(sorted(wrong))}")
+        return "int8" if counts["int8"] else "fp32"
+    if 2 * counts["bf16"] < counts.total() or set(counts) - {"bf16", "fp32"}:
+        found = ", ".join(f"{number} in {name}" for name, number in sorted(counts.items()))
+        raise FailedError(f"openvino-bf16: pinned to bf16, but of its convolutions and matrix products are {found}")
+    return "bf16"
+
+
+def _mixture(hint: Hint, counts: Counter[str]) -> tuple[str, ...]:
+    if hint == "f32" or not counts["fp32"]:
+        return ()
+    return (f"{counts['fp32']} of {counts.total()} convolutions and matrix products left in fp32",)
+
+
+def _reason(error: RuntimeError) -> str:
+    """Returns the line of OpenVINO's message that says what happened: the first are where in its sources."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception from")]
+    return (said or lines or ["no reason given"])[0][:300]

@@ -1,0 +1,91 @@
+"""TensorRT and TensorRT-RTX: the engines of an artifact, one or the members' in turn, with and without a CUDA graph."""
+
+import json
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from edc.benchmark.backends.contract import Backend, EngineFile, EngineSubject, Loaded, Subject, WhatRan
+from edc.benchmark.backends.on_cuda import CudaLoaded, captured
+from edc.deploy.engine.from_onnx import Engine, Library, import_tensorrt, sidecar_path
+from edc.deploy.engine.run import EngineRunner
+from edc.errors import ArtifactError, FailedError
+
+__all__ = ["TensorRtEngines", "read_engine"]
+
+
+class TensorRtEngines(Backend):
+    """Either library; which one, the backend's name says, and each engine's description must say the same."""
+
+    def __init__(self, *, threads: int, library: Library) -> None:
+        self.threads, self.library = threads, library
+        torch.set_num_threads(threads)
+        self.version = str(import_tensorrt(library).__version__)
+
+    def prepare(self, subject: Subject) -> None:
+        """Nothing: files are all that loading needs."""
+
+    def load(self, subject: Subject) -> Loaded:
+        if not isinstance(subject, EngineSubject):
+            raise FailedError(f"{self.library} runs engines, not {subject}")
+        if not subject.files:
+            raise FailedError(
+                f"no {self.library} engine of {subject.what} in the artifact; edc export --trt builds engines, with "
+                "TensorRT where it and a GPU are, else with TensorRT-RTX"
+            )
+        engines = [read_engine(file, self.library) for file in subject.files]
+        runners = [EngineRunner(file.path, engine) for file, engine in zip(subject.files, engines, strict=True)]
+        what_ran = WhatRan(
+            provider=f"{self.library} on {torch.cuda.get_device_name()}",
+            precision=subject.precision,
+            version=self.version,
+            threads=torch.get_num_threads(),
+            notes=(
+                "TF32 on" if any(engine.tf32 for engine in engines) else "TF32 off",
+                "CUDA graph" if subject.cuda_graph else "no CUDA graph",
+                "pinned buffers",
+            ),
+        )
+        return CudaLoaded(
+            lambda images: _bound(runners, images, cuda_graph=subject.cuda_graph),
+            what_ran,
+            file_bytes=sum(engine.bytes for engine in engines),
+            max_batch=min(engine.max_batch for engine in engines),
+        )
+
+
+def read_engine(file: EngineFile, library: Library) -> Engine:
+    """Returns what the description beside an engine says of it, with the digest that the manifest gives.
+
+    Raises:
+        ArtifactError: one of the two is missing, or the description is not one, or of another library's engine.
+    """
+    description = sidecar_path(file.path)
+    for path in (file.path, description):
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file; export again with: edc export --trt")
+    try:
+        content = json.loads(description.read_text(encoding="utf-8"))
+        engine = Engine(**{**content, "sha256": file.sha256})
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{description}: not the description of an engine ({error}); export again") from error
+    if engine.library != library:
+        raise ArtifactError(f"{file.path}: is an engine for {engine.library}, not for {library}")
+    return engine
+
+
+def _bound(runners: list[EngineRunner], images: Tensor, *, cuda_graph: bool) -> Callable[[], Tensor]:
+    """Returns what asks for the outputs: logits, or the log of the mean of the members' probabilities."""
+    bindings = [runner.bind(images) for runner in runners]
+
+    def compute() -> Tensor:
+        for _, enqueue in bindings:
+            enqueue()
+        if len(bindings) == 1:
+            return bindings[0][0]
+        logits = torch.stack([logits for logits, _ in bindings])
+        return torch.logsumexp(torch.log_softmax(logits, dim=-1), dim=0) - math.log(len(bindings))
+
+    return captured(compute) if cuda_graph else compute

@@ -1,0 +1,210 @@
+"""The bench in words: how much faster and how much worse, which file to ship on this machine, and what to doubt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+from edc.benchmark.judge.rows import Against, Basis, Row
+from edc.benchmark.judge.statistics import MARGIN, AccuracyComparison, Estimate
+
+__all__ = ["BenchVerdict", "loss_difference", "row_to_ship", "verdict_on"]
+
+WORDS = {"not worse": "not worse", "worse": "worse", "undecided": "not decided"}
+BACKEND_WORDS = {
+    "torch": "PyTorch",
+    "torch-compile": "torch.compile",
+    "torch-cuda": "PyTorch on CUDA",
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-cuda": "ONNX Runtime on CUDA",
+    "openvino": "OpenVINO",
+    "openvino-bf16": "OpenVINO in bf16",
+    "tensorrt": "TensorRT",
+    "tensorrt-rtx": "TensorRT-RTX",
+}
+
+
+@dataclass(frozen=True)
+class BenchVerdict:
+    """What is to be said of one row against the ensemble's best form, both named by key.
+
+    `sentences`: the two that matter (speed and accuracy; which file), then calibration, one teacher, and doubts.
+    """
+
+    sentences: tuple[str, ...]
+    baseline: str
+    row: str
+    batch: int
+
+
+def row_to_ship(
+    rows: Sequence[Row], *, students: Mapping[str, str], validation_acc: Mapping[str, float], margin: float = MARGIN
+) -> Row | None:
+    """Returns the fastest row of the student's files that keeps its accuracy, at the smallest batch that was timed.
+
+    Keeping it: on *validation* images no more than `margin` below the student's best fp32 row. Test images choose
+    nothing; they tell what the chosen file is worth. PyTorch rows are no files: they count only where nothing else
+    was measured.
+
+    Args:
+        students: the rows to choose from, by key, with their precision.
+        validation_acc: their validation accuracy, by key.
+    """
+    timed = [row for row in rows if row.key in students and row.p50_ms and row.key in validation_acc]
+    smallest = min((row.batch for row in timed), default=0)
+    return min(_holding(rows, smallest, students, validation_acc, margin), key=_p50, default=None)
+
+
+def _holding(
+    rows: Sequence[Row], batch: int, students: Mapping[str, str], validation_acc: Mapping[str, float], margin: float
+) -> list[Row]:
+    """Returns the rows of one batch size to choose from: files that keep the student's validation accuracy."""
+    timed = [row for row in rows if row.batch == batch and row.key in students and row.p50_ms]
+    timed = [row for row in timed if row.key in validation_acc and _against(row, "ensemble") is not None]
+    files = [row for row in timed if not row.backend.startswith("torch")] or timed
+    full = max((acc for key, acc in validation_acc.items() if students.get(key) == "fp32"), default=0.0)
+    return [row for row in files if validation_acc[row.key] >= full - margin]
+
+
+def verdict_on(
+    rows: Sequence[Row],
+    *,
+    students: Mapping[str, str],
+    files: Mapping[str, str],
+    validation_acc: Mapping[str, float],
+    losses: Mapping[str, NDArray[np.float64]],
+    seed: int,
+) -> BenchVerdict | None:
+    """Returns the sentences, or None if no student could be held to an ensemble on its own backend.
+
+    Args:
+        students: by key, the precision of the rows to choose from.
+        files: by key, the name of a row's file, if it is one.
+        validation_acc: by key, the accuracy on validation images.
+        losses: by key, the calibrated -log p(label) of each test image (N,).
+    """
+    row = row_to_ship(rows, students=students, validation_acc=validation_acc)
+    against = None if row is None else _against(row, "ensemble")
+    if row is None or against is None or against.speedup is None or against.accuracy is None:
+        return None
+    candidates = {
+        batch: _holding(rows, batch, students, validation_acc, MARGIN)
+        for batch in sorted({each.batch for each in rows})
+    }
+    sentences = (
+        _speed_and_accuracy(row, against, against.accuracy, against.speedup),
+        _file_to_ship(row, candidates, files),
+        _calibration(row, against, losses, seed=seed),
+        _one_teacher(row),
+        _doubts(row, next((each for each in rows if (each.key, each.batch) == (against.baseline, row.batch)), None)),
+    )
+    return BenchVerdict(tuple(filter(None, sentences)), against.baseline, row.key, row.batch)
+
+
+def _speed_and_accuracy(row: Row, against: Against, accuracy: AccuracyComparison, speedup: Estimate) -> str:
+    form = against.baseline.rsplit(" on ", 1)[0].removeprefix("ensemble, ")
+    of_row, of_ensemble = accuracy.paired.candidate_accuracy, accuracy.paired.reference_accuracy
+    return (
+        f"{row.subject} is {_times(speedup)} times as fast as the ensemble's best form ({form}) in {_backend(row)} at "
+        f"batch {row.batch}, and right on {100 * of_row:.2f} % of the test images where the ensemble is right on "
+        f"{100 * of_ensemble:.2f} %: {_points(accuracy)}, {WORDS[accuracy.verdict]} at the "
+        f"{100 * accuracy.margin:g}-point margin."
+    )
+
+
+def _file_to_ship(row: Row, candidates: Mapping[int, Sequence[Row]], files: Mapping[str, str]) -> str:
+    """Returns which of the student's files is fastest, which cannot be told from it, and what larger batches say."""
+
+    def named(each: Row) -> str:
+        return f"{files.get(each.key, each.subject)} in {_backend(each)}"
+
+    limit = row.p50_ms.high if row.p50_ms and row.p50_ms.high else _p50(row)
+    equals = [each for each in candidates[row.batch] if each.key != row.key and each.p50_ms]
+    equals = [each for each in equals if each.p50_ms and (each.p50_ms.low or each.p50_ms.value) <= limit]
+    sentence = (
+        f"Of the student's files that keep its fp32 validation accuracy to {100 * MARGIN:g} points, {named(row)} is "
+        f"the fastest at batch {row.batch}"
+    )
+    if equals:
+        sentence += f" ({', '.join(map(named, equals))} cannot be told from it)"
+    for batch, holding in candidates.items():
+        best = min(holding, key=_p50, default=None)
+        if best is not None and batch > row.batch:
+            sentence += f" and at batch {batch}" if best.key == row.key else f", {named(best)} is at batch {batch}"
+    return sentence + "."
+
+
+def _one_teacher(row: Row) -> str:
+    """Returns how the student does against what costs the same without any distillation."""
+    against = _against(row, "teacher")
+    if against is None or against.accuracy is None:
+        return ""
+    speed = "" if against.speedup is None else f", at {_times(against.speedup)} times its speed"
+    acc = 100 * against.accuracy.paired.reference_accuracy
+    verdict = WORDS[against.accuracy.verdict]
+    return f"One teacher alone has {acc:.2f} %: the student differs by {_points(against.accuracy)}, {verdict}{speed}."
+
+
+def _doubts(row: Row, baseline: Row | None) -> str:
+    """Returns what was flagged while the speed-up was measured, and why it may be wrong."""
+    against = _against(row, "ensemble")
+    doubts = list(against.doubts) if against else []
+    flags = {flag.split(":")[0] for each in (row, baseline) if each is not None for flag in each.flags}
+    if flags:
+        doubts.append(f"flagged while it was measured: {', '.join(sorted(flags))}")
+    return f"Doubts about the speed: {'; '.join(doubts)}." if doubts else ""
+
+
+def loss_difference(row: NDArray[np.float64], baseline: NDArray[np.float64], *, seed: int) -> Estimate:
+    """Returns the mean of row - baseline, two losses of the same images, and its 95 % bootstrap interval over images.
+
+    Shapes:
+        row, baseline (N,)
+    """
+    difference = row - baseline
+    if len(difference) < 2 or np.ptp(difference) == 0:
+        return Estimate(float(difference.mean()), None, None)
+    low, high = bootstrap(
+        (difference,), np.mean, n_resamples=2000, batch=50, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return Estimate(float(difference.mean()), float(low), float(high))
+
+
+def _calibration(row: Row, against: Against, losses: Mapping[str, NDArray[np.float64]], *, seed: int) -> str:
+    baseline = against.accuracy_baseline or against.baseline
+    if row.key not in losses or baseline not in losses:
+        return ""
+    of_row, of_baseline = losses[row.key], losses[baseline]
+    change = loss_difference(of_row, of_baseline, seed=seed)
+    interval = "" if change.low is None else f" ({change.low:+.3f} to {change.high:+.3f})"
+    return (
+        f"Each with its own temperature, its NLL is {of_row.mean():.3f} and the ensemble's {of_baseline.mean():.3f}, "
+        f"a difference of {change.value:+.3f}{interval}."
+    )
+
+
+def _against(row: Row, basis: Basis) -> Against | None:
+    return next((against for against in row.against if against.basis == basis), None)
+
+
+def _backend(row: Row) -> str:
+    return BACKEND_WORDS.get(row.backend, row.backend)
+
+
+def _p50(row: Row) -> float:
+    return row.p50_ms.value if row.p50_ms else float("inf")
+
+
+def _times(ratio: Estimate) -> str:
+    interval = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.2f}-{ratio.high:.2f})"
+    return f"{ratio.value:.2f}{interval}"
+
+
+def _points(accuracy: AccuracyComparison) -> str:
+    difference = accuracy.difference
+    value = "0.00" if difference.value == 0 else f"{100 * difference.value:+.2f}"
+    if difference.low is None or difference.high is None:
+        return f"{value} points"
+    return f"{value} points ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"

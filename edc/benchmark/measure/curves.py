@@ -1,0 +1,50 @@
+"""Training curves of the run an artifact came from, as its metrics.jsonl files have them."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from edc.data import DataSet
+from edc.recipe import Recipe
+from edc.runs.folder import RunFolder
+from edc.teachers.ensemble import teacher_key
+
+__all__ = ["CurvePoint", "training_curves"]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One epoch. Epochs that were not validated have no accuracy."""
+
+    epoch: int
+    loss: float
+    validation_acc: float | None
+
+
+def training_curves(run: Path, recipe: Recipe, data: DataSet) -> dict[str, tuple[CurvePoint, ...]]:
+    """Returns the curve of every teacher and student that left one; nothing where the run is gone."""
+    folder = RunFolder(run)
+    if not folder.recipe_path.is_file():
+        return {}
+    paths = {name: folder.student_path(name) for name in recipe.students}
+    if not recipe.teachers.checkpoints:
+        keys = (teacher_key(recipe, data, m)[0] for m in range(recipe.teachers.size))
+        paths = {f"teacher {m}": folder.teachers_path / key for m, key in enumerate(keys)} | paths
+    curves = {name: _curve(path / "metrics.jsonl") for name, path in paths.items()}
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def _curve(path: Path) -> tuple[CurvePoint, ...]:
+    """Returns the epochs of a file; a line that a crash cut off is left out."""
+    points = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+            loss, acc = float(record["loss"]), record.get("validation_acc")
+            point = CurvePoint(int(record["epoch"]), loss, None if acc is None else float(acc))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if math.isfinite(loss):
+            points.append(point)
+    return tuple(points)

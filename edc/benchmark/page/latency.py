@@ -1,0 +1,101 @@
+"""Latency at each percentile, and the rounds of a row as a line as small as a word."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edc.benchmark.page.document import Bench, key_of
+from edc.benchmark.page.numbers import fixed, milliseconds
+from edc.benchmark.page.svg import Drawing, Scale, axes, log_scale
+
+__all__ = ["latency_quantiles", "rounds_line"]
+
+PERCENTILES = (0, 50, 75, 90, 95, 99, 100)
+PLACE_OF_MAXIMUM = 2.35
+"""Of the slowest of all, in the unit of the axis, where p90 is 1 and p99 is 2; it has no place of its own there."""
+
+
+def place(percentile: float) -> float:
+    """Returns where a percentile stands: each further nine takes as much room as the one before."""
+    return -math.log10(1 - percentile / 100) if percentile < 100 else PLACE_OF_MAXIMUM
+
+
+def latency_quantiles(bench: Bench, *, backend: str, batch: int, width: float, height: float) -> Drawing | None:
+    """Returns a curve a row: latency against percentile, the tail drawn out; None if no row has quantiles."""
+    rows = [
+        row
+        for row in bench.rows
+        if (row["backend"], row["batch"]) == (backend, batch) and _is_positive(row.get("latency_quantiles_ms"))
+    ]
+    if not rows:
+        return None
+    drawing = Drawing(
+        width, height, f"latency at each percentile on {backend} at batch {batch}; the table has the figures"
+    )
+    x = Scale(0, PLACE_OF_MAXIMUM, 52, width - 24)
+    values = [value for row in rows for value in row["latency_quantiles_ms"]]
+    y = log_scale(values, height - 42, 40)
+    axes(
+        drawing,
+        x,
+        y,
+        x_label="percentile of inferences, the tail drawn out",
+        y_label=f"latency, ms a batch of {batch} (logarithmic)" if batch > 1 else "latency, ms an image (logarithmic)",
+        x_ticks=[place(each) for each in PERCENTILES if width > 500 or each not in {75, 95}],
+        y_ticks=y.ticks(6),
+        x_format=_percentile_name,
+    )
+    for each in (50, 90, 99):
+        drawing.line((x(place(each)), y.start), (x(place(each)), y.end), "g")
+    for row in sorted(rows, key=bench.is_student):  # the student on top
+        quantiles = row["latency_quantiles_ms"]
+        series = bench.series(key_of(row))
+        last = len(quantiles) - 1
+        points = [(x(place(100 * n / last)), y(value)) for n, value in enumerate(quantiles)]
+        drawing.polyline(points, f"s c{series.colour}", dash=series.dash, tip=_tip(row), step=3)
+        for each in (50, 90, 99, 100):
+            at = round(each * last / 100)
+            drawing.marker(points[at], series.shape, f"{series.css} q")
+    return drawing
+
+
+def rounds_line(medians: Mapping[str, float] | None, *, width: float = 88, height: float = 20) -> Drawing | None:
+    """Returns the medians of the rounds in order: level is a quiet machine, a slope is drift.
+
+    The height of the cell is always from 0.8 to 1.25 times the median of the rounds, so that rows compare; what lies
+    outside is drawn at the edge.
+    """
+    if not medians or len(medians) < 2:
+        return None
+    numbers = sorted((int(number), value) for number, value in medians.items())
+    values = sorted(value for _, value in numbers)
+    middle = values[len(values) // 2]
+    if middle <= 0:
+        return None
+    x = Scale(numbers[0][0], numbers[-1][0], 2, width - 2)
+    y = Scale(0.8, 1.25, height - 2, 2, is_log=True)
+    spread = f"{len(values)} rounds, medians {milliseconds(values[0])} to {milliseconds(values[-1])} ms"
+    drawing = Drawing(width, height, spread)
+    drawing.line((2, y(1)), (width - 2, y(1)), "g")
+    points = [(x(number), y(min(1.25, max(0.8, value / middle)))) for number, value in numbers]
+    drawing.polyline(points, "spark", tip=spread)
+    return drawing
+
+
+def _is_positive(quantiles: Sequence[float] | None) -> bool:
+    """Returns whether the curve can be drawn: a clock that went back leaves values that have no logarithm."""
+    return bool(quantiles) and len(quantiles or ()) > 1 and min(quantiles or (0,)) > 0
+
+
+def _percentile_name(at: float) -> str:
+    names = {place(each): "max" if each == 100 else "min" if each == 0 else f"p{each}" for each in PERCENTILES}
+    return names[at]
+
+
+def _tip(row: Mapping[str, Any]) -> str:
+    quantiles = row["latency_quantiles_ms"]
+    named = ((50, "p50"), (90, "p90"), (99, "p99"), (100, "slowest"))
+    figures = [f"{name} {milliseconds(quantiles[each * (len(quantiles) - 1) // 100])} ms" for each, name in named]
+    spread = quantiles[-2] / quantiles[len(quantiles) // 2] if len(quantiles) > 2 else 1.0
+    figures.append(f"p99 is {fixed(spread, 2)} times p50")
+    return "\n".join([f"{key_of(dict(row))}, batch {row['batch']}", f"{row.get('num_samples', 0):,} samples", *figures])

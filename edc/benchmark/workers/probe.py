@@ -1,0 +1,64 @@
+"""The same small piece of work, timed after every turn of a row: how fast the machine itself is at the moment.
+
+A virtual machine's neighbours, a second thread on the same core or a lower clock slow everything down by a third and
+more, for seconds or minutes, and nothing that the system reports says so. Rows that take turns share such a state, and
+their ratios hold; a median in milliseconds does not, nor its comparison with an earlier bench. The probe tells. It runs
+in the worker, on the thread that just ran the row, and is arithmetic of the same kind: a loop in Python notices little
+of a neighbour that keeps the vector units busy, and another process may be on another processor.
+"""
+
+import time
+from functools import cache
+from statistics import median
+
+import numpy as np
+
+from edc.benchmark.backends.contract import Floats
+
+__all__ = ["PROBE_LIMIT", "Probe", "probe_ns"]
+
+PROBE_LIMIT = 0.07
+"""Change of the probe from which on a machine is not in the state it was in. Where it was tried, it differed by 12 to
+25 % between states in which rows differ by 30 to 50 %, and by 1 % within one."""
+SIDE = 64
+NUM_PRODUCTS = 12
+NUM_REPEATS = 5
+
+
+def probe_ns() -> int:
+    """Returns how long a fixed number of small matrix products takes, about 0.1 ms: the median of five times."""
+    matrix, product = _matrices()
+    times = []
+    for _ in range(NUM_REPEATS):
+        started = time.perf_counter_ns()
+        for _ in range(NUM_PRODUCTS):
+            np.dot(matrix, matrix, out=product)
+        times.append(time.perf_counter_ns() - started)
+    return int(median(times))
+
+
+@cache
+def _matrices() -> tuple[Floats, Floats]:
+    return np.full((SIDE, SIDE), 0.5, np.float32), np.empty((SIDE, SIDE), np.float32)
+
+
+class Probe:
+    """The probes of a row's turns at one batch size."""
+
+    def __init__(self) -> None:
+        self.all_ns: list[int] = []
+
+    @property
+    def median_ns(self) -> float | None:
+        return float(median(self.all_ns)) if self.all_ns else None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Says so if the machine was slower in some of the turns than in its best ones."""
+        if len(self.all_ns) < 3:
+            return ()
+        best = sorted(self.all_ns)[len(self.all_ns) // 10]
+        slow = sum(ns > (1 + PROBE_LIMIT) * best for ns in self.all_ns)
+        if slow <= len(self.all_ns) // 10:
+            return ()
+        return (f"restless machine: in {slow} of {len(self.all_ns)} rounds it was slower by itself",)

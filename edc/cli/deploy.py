@@ -1,0 +1,128 @@
+"""The commands after training: export, verify, doctor."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from edc.cli.options import (
+    EXPORT,
+    RUNS,
+    DataRoot,
+    Json,
+    RunsFolder,
+    listed,
+    numbers,
+    print_json,
+    say,
+    table_console,
+)
+from edc.errors import NotInstalledError
+
+__all__ = ["add_commands"]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds the commands of this file to the command line."""
+    for function, example in (
+        (export, "edc export runs/digits --precision fp32,fp16,int8 --trt --triton"),
+        (verify, "edc verify export/digits --run runs/digits"),
+        (doctor, "edc doctor --json"),
+    ):
+        app.command(epilog=f"Example: {example}")(function)
+
+
+def export(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A finished run; default: the newest.")] = None,
+    runs: RunsFolder = RUNS,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The artifact's folder; default: export/<run>.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Some of fp32,fp16,int8 (fp32 is always written).")] = "fp32",
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch the files are checked for.")] = 64,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=100, help="Points of validation accuracy that an int8 file may lose.")
+    ] = 0.5,
+    input_type: Annotated[
+        Literal["float", "uint8"], typer.Option("--input", help="float NCHW in [0, 1], or uint8 NHWC pixels.")
+    ] = "float",
+    fold_temperature: Annotated[
+        bool, typer.Option(help="Fold the calibration temperature into the student's classifier.")
+    ] = True,
+    trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines too (RTX ones without a GPU).")] = False,
+    sm: Annotated[str, typer.Option(help="GPU generations for TensorRT-RTX engines, for example 86,89,120.")] = "",
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 engines compute in TF32.")] = False,
+    triton: Annotated[bool, typer.Option("--triton", help="Write a Triton model repository too.")] = False,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Export the student of RUN, and its ensemble as the baseline, in files held to parity on real images."""
+    from edc.runs.folder import RunFolder, newest_run
+
+    kinds = listed(precision, ("fp32", "fp16", "int8"), "--precision")
+    generations = numbers(sm, "--sm", "GPU generations like 86,89,120") if sm else []
+    folder = RunFolder(run) if run else newest_run(runs)
+    if not run:
+        say(f"run: {folder.path} (the newest)")
+    from edc.cli.tables.artifact import print_artifact
+    from edc.deploy.engine_files import EngineChoice, choose_library
+    from edc.deploy.export import ExportOptions
+    from edc.deploy.export import export as write_artifact
+
+    engines = None
+    if trt:
+        try:
+            library = choose_library()
+            # Timings hold for a GPU and a version of the library, which TensorRT checks itself.
+            cache = Path.home() / ".cache/edc/tensorrt.timing" if library == "tensorrt" else None
+            engines = EngineChoice(library, tuple(generations), strict_fp32=not tf32, timing_cache=cache)
+        except NotInstalledError as error:
+            say(f"{error}. Writing the ONNX files, which any of them reads.")
+    options = ExportOptions(
+        precisions=tuple(name for kind in kinds for name in (("int8-cpu", "int8-trt") if kind == "int8" else (kind,))),
+        max_batch=max_batch,
+        max_drop=max_drop / 100,
+        fold_temperature=fold_temperature,
+        input_type=input_type,
+        engines=engines,
+        triton=triton,
+        data_root=data_root,
+    )
+    target = output or EXPORT / folder.path.name
+    manifest = write_artifact(folder, target, options)
+    if as_json:
+        print_json({"artifact": str(target), "manifest": manifest.model_dump(mode="json")})
+    print_artifact(manifest, target, console=table_console(as_json))
+    say(f"artifact: {target}   next: edc bench {target}")
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact, wherever it came from.")],
+    run: Annotated[Path | None, typer.Option("--run", help="Its run: hold every file to parity again.")] = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Check an artifact that arrived from elsewhere: digests, schema, ONNX checker, nothing outside its folder."""
+    from edc.deploy.verify import verify as check
+
+    checks = check(artifact, run=run, data_root=data_root)
+    if as_json:
+        print_json({"artifact": str(artifact), "ok": True, "checks": checks})
+    for line in checks:
+        say(line) if as_json else print(line)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can train, build and run, and how to get what is missing."""
+    import dataclasses
+
+    from edc.cli.tables.doctor import print_checks
+    from edc.system.doctor import diagnose
+
+    checks = diagnose()
+    if as_json:
+        print_json([dataclasses.asdict(check) for check in checks])
+    print_checks(checks, console=table_console(as_json))
+    if any(check.status == "broken" for check in checks):
+        sys.exit(1)

@@ -1,0 +1,256 @@
+"""The command line: parse, call one function, show. The only place that catches `EdcError`.
+
+Heavy modules are imported inside the commands: `edc --help` and a mistake in a recipe are answered before torch loads.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edc.cli import bench as cli_bench
+from edc.cli import deploy as cli_deploy
+from edc.cli.options import (
+    RUNS,
+    DataRoot,
+    Device,
+    Json,
+    Overrides,
+    RecipePath,
+    RunsFolder,
+    Threads,
+    accelerator_on,
+    print_json,
+    say,
+    table_console,
+)
+from edc.errors import EdcError, Interrupted, RequestError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="edc",
+    help="Turn a deep ensemble into one deployable network, with the evidence.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: edc distill recipes/digits.yaml, then edc export, then edc bench.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import edc
+
+        print(f"edc {edc.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: edc distill recipes/cifar10_small.yaml --data-root data --set seed=1 --run runs/seed1")
+def distill(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006 - typer's way to say "none given"
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run's folder; default: RUNS/<name of the recipe>.")
+    ] = None,
+    runs: RunsFolder = RUNS,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved recipe and what it will cost; change nothing.")
+    ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Run a few steps of the deployed student, show where their time goes; train nothing."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train what RECIPE describes: teachers, students, and the table of what was gained and lost.
+
+    Stopping is safe: the same command goes on where it stopped. Ctrl-C exits 130; SIGTERM and SIGUSR1, a scheduler's
+    signals, exit 75 (run again). Trained teachers are kept and shared by runs.
+    """
+    if dry_run and profile:
+        raise RequestError("--dry-run and --profile: each is a whole answer; ask for one at a time")
+    from edc.recipe.loading import load_recipe
+
+    loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
+    from edc.runs.folder import RunFolder
+    from edc.system.signals import nothing_kept, stop_at_once
+
+    folder = RunFolder(run or runs / loaded.name)
+    with stop_at_once():
+        accelerator = accelerator_on(device, threads)
+        if dry_run or profile:
+            with nothing_kept():
+                show = _show_costs if dry_run else _show_profile
+                show(loaded, folder, accelerator, as_json=as_json)
+            return
+        from edc.runs.distill import distill as run_recipe
+
+        summary = run_recipe(loaded, run=folder, accelerator=accelerator)
+    if accelerator.is_main_process:
+        _show_summaries([summary], as_json=as_json)
+        say(f"run: {folder.path}   next: edc export {folder.path}")
+
+
+@app.command(epilog="Example: on machine 2 of 4, edc teach recipes/cifar100_wrn28x4.yaml --member 2")
+def teach(
+    recipe: RecipePath,
+    member: Annotated[
+        int | None, typer.Option(min=0, help="Train only this teacher (0 to M - 1); default: all that are missing.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    runs: RunsFolder = RUNS,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train the teachers of RECIPE, or one of them, so that a cluster can train them side by side."""
+    from edc.recipe.loading import load_recipe
+
+    loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
+    if loaded.teachers.checkpoints:
+        raise RequestError(f"{recipe}: teachers.checkpoints lists your own teachers; there is nothing to train")
+    if member is not None and member >= loaded.teachers.size:
+        raise RequestError(f"--member: found {member}, the ensemble has members 0 to {loaded.teachers.size - 1}")
+    from edc.data import load_data
+    from edc.runs.distill import require_trainable
+    from edc.runs.folder import TEACHERS
+    from edc.system.signals import stop_at_once
+    from edc.teachers.ensemble import fetch_teacher_weights, obtain_teacher, teacher_key
+    from edc.train.distributed import one_of_a_machine_first, raised_together
+
+    members = range(loaded.teachers.size) if member is None else [member]
+    with stop_at_once():
+        accelerator = accelerator_on(device, threads)
+        data = one_of_a_machine_first(lambda: load_data(loaded.data), accelerator)
+        with raised_together(accelerator):
+            require_trainable(loaded, data, accelerator=accelerator)
+        teachers_path = runs / TEACHERS
+        one_of_a_machine_first(lambda: fetch_teacher_weights(loaded, data, teachers_path=teachers_path), accelerator)
+        for m in members:
+            obtain_teacher(loaded, data, m, teachers_path=teachers_path, accelerator=accelerator)
+    folders = [str(teachers_path / teacher_key(loaded, data, m)[0]) for m in members]
+    if accelerator.is_main_process:
+        print_json({"teachers": folders}) if as_json else print("\n".join(folders))
+
+
+@app.command(epilog="Example: edc show runs/cifar10_small-seed0 runs/cifar10_small-seed1 runs/cifar10_small-seed2")
+def show(
+    runs_shown: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; default: the newest.")
+    ] = None,
+    runs: RunsFolder = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Show the table of a finished run, or mean and standard deviation over several seeds of one recipe."""
+    from edc.runs.folder import RunFolder, newest_run
+
+    folders = [RunFolder(path) for path in runs_shown or []] or [newest_run(runs)]
+    _show_summaries([folder.summary() for folder in folders], as_json=as_json)
+
+
+def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> None:
+    import dataclasses
+
+    import yaml
+
+    from edc.cli.tables.run import print_costs
+    from edc.data import load_data
+    from edc.runs.cost import estimate_costs
+    from edc.runs.distill import require_trainable
+    from edc.system.files import require_free_disk
+    from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
+    from edc.train.member_form import as_begun
+
+    by_main(lambda: run.require_claimable(recipe), accelerator)  # what the run itself would refuse, in its order
+    data = one_of_a_machine_first(lambda: load_data(recipe.data.model_copy(update={"download": False})), accelerator)
+    with raised_together(accelerator):
+        require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
+    costs = estimate_costs(as_begun(recipe, run=run, accelerator=accelerator), data, accelerator=accelerator)
+    if not accelerator.is_main_process:
+        return
+    document = recipe.model_dump(mode="json", exclude_none=True)
+    if as_json:
+        rows = [{**dataclasses.asdict(cost), "seconds": cost.seconds} for cost in costs]
+        print_json({"recipe": document, "digest": recipe.digest(), "costs": rows})
+        return
+    print(yaml.safe_dump(document, sort_keys=False))
+    print_costs(costs, console=table_console(as_json))
+
+
+def _show_profile(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> None:
+    import dataclasses
+
+    from edc.cli.tables.profile import print_profile
+    from edc.runs.profile import profile_step
+    from edc.train.member_form import as_begun
+
+    # Beside the run, never in it: `edc distill` would take a folder with other files in it for somebody else's.
+    folder = run.path.with_name(f"{run.path.name}-profile")
+    begun = as_begun(recipe, run=run, accelerator=accelerator)
+    found = profile_step(begun, folder=folder, teachers_path=run.teachers_path, accelerator=accelerator)
+    if accelerator.is_main_process:
+        if as_json:
+            print_json(dataclasses.asdict(found))
+        print_profile(found, console=table_console(as_json))
+
+
+def _show_summaries(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
+    from edc.cli.tables.run import print_summaries
+
+    if as_json:
+        print_json(summaries[0] if len(summaries) == 1 else summaries)
+    print_summaries(summaries, console=table_console(as_json))
+
+
+def _is_main_process() -> bool:
+    """Returns whether this is the one process that may print a document; asked before torch is there to tell."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+cli_deploy.add_commands(app)
+cli_bench.add_commands(app)
+
+
+def main() -> None:
+    """Runs the command line; deliberate errors become one message and an exit code, bugs keep their traceback."""
+    try:
+        app()
+    except EdcError as error:
+        if "--json" in sys.argv and _is_main_process():
+            print_json({"error": {"kind": type(error).__name__, "message": str(error)}})
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except Interrupted as interrupted:
+        state = "everything is saved" if interrupted.saved else "what was saved before is intact, nothing since then is"
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        command = "the same command on as many processes" if several else shlex.join(["edc", *sys.argv[1:]])
+        say(f"\nstopped by {interrupted}; {state}. Go on with: {command}")
+        sys.exit(interrupted.exit_code)
+    except SystemExit as end:  # Typer's own: a usage error, already explained on stderr, or Ctrl-C outside training
+        if end.code == 130:
+            say("\ninterrupted; what was written before is intact")
+        elif end.code == 2 and "--json" in sys.argv and _is_main_process():
+            print_json(
+                {"error": {"kind": "UsageError", "message": f"see {shlex.join(['edc', *sys.argv[1:2]])} --help"}}
+            )
+        raise

@@ -1,0 +1,82 @@
+"""What the commands share: their common options, how they read lists, and where they print."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from edc.errors import RequestError
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/digits.yaml.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe; may be repeated.")
+]
+DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where the data is; overrides data.root.")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds runs and trained teachers.")]
+Device = Annotated[Literal["auto", "cpu"], typer.Option(help="auto: a GPU where there is one.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: every core.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on stdout and nothing else; people's output goes to stderr."),
+]
+
+RUNS, EXPORT = Path("runs"), Path("export")
+
+
+def listed(text: str, known: Sequence[str], option: str) -> list[Any]:
+    """Returns the names in a comma-separated list, all of which must be known."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise RequestError(f"{option}: found {unknown[0] if unknown else text!r}, expected some of {', '.join(known)}")
+    return names
+
+
+def numbers(text: str, option: str, expected: str) -> list[int]:
+    """Returns the positive whole numbers in a comma-separated list."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise RequestError(f"{option}: found {text!r}, expected {expected}")
+    return found
+
+
+def accelerator_on(device: str, threads: int | None) -> Any:
+    """Returns Accelerate's view of device and processes; precision is the recipe's, applied by the loop itself.
+
+    Processes wait for one another for up to an hour: one may be downloading, or compiling, for all. (NCCL's own limit
+    is ten minutes.)
+    """
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    if threads:
+        torch.set_num_threads(threads)
+    waiting = InitProcessGroupKwargs(timeout=timedelta(hours=1))
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[waiting])
+
+
+def table_console(as_json: bool) -> Any:
+    """Returns where tables for people go: stdout, or stderr when stdout is for a program."""
+    from edc.console import console_on
+
+    return console_on(stderr=as_json)
+
+
+def say(line: str) -> None:
+    """Prints a line for people, on stderr."""
+    print(line, file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """Prints the one JSON document of a command, on stdout."""
+    print(json.dumps(document, indent=2, allow_nan=False))

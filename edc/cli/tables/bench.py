@@ -1,0 +1,179 @@
+"""What a bench ends in on the terminal: the verdict, a table (or two where there is little room), and the flags."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from edc.benchmark.judge.rows import Row
+from edc.benchmark.judge.statistics import Estimate
+from edc.benchmark.result import BenchResult
+from edc.console import count
+
+__all__ = ["print_bench"]
+
+ROOM_FOR_ONE_TABLE = 165
+SIGNS = {"not worse": "ok", "worse": "worse", "undecided": "?"}
+Column = tuple[str, Callable[[list[Row]], str]]
+"""A heading, and the cell for the rows (one a batch size) of one subject on one backend."""
+
+
+def print_bench(result: BenchResult, *, console: Console) -> None:
+    """Prints the verdict, a row a subject and backend, then baselines, flags, and rows that did not run."""
+    environment = result.environment
+    batches = list(dict.fromkeys(row.batch for row in result.rows))
+    title = f"{result.artifact}: {environment.threads} threads on {environment.cpu}"
+    quality, speed = _quality_columns(result), _speed_columns(batches)
+    for columns in [quality + speed] if console.width >= ROOM_FOR_ONE_TABLE else [quality, speed]:
+        _print_table(title, columns, result, console)
+    console.print(
+        f"quality on {result.num_test_images:,} test images; cNLL: after one temperature fitted on validation\n"
+        "ms: median for a whole batch; x: times as fast as the ensemble's best form, same backend and precision, "
+        "median and 95 % interval over rounds\n"
+        "vs ens.: points of accuracy against that ensemble; ok: not worse, by more than the margin (0.5 points); "
+        "?: not decided",
+        highlight=False,
+    )
+    _print_baselines(result, console)
+    _print_servers(result, console)
+    for row in result.rows:
+        if row.reason_not_run:
+            console.print(f"{row.key} did not run: {row.reason_not_run}", highlight=False)
+    for kind, num_rows in Counter(flag.split(":")[0] for row in result.rows for flag in row.flags).items():
+        console.print(f"{num_rows} of {len(result.rows)} rows flagged, {kind}; bench.json says which", highlight=False)
+    for flag in environment.flags:
+        console.print(flag, highlight=False)
+    if result.quick:
+        console.print("quick: short timings, a coarse sweep; leave --quick out for figures to quote", highlight=False)
+    for sentence in result.verdict.sentences if result.verdict else ():
+        console.print(sentence, style="bold", highlight=False)
+
+
+def _print_servers(result: BenchResult, console: Console) -> None:
+    for server in result.server:
+        answer = _capacity(server.highest_rate_per_second, server.lowest_failing_rate_per_second)
+        console.print(f"{server.key} as a server: {answer} with p99 under {server.bound_ms:.3g} ms", highlight=False)
+
+
+def _capacity(highest: float | None, failing: float | None) -> str:
+    if highest is None:
+        return "not known (too few requests for a p99)" if failing is None else f"under {failing:,.0f} requests/s"
+    return f"{highest:,.0f} requests/s" + ("" if failing is None else f" (under {failing:,.0f})")
+
+
+def _print_baselines(result: BenchResult, console: Console) -> None:
+    """Prints what the ratios of each backend and precision are against, and how fast that is."""
+    by_key = {(row.key, row.batch): row for row in result.rows}
+    said: dict[str, dict[int, str]] = {}
+    for row in result.rows:
+        for against in row.against:
+            baseline = by_key.get((against.baseline, row.batch))
+            if against.basis == "ensemble" and baseline is not None:
+                said.setdefault(against.baseline, {})[row.batch] = f"{_ms(baseline.p50_ms)} ms @{row.batch}"
+    for key, by_batch in said.items():
+        console.print(f"x is against: {key}, {', '.join(by_batch.values())}", highlight=False)
+    student = next((row for row in result.rows if result.verdict and row.key == result.verdict.row), None)
+    in_torch = next((a for a in student.against if a.basis == "ensemble in torch"), None) if student else None
+    if student is not None and in_torch is not None and in_torch.speedup is not None:
+        ratio = f"{_ratio(in_torch.speedup)} times as fast as {in_torch.baseline}"
+        console.print(f"{student.key} @{student.batch}: {ratio}", highlight=False)
+
+
+def _print_table(title: str, columns: list[Column], result: BenchResult, console: Console) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("network", no_wrap=True)
+    table.add_column("backend", no_wrap=True)
+    for heading, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    by_key: dict[str, list[Row]] = {}
+    for row in result.rows:
+        by_key.setdefault(row.key, []).append(row)
+    backend = result.rows[0].backend if result.rows else ""
+    for rows in by_key.values():
+        row = rows[0]
+        if row.backend != backend:
+            backend = row.backend
+            table.add_section()
+        name = f"{row.artifact}: {row.subject}" if row.artifact else row.subject
+        style = "bold" if row.key in result.students else None
+        table.add_row(name, row.backend, *(cell(rows) for _, cell in columns), style=style)
+    console.print(table)
+
+
+def _quality_columns(result: BenchResult) -> list[Column]:
+    def raw(rows: list[Row], name: str, digits: int, scale: float = 1) -> str:
+        quality = rows[0].quality
+        return "" if quality is None else f"{scale * getattr(quality.raw, name):.{digits}f}"
+
+    def calibrated_nll(rows: list[Row]) -> str:
+        quality = rows[0].quality
+        return "" if quality is None or quality.calibrated is None else f"{quality.calibrated.nll:.3f}"
+
+    def parameters(rows: list[Row]) -> str:
+        number = result.parameters.get(rows[0].key)
+        return "" if number is None else count(number)
+
+    def megabytes(rows: list[Row]) -> str:
+        return "" if rows[0].file_bytes is None else f"{rows[0].file_bytes / 1e6:.2f}"
+
+    return [
+        ("acc %", lambda rows: raw(rows, "acc", 2, 100)),
+        ("vs ens.", lambda rows: _against_ensemble(rows[0])),
+        ("NLL", lambda rows: raw(rows, "nll", 3)),
+        ("ECE", lambda rows: raw(rows, "ece", 3)),
+        ("cNLL", calibrated_nll),
+        ("DEE", lambda rows: _dee(rows[0], result)),
+        ("params", parameters),
+        ("MB", megabytes),
+    ]
+
+
+def _speed_columns(batches: list[int]) -> list[Column]:
+    columns: list[Column] = []
+    for batch in batches:
+
+        def row_at(rows: list[Row], batch: int = batch) -> Row | None:
+            return next((row for row in rows if row.batch == batch), None)
+
+        def median(rows: list[Row], at: Callable[[list[Row]], Row | None] = row_at) -> str:
+            row = at(rows)
+            return "" if row is None else _ms(row.p50_ms)
+
+        def ratio(rows: list[Row], at: Callable[[list[Row]], Row | None] = row_at) -> str:
+            row = at(rows)
+            against = () if row is None else row.against
+            return next((_ratio(a.speedup) for a in against if a.basis == "ensemble"), "")
+
+        columns += [(f"ms @{batch}", median), (f"x @{batch}", ratio)]
+    return columns
+
+
+def _against_ensemble(row: Row) -> str:
+    """Returns the difference in points and what it says: "+0.20 ok"."""
+    for against in row.against:
+        if against.basis == "ensemble" and against.accuracy is not None:
+            value = 100 * against.accuracy.difference.value
+            return f"{value:+.2f} {SIGNS[against.accuracy.verdict]}"
+    return ""
+
+
+def _dee(row: Row, result: BenchResult) -> str:
+    if row.key not in result.dee:
+        return ""
+    value = result.dee[row.key]
+    if value is None:
+        return f">{result.ensemble_size}"
+    return "<1" if value == 0 else f"{value:.2f}"
+
+
+def _ms(estimate: Estimate | None) -> str:
+    return "" if estimate is None else f"{estimate.value:.3f}" if estimate.value < 10 else f"{estimate.value:.1f}"
+
+
+def _ratio(ratio: Estimate | None) -> str:
+    if ratio is None:
+        return ""
+    interval = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.2f}-{ratio.high:.2f})"
+    return f"{ratio.value:.2f}{interval}"

@@ -1,0 +1,25 @@
+"""The table of `edc doctor`."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edc.system.doctor import Check
+
+__all__ = ["print_checks"]
+
+STYLES = {"ok": "green", "note": "yellow", "missing": "dim", "broken": "bold red"}
+
+
+def print_checks(checks: Sequence[Check], *, console: Console) -> None:
+    """Prints a row a check; what is not well has the fix below what was found."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "what", "found, and what to do"):
+        table.add_column(column)
+    for check in checks:
+        found = check.found if check.status == "ok" or not check.fix else f"{check.found}\n-> {check.fix}"
+        table.add_row(Text(check.status, style=STYLES[check.status]), check.name, found)
+    console.print(table)

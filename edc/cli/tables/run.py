@@ -1,0 +1,129 @@
+"""Tables for people: of one run, of several seeds, of a cost estimate."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from edc.console import count, duration
+from edc.errors import RunError
+from edc.runs.cost import Cost
+
+__all__ = ["mean_rows", "print_costs", "print_summaries"]
+
+COLUMNS = ("acc %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
+
+
+def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) -> None:
+    """Prints a row a network; over several runs of one recipe, mean and standard deviation over the seeds.
+
+    Says in which form members were trained, and warns where runs that are averaged differ in it.
+    """
+    seeds = sorted(summary["seed"] for summary in summaries)
+    first = summaries[0]
+    data = first["data"]
+    title = f"{first['name']}: {data['kind']}, {data['train']:,} training and {data['test']:,} test images, "
+    title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
+    forms = _member_forms(summaries)
+    caption = "c: after one temperature fitted on validation; runs: forward passes an image costs"
+    for name, by_seed in forms.items():
+        caption += f"\n{name}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    table.add_column("network")
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in mean_rows(summaries):
+        table.add_row(row["subject"], *row["cells"], style="bold" if row["subject"] == first["deploy"] else None)
+    console.print(table)
+    for name, by_seed in forms.items():
+        if len(set(by_seed.values())) > 1:
+            found = ", ".join(f"{form} at seed {seed}" for seed, form in by_seed.items())
+            console.print(
+                f"warning: {name} was trained with members {found}: BatchNorm's statistics are not the same, and the "
+                f"spread is not of the seeds alone. students.{name}.member_form in the recipe fixes one of them.",
+                highlight=False,
+            )
+
+
+def _member_forms(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[int, str]]:
+    """Returns the form of the members of each student that has some, by seed."""
+    forms: dict[str, dict[int, str]] = {}
+    for summary in sorted(summaries, key=lambda summary: int(summary["seed"])):
+        for row in summary["rows"]:
+            if row["kind"] == "student" and "member_form" in row:
+                forms.setdefault(row["subject"], {})[summary["seed"]] = row["member_form"]
+    return forms
+
+
+def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows to show: the teachers as their mean, every other network by itself; cells are text."""
+    if len({summary["name"] for summary in summaries}) > 1:
+        names = ", ".join(sorted({summary["name"] for summary in summaries}))
+        raise RunError(f"runs of different recipes ({names}) cannot be averaged; show them one at a time")
+    ensemble_size = summaries[0]["ensemble_size"]
+    rows = []
+    for subject in ["teacher", *(row["subject"] for row in summaries[0]["rows"] if row["kind"] != "teacher")]:
+        if subject == "teacher":  # the same ones in every run: the spread is over the teachers
+            group = [row for row in summaries[0]["rows"] if row["kind"] == "teacher"]
+            label = f"one teacher (mean of {len(group)})"
+        else:
+            group = [row for summary in summaries for row in summary["rows"] if row["subject"] == subject]
+            label = f"ensemble of {ensemble_size}" if subject == "ensemble" else subject
+            if subject == "ensemble":
+                group = group[:1]
+        cells = [
+            _spread([100 * row["raw"]["acc"] for row in group], 2),
+            _spread([row["raw"]["nll"] for row in group], 3),
+            _spread([row["raw"]["ece"] for row in group], 3),
+            _spread([row["calibrated"]["nll"] for row in group], 3),
+            _spread([row["calibrated"]["ece"] for row in group], 3),
+            "1" if subject == "teacher" else _dee(group, ensemble_size),
+            count(group[0]["parameters"]),
+            str(group[0]["forwards"]),
+        ]
+        rows.append({"subject": label, "cells": cells})
+    return rows
+
+
+def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
+    """Prints what each training of a run costs."""
+    table = Table(
+        title="cost of the run (units: forward passes of one batch)", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.add_column("training")
+    for column in ("units a step", "steps", "units", "ms a step", "time"):
+        table.add_column(column, justify="right")
+    for cost in costs:
+        table.add_row(
+            cost.name if cost.member_form is None else f"{cost.name} ({cost.member_form} members)",
+            str(cost.units_per_step),
+            f"{cost.num_steps:,}",
+            f"{cost.units_per_step * cost.num_steps:,}",
+            f"{1000 * cost.seconds_per_step:.0f}",
+            duration(cost.seconds),
+        )
+    table.add_section()
+    total_units = sum(cost.units_per_step * cost.num_steps for cost in costs)
+    table.add_row("all", "", "", f"{total_units:,}", "", duration(sum(cost.seconds for cost in costs)))
+    console.print(table)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Returns the mean, and ± the standard deviation where there are several values."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ±{statistics.stdev(values):.{digits}f}"
+
+
+def _dee(rows: Sequence[dict[str, Any]], ensemble_size: int) -> str:
+    bounds = {row.get("dee_bound") for row in rows}
+    if bounds == {None}:
+        return _spread([row["dee"] for row in rows], 2)
+    if len(rows) == 1 or len(bounds) == 1:
+        return "<1" if "below" in bounds else f">{ensemble_size}"
+    inside = [row["dee"] for row in rows if row.get("dee_bound") is None]
+    low = "<1" if "below" in bounds else f"{min(inside):.2f}"
+    high = f">{ensemble_size}" if "above" in bounds else f"{max(inside):.2f}"
+    return f"{low} to {high}"

@@ -1,0 +1,213 @@
+"""`manifest.json`: what an artifact holds, how to feed it, and how sure one can be of it.
+
+A consumer needs this file and the files it lists, nothing else of edc; `export/README.md` explains it to people and
+`export/manifest.schema.json` to programs.
+"""
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from edc.errors import ArtifactError
+from edc.system.files import sha256_of, write_atomically
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "ArtifactFile",
+    "Manifest",
+    "ParityFigures",
+    "Preprocessing",
+    "TensorInfo",
+    "load_manifest",
+    "manifest_schema",
+    "verify_files",
+    "write_manifest",
+]
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TensorInfo(_Section):
+    """One input or output of a file; a free dimension is named instead of counted."""
+
+    name: str
+    shape: tuple[Positive | str, ...]
+    dtype: Literal["float32", "float16", "uint8"]
+
+
+class ParityFigures(_Section):
+    """How far this file's outputs are from the float32 torch network's, on real images."""
+
+    max_abs_diff: float
+    mean_abs_diff: float
+    logit_scale: float
+    cosine_min: float
+    argmax_agreement: float
+    num_images: Positive
+    batch_sizes: tuple[Positive, ...]
+
+
+class ArtifactFile(_Section):
+    """One file of the artifact."""
+
+    path: Annotated[str, Field(description="relative to the manifest, with forward slashes")]
+    role: Annotated[str, Field(description="student, teacher, ensemble, recipe, triton or engine description")]
+    format: Literal["onnx", "tensorrt", "tensorrt_rtx", "other"]
+    precision: Literal["fp32", "fp16", "int8-cpu", "int8-trt", "tf32", "none"]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Positive
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+    max_batch: Positive | None = None
+    parity: Annotated[ParityFigures | None, Field(description="null: built here and not run here")] = None
+    metrics: dict[str, float] = {}
+    notes: dict[str, str] = {}
+
+    @field_validator("path")
+    @classmethod
+    def _inside_the_folder(cls, path: str) -> str:
+        parts = PurePosixPath(path).parts
+        leaves = ".." in parts or PurePosixPath(path).is_absolute() or PureWindowsPath(path).drive
+        if not parts or leaves or "\\" in path or "\0" in path:
+            raise ValueError(f"{path!r} is not a path inside the artifact's folder")
+        return path
+
+
+class Preprocessing(_Section):
+    """What turns an image file into the network's input; normalisation is inside the graph and not listed."""
+
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    dtype: Literal["float32", "uint8"] = "float32"
+    color: Literal["RGB", "L"]
+    value_range: tuple[float, float] = (0.0, 1.0)
+    image_size: Annotated[tuple[Positive, Positive], Field(description="height, width")]
+    resize: Annotated[
+        Literal["shorter_side_then_center_crop", "exact", "none"],
+        Field(description="exact: to image_size, whatever the aspect ratio; none: images must have that size"),
+    ]
+    resize_shorter_side: Positive | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        cropping = self.resize == "shorter_side_then_center_crop"
+        if cropping and (self.resize_shorter_side is None or self.resize_shorter_side < max(self.image_size)):
+            raise ValueError("resize_shorter_side must be at least as large as image_size to crop from")
+        if not cropping and self.resize_shorter_side is not None:
+            raise ValueError(f"resize_shorter_side has no meaning with resize: {self.resize}")
+        return self
+
+
+class Manifest(_Section):
+    """The whole of `manifest.json`."""
+
+    schema_version: Literal[1] = 1
+    run: str
+    recipe_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    created: Annotated[datetime, Field(description="UTC, ISO 8601")]
+    versions: Annotated[dict[str, str], Field(description="edc, torch, onnx and whatever else made the files")]
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    preprocessing: Preprocessing
+    calibration_temperature: Annotated[float, Field(gt=0, description="the student's, fitted on validation images")]
+    temperature_folded: Annotated[bool, Field(description="true: the student's logits are already divided by it")]
+    batchnorm_folded: bool = True
+    differences: Annotated[
+        dict[str, ParityFigures],
+        Field(description="on validation images: the student fused from unfused, and folded from its members' mean"),
+    ] = {}
+    files: Annotated[tuple[ArtifactFile, ...], Field(min_length=1)]
+    notes: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        paths = [file.path for file in self.files]
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        if twice:
+            raise ValueError(f"files: {twice[0]} is listed twice")
+        for file in self.files:
+            for output in file.outputs[:1]:
+                num_classes = output.shape[-1] if output.shape else None
+                if isinstance(num_classes, int) and num_classes != len(self.classes):
+                    raise ValueError(f"classes: {len(self.classes)} names, but {file.path} has {num_classes} outputs")
+        if self.created.utcoffset() != timedelta(0):
+            raise ValueError(f"created: {self.created.isoformat()} is not in UTC")
+        return self
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Writes `manifest.json` into `folder`, whole or not at all, and return its path."""
+    path = folder / MANIFEST_NAME
+    with write_atomically(path) as temporary:
+        text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Returns the manifest of the artifact in `folder`; the files it lists are not looked at.
+
+    Raises:
+        ArtifactError: it is missing, not JSON, of another version, or does not fit the schema; a listed path is
+            absolute or leaves the folder.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(f"{path}: not found; an artifact is a folder that `edc export` wrote") from error
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not JSON ({error}); export the run again") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(f"{path}: schema_version is {version!r}, this edc reads {SCHEMA_VERSION}")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {item['msg']}" for item in error.errors()
+        ]
+        raise ArtifactError(f"{path}: {'; '.join(wrong)}") from error
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Checks that every listed file is there, inside the folder, with the listed size and SHA-256.
+
+    Raises:
+        ArtifactError: naming every file that is not.
+    """
+    wrong = [problem for file in manifest.files if (problem := _problem(folder, file))]
+    if wrong:
+        raise ArtifactError(f"{folder}: {'; '.join(wrong)}; fetch or export the artifact again")
+
+
+def _problem(folder: Path, file: ArtifactFile) -> str | None:
+    path = folder / file.path
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return f"{file.path} is a link out of the folder"
+    if not path.is_file():
+        return f"{file.path} is missing"
+    num_bytes = path.stat().st_size
+    if num_bytes != file.bytes:
+        return f"{file.path} has {num_bytes} bytes, the manifest says {file.bytes}"
+    if sha256_of(path) != file.sha256:
+        return f"{file.path} has another SHA-256 than the manifest says: it was changed after the export"
+    return None
+
+
+def manifest_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of `manifest.json`, which is shipped as `export/manifest.schema.json`."""
+    schema = Manifest.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,0 +1,33 @@
+"""Every intermediate value of an ONNX graph on real images: what the lower precisions are fitted to."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from edc.deploy.onnx.session import ort_session_from_bytes
+
+__all__ = ["activations"]
+
+
+def activations(
+    path: Path, images: NDArray[np.float32], *, batch_size: int = 8
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Yield, for each batch of `images`, every float32 value that the graph at `path` computes, by name, and its input.
+
+    The batch is small because all intermediate values of a batch are in memory at once.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    outputs = {value.name for value in model.graph.output}
+    for value in list(model.graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT and value.name not in outputs:
+            model.graph.output.append(value)
+    session = ort_session_from_bytes(model.SerializeToString(), what=str(path))
+    input_name = session.get_inputs()[0].name
+    names = [value.name for value in session.get_outputs()]
+    for start in range(0, len(images), batch_size):
+        batch = np.ascontiguousarray(images[start : start + batch_size])
+        yield {input_name: batch, **dict(zip(names, session.run(names, {input_name: batch}), strict=True))}

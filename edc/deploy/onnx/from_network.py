@@ -1,0 +1,173 @@
+"""A torch network as an ONNX file that holds nothing but the network.
+
+torch's exporter writes the absolute path of every source line it came through into the file; all of that is removed, so
+that two exports of the same weights are the same bytes wherever they are made, and say nothing about the machine.
+"""
+
+import copy
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from edc.errors import FailedError
+from edc.system.files import write_atomically
+
+__all__ = ["EnsembleNetwork", "ensemble_network", "onnx_from_network"]
+
+_MAX_BYTES = 2**31 - 2**20  # protobuf's limit, less a megabyte for everything that is not a weight
+
+
+class EnsembleNetwork(nn.Module):
+    """The members of an ensemble side by side on one input, their probabilities averaged.
+
+        output = log( 1/M sum_m softmax(logits_m) ) = logsumexp_m( log_softmax(logits_m) ) - log M
+
+    so softmax(output) is the ensemble's mean probability exactly, and the output can stand wherever a single network's
+    logits do. The logarithms are never taken of a probability that has already rounded to zero.
+
+    Shapes:
+        images (N, C, H, W) -> (N, K)
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        log_probs = torch.stack([torch.log_softmax(member(images).float(), dim=1) for member in self.members])
+        return torch.logsumexp(log_probs, dim=0) - math.log(len(self.members))
+
+
+def ensemble_network(members: Sequence[nn.Module]) -> nn.Module:
+    """Returns one network that computes the mean probability of `members`, as `EnsembleNetwork` describes."""
+    if not members:
+        raise ValueError("an ensemble needs at least one member")
+    return EnsembleNetwork(members).eval()
+
+
+def onnx_from_network(
+    network: nn.Module,
+    path: Path,
+    *,
+    input_shape: tuple[int, int, int],
+    class_names: Sequence[str],
+    metadata: Mapping[str, Any],
+    input_name: str = "images",
+    output_name: str = "logits",
+    opset: int = 20,
+) -> None:
+    """Writes `network` to `path` as float32 ONNX with a free batch dimension, checked, and whole or not at all.
+
+    Args:
+        input_shape: (C, H, W) of the images the network takes.
+        class_names: the labels, in the order of the output; kept in the file's metadata as a JSON list.
+        metadata: more for the file's metadata (preprocessing, digests); what is not a string is kept as JSON.
+
+    Raises:
+        FailedError: the file would be over protobuf's 2 GB, or torch or the ONNX checker refuse the network.
+    """
+    num_bytes = sum(4 * tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
+    if num_bytes > _MAX_BYTES:
+        raise FailedError(f"{path}: the weights take {num_bytes / 2**30:.2f} GiB, an ONNX file holds 2 GiB at most")
+    plain = copy.deepcopy(network).eval().cpu().float().requires_grad_(False)
+    images = torch.zeros((2, *input_shape))  # a batch of 1 would let the exporter fix the batch dimension
+    with _quiet_exporter():
+        try:
+            program = torch.onnx.export(
+                plain,
+                (images,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[input_name],
+                output_names=[output_name],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise FailedError(f"{path}: torch cannot export this network to ONNX: {_last_line(error)}") from error
+    if program is None:
+        raise FailedError(f"{path}: torch's exporter returned no program")
+    model = program.model_proto
+    _strip(model)
+    labels = {"class_names": list(class_names), **metadata}
+    for key, value in sorted(labels.items()):
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+        model.metadata_props.add(key=key, value=text)
+    _write_checked(model, path)
+
+
+def _write_checked(model: onnx.ModelProto, path: Path) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        try:
+            onnx.checker.check_model(temporary, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise FailedError(f"{path}: the ONNX checker refuses the export: {_last_line(error)}") from error
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes from the model all that does not compute: paths, stack traces, remarks, intermediate types."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    for function in model.functions:
+        del function.metadata_props[:]
+        function.doc_string = ""
+        del function.value_info[:]
+        _strip_nodes(function.node)
+    _strip_graph(model.graph)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    # Consumers infer intermediate types themselves; the exporter's carry its internal symbol names.
+    del graph.value_info[:]
+    del graph.metadata_props[:]
+    graph.doc_string = ""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Any) -> None:
+    for node in nodes:
+        del node.metadata_props[:]
+        node.doc_string = ""
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            for graph in (attribute.g, *attribute.graphs):
+                if graph.node:
+                    _strip_graph(graph)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Keeps the exporter's progress remarks and its own deprecation warnings off the terminal; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning, UserWarning):
+                warnings.filterwarnings("ignore", category=category, module=r"torch\.|onnxscript|copyreg|timm\.")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _last_line(error: BaseException) -> str:
+    """Returns the innermost cause in one line: the exporter wraps the reason in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

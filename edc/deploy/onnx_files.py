@@ -1,0 +1,159 @@
+"""One network in every precision that is asked for, each file through its gate."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edc import metrics
+from edc.deploy.artifact.manifest import ParityFigures
+from edc.deploy.onnx.from_network import onnx_from_network
+from edc.deploy.onnx.half import fp16_from_onnx
+from edc.deploy.onnx.parity import (
+    Parity,
+    batch_sizes_for,
+    check_onnx_parity,
+    compare_outputs,
+    network_outputs,
+    onnx_outputs,
+)
+from edc.deploy.onnx.precision import Precision, require_precision
+from edc.deploy.onnx.quantize import Flavour, int8_within_budget
+from edc.deploy.onnx.session import ort_session
+
+__all__ = ["Samples", "Written", "write_precisions"]
+
+Floats = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Real images in [0, 1] (N, C, H, W): validation for parity and budgets, training for ranges, test for metrics."""
+
+    parity: Floats
+    calibration: Floats
+    validation: Floats
+    validation_labels: Labels
+    test: Floats
+    test_labels: Labels
+
+
+@dataclass(frozen=True)
+class Written:
+    """One ONNX file that passed."""
+
+    path: Path
+    precision: Precision
+    parity: ParityFigures
+    metrics: dict[str, float]
+    notes: dict[str, str]
+
+
+def write_precisions(
+    reference: nn.Module,
+    exported: nn.Module,
+    stem: Path,
+    *,
+    precisions: tuple[Precision, ...],
+    samples: Samples,
+    class_names: tuple[str, ...],
+    metadata: dict[str, Any],
+    max_batch: int,
+    max_drop: float,
+    known_metrics: dict[str, float],
+) -> list[Written]:
+    """Writes `stem`.onnx and `stem`.<precision>.onnx, and returns what was written.
+
+    Args:
+        reference: what the files must compute.
+        exported: the same function with norms (and perhaps the temperature) folded: what is written.
+        known_metrics: of the torch network on test images; they stand for the fp32 file, which is equal to rounding.
+
+    Raises:
+        ParityError: a file is out of tolerance, or int8 loses more than `max_drop` on every rung.
+    """
+    source = stem.with_name(f"{stem.name}.onnx")
+    onnx_from_network(
+        exported, source, input_shape=samples.parity.shape[1:], class_names=class_names, metadata=metadata
+    )
+    parity = check_onnx_parity(source, reference, samples.parity, max_batch=max_batch, precision="fp32")
+    note = {"metrics": "of the torch network on the test images"}
+    written = [Written(source, "fp32", _figures(parity), known_metrics, note)]
+    for precision in precisions:
+        path = stem.with_name(f"{stem.name}.{precision}.onnx")
+        if precision == "fp32":
+            continue
+        if precision == "fp16":
+            half = fp16_from_onnx(source, path, images=samples.calibration[:64])
+            parity = check_onnx_parity(path, reference, samples.parity, max_batch=max_batch, precision="fp16")
+            notes = {"kept_fp32": f"{len(half.kept_float)} nodes", "largest_value": f"{half.largest_value:.4g}"}
+        else:
+            parity, notes = _write_int8(reference, source, path, precision, samples, max_batch, max_drop)
+        written.append(Written(path, precision, _figures(parity), _measured(path, samples), notes))
+    return written
+
+
+def _write_int8(
+    reference: nn.Module,
+    source: Path,
+    path: Path,
+    flavour: Flavour,
+    samples: Samples,
+    max_batch: int,
+    max_drop: float,
+) -> tuple[Parity, dict[str, str]]:
+    def correct(file: Path) -> NDArray[np.bool_]:
+        predicted = onnx_outputs(ort_session(file), samples.validation, batch_size=64).argmax(1)
+        result: NDArray[np.bool_] = predicted == samples.validation_labels
+        return result
+
+    quantized = int8_within_budget(
+        source,
+        path,
+        flavour=flavour,
+        images=samples.calibration,
+        reference_correct=correct(source),
+        accuracy_of=correct,
+        max_drop=max_drop,
+    )
+    require_precision(path, flavour)
+    accuracy = quantized.accuracy
+    notes = {
+        "rung": quantized.rung,
+        "kept_fp32": f"{len(quantized.kept_float)} layers",
+        "validation": f"drop {100 * accuracy.drop:.2f} points on {accuracy.num_images} images "
+        f"(lost {accuracy.num_lost}, gained {accuracy.num_gained}, McNemar p {accuracy.p_value:.3g})",
+    }
+    # For the record, not a gate: int8 is judged by the answers it gets right.
+    wanted = network_outputs(reference, samples.parity, batch_size=max_batch)
+    session = ort_session(path)
+    sizes = batch_sizes_for(max_batch)
+    for size in sizes[:-1]:
+        onnx_outputs(session, samples.parity[: 2 * size], batch_size=size)
+    got = onnx_outputs(session, samples.parity, batch_size=max_batch)
+    return compare_outputs(wanted, got, batch_sizes=sizes), notes
+
+
+def _measured(path: Path, samples: Samples) -> dict[str, float]:
+    """Returns the file's own quality on test images, raw and with a temperature refitted for it."""
+    session = ort_session(path)
+    test, validation = (
+        metrics.log_probs_from_logits(onnx_outputs(session, images, batch_size=64))
+        for images in (samples.test, samples.validation)
+    )
+    result = metrics.evaluate(
+        test,
+        samples.test_labels,
+        validation_log_probs=validation,
+        validation_labels=samples.validation_labels,
+    )
+    calibrated = {f"calibrated_{name}": value for name, value in asdict(result.calibrated).items()}
+    return {**asdict(result.raw), **calibrated, "refitted_temperature": result.calibration_temperature}
+
+
+def _figures(parity: Parity) -> ParityFigures:
+    return ParityFigures(**asdict(parity))

@@ -1,0 +1,168 @@
+"""BatchEnsemble: networks whose M members share every slow weight, one for each teacher; and their fold.
+
+Their layers are in `member_layers`. Source: Wen et al. 2020 (arXiv 2002.06715); Nam et al. 2022 (arXiv 2206.15047).
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from edc.errors import RecipeError
+from edc.method.member_layers import BatchEnsembleConv2d, BatchEnsembleLayer, BatchEnsembleLinear, FoldKind, LayerForm
+
+__all__ = [
+    "BatchEnsembleConv2d",
+    "BatchEnsembleLinear",
+    "ensemble_size_of",
+    "fold",
+    "member_logits",
+    "member_state",
+    "select_members",
+    "shared_layers",
+    "to_batch_ensemble",
+]
+
+
+def to_batch_ensemble(
+    network: nn.Module, ensemble_size: int, *, form: LayerForm = "weight", example: Tensor | None = None
+) -> nn.Module:
+    """Returns a copy of `network` in which every Conv2d and Linear, at any depth, has `ensemble_size` members.
+
+    All members start equal to `network`. Left shared, and named by `shared_layers`: subclasses with a forward of their
+    own, layers whose weight is read without calling them (torch's attention and encoder layers), and layers that are
+    tied to another by one weight. With `example` also those that a forward does not call, or calls on something that is
+    not the batch: a table of relative positions, say, has the same rows for every member.
+
+    Args:
+        example: a batch (N, C, H, W) to try the network on.
+
+    Raises:
+        RecipeError: the network has no layer to convert.
+    """
+    # Wrapped, so that a network that is itself one layer is replaced like any other.
+    holder = nn.ModuleDict({"network": copy.deepcopy(network)})
+    convertible = _convertible_layers(holder["network"], example)
+    converted: dict[nn.Module, nn.Module] = {}
+    for parent in list(holder.modules()):
+        # Not named_children(): it hides a module's second name in the same parent.
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
+            if child in convertible and child not in converted:
+                if isinstance(child, nn.Conv2d):
+                    converted[child] = BatchEnsembleConv2d(child, ensemble_size, form)
+                elif isinstance(child, nn.Linear):
+                    converted[child] = BatchEnsembleLinear(child, ensemble_size, form)
+            if child in converted:
+                setattr(parent, name, converted[child])
+    if not converted:
+        raise RecipeError(f"network: {type(network).__name__} has no Conv2d or Linear layer that could become members")
+    return holder["network"].train(network.training)
+
+
+def _convertible_layers(network: nn.Module, example: Tensor | None) -> set[nn.Module]:
+    """Returns the layers that can have members: plain ones that are called, each with a weight of its own."""
+    layers: set[nn.Module] = {module for module in network.modules() if type(module) in (nn.Conv2d, nn.Linear)}
+    for module in network.modules():
+        if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            layers -= set(module.children())  # torch's fast paths read their weights and pass their forward by
+    owners = Counter(id(module.weight) for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    layers = {layer for layer in layers if owners[id(layer.weight)] == 1}
+    if example is None:
+        return layers
+    once, twice = (_rows_seen(network, layers, images) for images in (example, torch.cat([example, example])))
+    return {layer for layer, rows in once.items() if twice[layer] == [2 * number for number in rows]}
+
+
+def _rows_seen(network: nn.Module, layers: set[nn.Module], images: Tensor) -> dict[nn.Module, list[int]]:
+    """Returns how many rows each layer that is called is given, call by call, when the network is given `images`."""
+    rows: dict[nn.Module, list[int]] = {}
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        rows.setdefault(layer, []).append(len(inputs[0]) if inputs else -1)  # by keyword: not as members are called
+
+    handles = [layer.register_forward_pre_hook(look) for layer in layers]
+    was_training = network.training
+    with torch.no_grad():
+        network.eval()(images)
+    network.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return rows
+
+
+def _layers(network: nn.Module) -> Iterator[tuple[str, BatchEnsembleLayer]]:
+    for name, module in network.named_modules(remove_duplicate=False):
+        if isinstance(module, BatchEnsembleLayer):
+            yield name, module
+
+
+def ensemble_size_of(network: nn.Module) -> int:
+    """Returns M of a converted network, 1 of a plain one."""
+    return next((layer.ensemble_size for _, layer in _layers(network)), 1)
+
+
+def shared_layers(network: nn.Module) -> list[str]:
+    """Returns the names of weight matrices that all members share because their layer could not be converted."""
+    own = {id(layer.weight) for _, layer in _layers(network)} | {
+        id(factor) for _, layer in _layers(network) for factor in (layer.rho, layer.sigma)
+    }
+    return [name for name, p in network.named_parameters() if p.ndim >= 2 and id(p) not in own]
+
+
+@contextmanager
+def select_members(network: nn.Module, members: tuple[int, ...]) -> Iterator[None]:
+    """Within the block, a batch of `network` is for these members only, in this order."""
+    before = [(layer, layer.selected) for _, layer in _layers(network)]
+    for layer, _ in before:
+        layer.selected = _index(members, layer.rho.device)
+    try:
+        yield
+    finally:
+        for layer, previous in before:
+            layer.selected = previous
+
+
+@cache
+def _index(members: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns `members` as a tensor; made once, because copying it to a GPU in each step would wait for the GPU."""
+    with torch.inference_mode(False):
+        return torch.tensor(members, device=device)
+
+
+def member_logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Returns logits (M, N, K) of all members on the same images (N, C, H, W); (1, N, K) for a plain network."""
+    ensemble_size = ensemble_size_of(network)
+    logits: Tensor = network(images.repeat(ensemble_size, 1, 1, 1) if ensemble_size > 1 else images)
+    return logits.view(ensemble_size, len(images), -1)
+
+
+def fold(network: nn.Module, plain: nn.Module, *, kind: FoldKind = "mean_weights") -> nn.Module:
+    """Returns `plain` with the members of `network` averaged into it: one network, no extra cost.
+
+    `mean_weights` is the mean of the member weights, W * mean_m outer(s_m, r_m); `mean_factors` is what the official
+    code computes, W * outer(mean s, mean r). They differ by the covariance of s and r. Everything else (norms, running
+    statistics, tokens) is shared by the members and copied. The weights must fit `plain` strictly.
+    """
+    state = _plain_state(network, {name: layer.folded(kind) for name, layer in _layers(network)})
+    plain.load_state_dict(state, strict=True)
+    return plain.eval()
+
+
+def member_state(network: nn.Module, m: int) -> dict[str, Tensor]:
+    """Returns the state dict of member m as a plain network."""
+    return _plain_state(network, {name: layer.member(m) for name, layer in _layers(network)})
+
+
+def _plain_state(network: nn.Module, replacements: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    state = network.state_dict()
+    for name, tensors in replacements.items():
+        prefix = f"{name}." if name else ""
+        del state[f"{prefix}rho"], state[f"{prefix}sigma"]
+        state.update({f"{prefix}{key}": value for key, value in tensors.items()})
+    return state

@@ -1,0 +1,169 @@
+"""How good predictions are: functions of log-probabilities (N, K) and labels (N,), in float64 numpy.
+
+Everything takes log-probabilities, so that one network (log-softmax of its logits) and an ensemble (log of the *mean of
+probabilities*, never of logits) are treated alike, temperature scaling included.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax, logsumexp
+
+from edc.metrics.calibrate import fit_temperature
+
+__all__ = [
+    "Metrics",
+    "Quality",
+    "accuracy",
+    "brier",
+    "dee",
+    "diversity",
+    "ece",
+    "ensemble_log_probs",
+    "evaluate",
+    "log_probs_from_logits",
+    "nll",
+]
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Accuracy, negative log-likelihood (nats), expected calibration error and Brier score."""
+
+    acc: float
+    nll: float
+    ece: float
+    brier: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Quality as it is and after one temperature fitted on validation; `dee` is filled in against the ensemble."""
+
+    raw: Quality
+    calibrated: Quality
+    calibration_temperature: float
+    validation_acc: float
+    validation_nll: float
+    dee: float | None = None
+    diversity: float | None = None
+
+
+def log_probs_from_logits(logits: NDArray[np.floating[Any]]) -> Array:
+    """Returns log-softmax over the last axis, in float64."""
+    result: Array = log_softmax(np.asarray(logits, np.float64), axis=-1)
+    return result
+
+
+def ensemble_log_probs(member_log_probs: Array) -> Array:
+    """Returns the log of the mean of the members' probabilities: (M, N, K) to (N, K)."""
+    result: Array = logsumexp(member_log_probs, axis=0) - np.log(len(member_log_probs))
+    return result
+
+
+def accuracy(log_probs: Array, labels: Labels) -> float:
+    """Returns the share of images whose most probable class is the label."""
+    return float(np.mean(log_probs.argmax(1) == labels))
+
+
+def nll(log_probs: Array, labels: Labels) -> float:
+    """Returns the mean of -log p(label), in nats."""
+    return float(-np.mean(log_probs[np.arange(len(labels)), labels]))
+
+
+def brier(log_probs: Array, labels: Labels) -> float:
+    """Returns the mean squared distance between probabilities and the one-hot label (sum over classes, 0 to 2)."""
+    probs = np.exp(log_probs)
+    return float(np.mean((probs**2).sum(1) - 2 * probs[np.arange(len(labels)), labels] + 1))
+
+
+def ece(log_probs: Array, labels: Labels, *, num_bins: int = 15) -> float:
+    """Returns the expected calibration error over equal bins (lo, hi] of the top-1 confidence."""
+    confidence = np.exp(log_probs.max(1))
+    correct = log_probs.argmax(1) == labels
+    # ceil puts a confidence on a bin's upper edge into that bin; 1.0 (or a rounding above) is in the last one.
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def diversity(member_log_probs: Array) -> float:
+    """Returns the mean over ordered pairs of members and over images of KL(p_m || p_m'), in nats: (M, N, K)."""
+    num_members = len(member_log_probs)
+    if num_members < 2:
+        return 0.0
+    probs = np.exp(member_log_probs)
+    total = sum(
+        float((probs[a] * (member_log_probs[a] - member_log_probs[b])).sum(-1).mean())
+        for a in range(num_members)
+        for b in range(num_members)
+        if a != b
+    )
+    return total / (num_members * (num_members - 1))
+
+
+def quality(log_probs: Array, labels: Labels) -> Quality:
+    """Returns the four measures of one set of predictions."""
+    return Quality(
+        acc=accuracy(log_probs, labels),
+        nll=nll(log_probs, labels),
+        ece=ece(log_probs, labels),
+        brier=brier(log_probs, labels),
+    )
+
+
+def evaluate(log_probs: Array, labels: Labels, *, validation_log_probs: Array, validation_labels: Labels) -> Metrics:
+    """Returns test quality raw and with the temperature that minimises the validation NLL."""
+    temperature = fit_temperature(validation_log_probs, validation_labels)
+    return Metrics(
+        raw=quality(log_probs, labels),
+        calibrated=quality(log_probs_from_logits(log_probs / temperature), labels),
+        calibration_temperature=temperature,
+        validation_acc=accuracy(validation_log_probs, validation_labels),
+        validation_nll=nll(validation_log_probs, validation_labels),
+    )
+
+
+def ensemble_nll_by_size(
+    teacher_log_probs: Array, labels: Labels, *, validation_log_probs: Array, validation_labels: Labels
+) -> list[float]:
+    """Returns the calibrated NLL of an m-teacher ensemble for m = 1..M, averaged over all subsets of that size.
+
+    With many teachers only the first 20 subsets of a size are taken. Shapes: teacher log-probabilities (M, N, K).
+    """
+    by_size = []
+    num_teachers = len(teacher_log_probs)
+    for m in range(1, num_teachers + 1):
+        subsets = [list(subset) for subset in combinations(range(num_teachers), m)][:20]
+        values = []
+        for subset in subsets:
+            validation = ensemble_log_probs(validation_log_probs[subset])
+            temperature = fit_temperature(validation, validation_labels)
+            test = ensemble_log_probs(teacher_log_probs[subset])
+            values.append(nll(log_probs_from_logits(test / temperature), labels))
+        by_size.append(float(np.mean(values)))
+    return by_size
+
+
+def dee(calibrated_nll: float, ensemble_nlls: Sequence[float]) -> float:
+    """Returns the deep-ensemble equivalent: the smallest real m whose m-teacher ensemble has this calibrated NLL.
+
+    `ensemble_nlls` holds the calibrated NLL for m = 1..M. Linear in between; 0.0 means worse than one teacher, infinity
+    better than all M (the true value is not observable beyond these ends).
+    Source: Ashukha et al., ICLR 2020 (arXiv 2002.06470).
+    """
+    if calibrated_nll > ensemble_nlls[0]:
+        return 0.0
+    for m in range(1, len(ensemble_nlls)):
+        above, below = ensemble_nlls[m - 1], ensemble_nlls[m]
+        if below <= calibrated_nll <= above:
+            return m + (above - calibrated_nll) / (above - below) if above > below else float(m)
+    better = calibrated_nll < ensemble_nlls[-1] - 1e-6  # the ensemble itself, computed in float32, is not better
+    return float("inf") if better else float(len(ensemble_nlls))

@@ -1,0 +1,28 @@
+"""Recipes: what a run is. Importable without torch."""
+
+from edc.recipe.data_section import DataSection, Section
+from edc.recipe.sections import (
+    NETWORK_NAME,
+    CheckpointSection,
+    Fold,
+    NetworkSection,
+    Perturbation,
+    Recipe,
+    StudentSection,
+    TeachersSection,
+    TrainingSection,
+)
+
+__all__ = [
+    "NETWORK_NAME",
+    "CheckpointSection",
+    "DataSection",
+    "Fold",
+    "NetworkSection",
+    "Perturbation",
+    "Recipe",
+    "Section",
+    "StudentSection",
+    "TeachersSection",
+    "TrainingSection",
+]

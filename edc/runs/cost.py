@@ -1,0 +1,100 @@
+"""What a run will cost: in forward passes of one network, and in time measured on this machine."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from edc.data import DataSet, steps_per_epoch
+from edc.recipe import Recipe, StudentSection
+from edc.runs.folder import RunFolder
+from edc.runs.student import train_student
+from edc.runs.trial import few_images, few_steps
+from edc.teachers.ensemble import build_teacher, load_own_teachers, load_teachers, obtain_teacher
+from edc.train.distributed import one_of_a_machine_first
+from edc.train.member_form import MemberForm, form_of
+
+__all__ = ["Cost", "estimate_costs", "units_per_step"]
+
+WARMUP_STEPS, TIMED_STEPS = 1, 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One training: `units` are forward passes of one batch (backward counts 2, input-only backward 1)."""
+
+    name: str
+    units_per_step: int
+    num_steps: int
+    seconds_per_step: float
+    member_form: MemberForm | None = None
+    """How the members of a student go through a step, as the run would choose it here; None: there is one network."""
+
+    @property
+    def seconds(self) -> float:
+        return self.num_steps * self.seconds_per_step
+
+
+def units_per_step(student: StudentSection, ensemble_size: int) -> int:
+    """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4."""
+    perturbation = {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
+    num_members = ensemble_size if student.method == "latent_be" else 1
+    return ensemble_size + 3 * num_members + perturbation
+
+
+def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -> list[Cost]:
+    """Returns the cost of each training of the run, from a few steps of it in a folder that is thrown away.
+
+    All processes take part, each with its share of every batch. The user's own teachers answer if the recipe lists
+    them, else untrained ones: they take as long. What a run refuses besides is for `require_trainable` to say first.
+
+    Raises:
+        CheckpointError, RecipeError: a teacher of the user's own that cannot teach, as in a run.
+    """
+    steps = steps_per_epoch(data.train, recipe.training.batch_size)
+    size, short = recipe.teachers.size, few_steps(recipe)
+    num_images = (WARMUP_STEPS + TIMED_STEPS) * recipe.training.batch_size
+    few = few_images(data, num_images, num_processes=accelerator.num_processes)
+    costs = []
+    with tempfile.TemporaryDirectory(prefix="edc-dry-run-") as temporary:
+        run = RunFolder(Path(temporary) / "run")
+        own = one_of_a_machine_first(lambda: load_own_teachers(short, data), accelerator)
+        own = own or [build_teacher(short, data, fresh=False) for _ in range(size)]
+        teachers = load_teachers(short, data, own=own, teachers_path=run.teachers_path, accelerator=accelerator)
+        if not recipe.teachers.checkpoints:
+            train = partial(obtain_teacher, short, few, 0, teachers_path=run.teachers_path, accelerator=accelerator)
+            seconds = _seconds_per_step(train, accelerator.device)
+            num_steps = recipe.training_of(recipe.teachers).epochs * steps
+            costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
+        for name, student in recipe.students.items():
+            learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator)
+            seconds = _seconds_per_step(learn, accelerator.device)
+            num_steps = recipe.training_of(student).epochs * steps
+            form = form_of(recipe, name, run=run)
+            costs.append(Cost(name, units_per_step(student, size), num_steps, seconds, form))
+    return costs
+
+
+def _seconds_per_step(train: Callable[[], object], device: torch.device) -> float:
+    """Returns the median time from the end of one optimiser step of `train` to the end of the next, data included."""
+    ends: list[float] = []
+
+    def after_step(*_: object) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
+    hook = register_optimizer_step_post_hook(after_step)
+    try:
+        train()
+    finally:
+        hook.remove()
+    return statistics.median(end - start for start, end in pairwise(ends[WARMUP_STEPS - 1 :]))

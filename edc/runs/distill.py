@@ -1,0 +1,107 @@
+"""The steps of a run: data, teachers, students, and what became of them."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from edc.data import DataSet, load_data, steps_per_epoch
+from edc.errors import RecipeError, first_line
+from edc.method.batch_ensemble import member_logits, to_batch_ensemble
+from edc.networks import Classifier, build_network, count_parameters, require_logits
+from edc.recipe import NetworkSection, Recipe
+from edc.runs.folder import RunFolder
+from edc.runs.student import build_plain, train_student
+from edc.runs.summary import summarise
+from edc.system.files import require_free_disk
+from edc.teachers.ensemble import fetch_teacher_weights, load_own_teachers, load_teachers, teacher_digests
+from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
+from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
+
+__all__ = ["distill", "require_trainable"]
+
+
+def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict[str, Any]:
+    """Runs `recipe` to its end in the folder `run`, going on where an earlier call stopped, and returns the summary."""
+    finished = by_main(lambda: _finished(recipe, run), accelerator)
+    if finished is not None:
+        return finished
+    data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
+    with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
+        require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
+    own_teachers = one_of_a_machine_first(lambda: load_own_teachers(recipe, data), accelerator)
+    one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
+    by_main(lambda: _claim(recipe, data, run), accelerator)
+    teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
+    students = {
+        name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator) for name in recipe.students
+    }
+    summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator)
+    by_main(lambda: run.write_summary(summary), accelerator)
+    accelerator.wait_for_everyone()
+    return summary
+
+
+def _claim(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
+    teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
+    run.claim(recipe, {"the images": data.fingerprint()} | teachers)
+
+
+def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
+    """Has the libraries fetch the weights that the run will ask for: one that is not to be had is known at once."""
+    if recipe.network.pretrained:
+        build_plain(recipe, data)
+    fetch_teacher_weights(recipe, data, teachers_path=run.teachers_path)
+
+
+def _finished(recipe: Recipe, run: RunFolder) -> dict[str, Any] | None:
+    """Returns the summary of a run of `recipe` that is finished; raises `RunError` if the folder is another's."""
+    run.require_claimable(recipe)
+    return run.summary() if run.summary_path.is_file() else None
+
+
+def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -> int:
+    """Tries the recipe's networks and batches on `data`, and returns the bytes that a run of it needs on disk.
+
+    Raises:
+        RecipeError: a network that does not take the images, or has nothing to convert to members; a batch that the
+            processes cannot share, or that leaves BatchNorm a single image; a BatchNorm they cannot synchronise.
+        DataError: fewer training images than a batch.
+    """
+    require_sharable(recipe.training, num_processes=accelerator.num_processes)
+    steps_per_epoch(data.train, recipe.training.batch_size)
+    student, teacher = _tried(recipe.network, data), _tried(recipe.teacher_network, data)
+    trained = (
+        {"the student": student} if recipe.teachers.checkpoints else {"the student": student, "a teacher": teacher}
+    )
+    for label, network in trained.items():
+        require_batchnorm_rows(network, recipe.training, num_processes=accelerator.num_processes, label=label)
+        if accelerator.num_processes > 1 and recipe.training.sync_batchnorm:
+            require_synchronisable(network, accelerator.device)
+    if any(section.method == "latent_be" for section in recipe.students.values()):
+        _try_members(student, data, source=recipe.network.name)
+    # Final weights of every network, and one checkpoint: the network, its momentum, and the best one so far.
+    student_bytes, teacher_bytes = 4 * count_parameters(student), 4 * count_parameters(teacher)
+    num_teachers = 0 if recipe.teachers.checkpoints else recipe.teachers.size
+    largest = max(student_bytes, teacher_bytes)
+    return student_bytes * len(recipe.students) + teacher_bytes * num_teachers + 6 * largest
+
+
+def _try_members(student: Classifier, data: DataSet, *, source: str) -> None:
+    """Raises what goes wrong with members alone, as a `RecipeError`: here, and not after hours."""
+    images = torch.zeros(2, *data.image_shape)
+    members = to_batch_ensemble(student, 2, example=images).eval()
+    try:
+        with torch.no_grad():
+            member_logits(members, images)
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        raise RecipeError(f"{source}: does not run with members ({first_line(error)}); use method 'kd'") from None
+
+
+def _tried(section: NetworkSection, data: DataSet) -> Classifier:
+    """Returns the network, tried on two images, without the library's own weights: only its shape is asked about."""
+    bare = section.model_copy(update={"pretrained": False})
+    shape = data.image_shape
+    network = build_network(bare, num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)
+    require_logits(network, shape, data.num_classes, source=section.name)
+    return network

@@ -1,0 +1,166 @@
+"""A run folder: everything `edc distill` leaves on disk, and the networks in it.
+
+runs/<name>/
+    recipe.yaml              the resolved recipe
+    inputs.json              what the recipe cannot say: which images and which teachers the students learn from
+    students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains)
+    summary.json             metrics of every network; its presence means that the run is finished
+runs/teachers/<key>/         one trained teacher, kept by what determines it, shared by all runs
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edc.errors import RunError
+from edc.recipe import Recipe
+from edc.recipe.loading import recipe_from_document
+from edc.system.files import write_atomically, write_json
+
+__all__ = ["RunFolder", "newest_run"]
+
+TEACHERS = "teachers"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def summary_path(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def inputs_path(self) -> Path:
+        return self.path / "inputs.json"
+
+    @property
+    def teachers_path(self) -> Path:
+        """Where trained teachers are kept: beside the runs, so that they share them."""
+        return self.path.parent / TEACHERS
+
+    def student_path(self, name: str) -> Path:
+        return self.path / "students" / name
+
+    def require_claimable(self, recipe: Recipe) -> None:
+        """Raises `RunError` if the folder holds another recipe, or something that is no run; writes nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file, expected a folder for the run; choose another with --run")
+        if self.recipe_path.is_file():
+            held = self.recipe()
+            if held.digest() != recipe.digest():
+                raise RunError(
+                    f"{self.path}: already holds another recipe; it differs in {_first_difference(held, recipe)}. "
+                    "Choose another folder with --run, or remove this one."
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
+
+    def claim(self, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
+        """Makes the folder this recipe's own, or goes on with it; what is refused leaves it as it was.
+
+        Of a run that goes on with its data elsewhere, or with another allowance for bad images, the latest is kept:
+        others read its data later.
+
+        Args:
+            inputs: what the students learn from ("teacher 0", "the images") to a digest of its content.
+
+        Raises:
+            RunError: as `require_claimable` does, or the students have begun to learn from something else.
+        """
+        self.require_claimable(recipe)
+        if inputs and any(path.is_file() for path in self.path.glob("students/*/*")):
+            self._require_same(inputs)
+        held = self.recipe() if self.recipe_path.is_file() else None
+        kept = held.operated_as(recipe) if held else recipe
+        if kept != held:
+            with write_atomically(self.recipe_path) as temporary:
+                document = kept.model_dump(mode="json", exclude_none=True)
+                temporary.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        if inputs and inputs != self._inputs():
+            write_json(self.inputs_path, dict(inputs))
+
+    def _require_same(self, inputs: Mapping[str, str]) -> None:
+        held = self._inputs()
+        changed = [name for name, digest in inputs.items() if held and held.get(name) != digest]
+        if changed:
+            raise RunError(
+                f"{self.path}: its students have begun to learn from other content of {', '.join(changed)} than there "
+                "is now, and would mix the two if they went on. Put back what was there, choose another folder with "
+                "--run, or remove this one."
+            )
+
+    def _inputs(self) -> dict[str, str] | None:
+        return self._document(self.inputs_path) if self.inputs_path.is_file() else None
+
+    def _document(self, path: Path) -> dict[str, Any]:
+        try:
+            document: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise RunError(
+                f"{path}: damaged ({error}); remove it and run edc distill {self.recipe_path} again"
+            ) from None
+        return document
+
+    def recipe(self, *, data_root: Path | None = None) -> Recipe:
+        """Returns the run's recipe, with its images in `data_root` if given; raises `RunError` if this is no run."""
+        try:
+            document = yaml.safe_load(self.recipe_path.read_text())
+        except OSError:
+            raise RunError(f"{self.path}: not a run (no recipe.yaml); make one with: edc distill RECIPE") from None
+        except yaml.YAMLError as error:
+            raise RunError(
+                f"{self.recipe_path}: damaged ({str(error).splitlines()[0]}); restore or remove it"
+            ) from None
+        if not isinstance(document, dict):
+            raise RunError(f"{self.recipe_path}: damaged (holds no recipe); restore or remove it")
+        recipe = recipe_from_document(document, source=str(self.recipe_path))
+        if data_root is None:
+            return recipe
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
+
+    def summary(self) -> dict[str, Any]:
+        """Returns summary.json; raises `RunError` if the run is not finished."""
+        if not self.summary_path.is_file():
+            self.recipe()  # says so if this is no run at all
+            raise RunError(
+                f"{self.path}: the run is not finished (no summary.json); "
+                f"go on with: edc distill {self.recipe_path} --run {self.path}"
+            )
+        return self._document(self.summary_path)
+
+    def write_summary(self, document: dict[str, Any]) -> None:
+        write_json(self.summary_path, document)
+
+
+def newest_run(runs: Path) -> RunFolder:
+    """Returns the finished run that was finished last."""
+    finished = sorted(runs.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not finished:
+        raise RunError(f"{runs.absolute()}: no finished run here; make one with: edc distill recipes/digits.yaml")
+    return RunFolder(finished[-1].parent)
+
+
+def _first_difference(held: Recipe, asked: Recipe) -> str:
+    """Returns the first field in which two recipes differ, with both values."""
+
+    def flat(document: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(document, dict):
+            return {prefix: document}
+        return {k: v for key, value in document.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
+
+    before, after = (flat(recipe.identity()) for recipe in (held, asked))
+    for field in [*before, *after]:
+        if before.get(field) != after.get(field):
+            return f"{field} ({before.get(field)!r} there, {after.get(field)!r} asked for)"
+    return "nothing but the order of its fields"

@@ -1,0 +1,88 @@
+"""The networks of a run by the names they have in summary.json, as another process loads them."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+
+from edc.data import DataSet, load_data
+from edc.errors import RunError
+from edc.method.batch_ensemble import ensemble_size_of
+from edc.recipe import Recipe
+from edc.runs.folder import RunFolder
+from edc.runs.student import deployable, load_student
+from edc.teachers.ensemble import load_teachers, obtain_teacher, teacher_key
+
+__all__ = ["SubjectNetworks", "load_subject", "prepare_run", "subject_names"]
+
+MEMBERS = " (members)"
+
+
+@dataclass(frozen=True)
+class SubjectNetworks:
+    """Networks in eval mode on the CPU whose members' probabilities are averaged.
+
+    Several plain networks run in turn (an ensemble); or one network holds `members_per_network` members, for which it
+    takes member-major rows m * N + n (a student before its fold).
+    """
+
+    networks: tuple[nn.Module, ...]
+    members_per_network: int = 1
+
+
+def subject_names(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the name of every network of a run: teachers, ensemble, students before and after the fold."""
+    students: list[str] = []
+    for name, section in recipe.students.items():
+        students += [f"{name}{MEMBERS}", name] if section.method == "latent_be" else [name]
+    return (*(f"teacher {m}" for m in range(recipe.teachers.size)), "ensemble", *students)
+
+
+def prepare_run(run: Path, *, data_root: Path | None = None) -> None:
+    """Reads the data set of a run, whose shapes and statistics its networks are built with; kept for the process."""
+    _recipe_and_data(run.absolute(), data_root)
+
+
+def load_subject(run: Path, subject: str, *, data_root: Path | None = None) -> SubjectNetworks:
+    """Returns the networks called `subject`, one of `subject_names`; nothing is trained.
+
+    Raises:
+        RunError: no such network in this run, or it is not trained yet.
+    """
+    folder = RunFolder(run)
+    recipe, data = _recipe_and_data(run.absolute(), data_root)
+    if subject not in subject_names(recipe):
+        raise RunError(f"{run}: no network {subject!r} in this run; it has {', '.join(subject_names(recipe))}")
+    if subject == "ensemble":
+        return SubjectNetworks(_teachers(folder, recipe, data, range(recipe.teachers.size)))
+    if subject.startswith("teacher "):  # no student's name has a space
+        return SubjectNetworks(_teachers(folder, recipe, data, [int(subject.removeprefix("teacher "))]))
+    name = subject.removesuffix(MEMBERS)
+    network = load_student(recipe, name, data, run=folder)
+    if subject.endswith(MEMBERS):
+        return SubjectNetworks((network,), members_per_network=ensemble_size_of(network))
+    return SubjectNetworks((deployable(network, recipe, name, data, accelerator=Accelerator(cpu=True)),))
+
+
+def _teachers(folder: RunFolder, recipe: Recipe, data: DataSet, members: range | list[int]) -> tuple[nn.Module, ...]:
+    accelerator = Accelerator(cpu=True)
+    if recipe.teachers.checkpoints:
+        own = load_teachers(recipe, data, teachers_path=folder.teachers_path, accelerator=accelerator)
+        return tuple(own[m] for m in members)
+    for m in members:  # `obtain_teacher` would train a missing one
+        weights = folder.teachers_path / teacher_key(recipe, data, m)[0] / "weights.safetensors"
+        if not weights.is_file():
+            raise RunError(f"{weights}: teacher {m} is not trained; train it with: edc distill {folder.recipe_path}")
+    return tuple(
+        obtain_teacher(recipe, data, m, teachers_path=folder.teachers_path, accelerator=accelerator).eval()
+        for m in members
+    )
+
+
+@cache
+def _recipe_and_data(run: Path, data_root: Path | None) -> tuple[Recipe, DataSet]:
+    recipe = RunFolder(run).recipe()
+    data = recipe.data if data_root is None else recipe.data.model_copy(update={"root": data_root})
+    return recipe, load_data(data)

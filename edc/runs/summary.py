@@ -1,0 +1,162 @@
+"""What became of a run: metrics of every network in it."""
+
+import dataclasses
+import math
+import platform
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import nn
+
+import edc
+from edc import metrics
+from edc.data import DataSet
+from edc.method.batch_ensemble import ensemble_size_of
+from edc.method.member_layers import FoldKind
+from edc.metrics import Labels, Metrics
+from edc.networks import count_parameters
+from edc.recipe import Recipe
+from edc.runs.folder import RunFolder
+from edc.runs.student import deployable, fold_student
+from edc.system.machine import cpu_name
+from edc.teachers.ensemble import TeacherEnsemble
+from edc.train.evaluate import labels_of, predict_logits
+from edc.train.member_form import MemberForm, form_of
+
+__all__ = ["summarise"]
+
+SCHEMA_VERSION = 1
+LogProbs = NDArray[np.float64]
+
+
+def summarise(
+    recipe: Recipe,
+    data: DataSet,
+    teachers: TeacherEnsemble,
+    students: dict[str, nn.Module],
+    *,
+    run: RunFolder,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Returns the document of summary.json: a row for each teacher, the ensemble, each student unfolded and folded.
+
+    `fold_choice` holds the validation NLL of both folds of each student with members, so that the choice between them
+    is a measurement, and never one on test images. `member_form` of a student's rows is the form it was trained in.
+    """
+    test_labels, validation_labels = labels_of(data.test), labels_of(data.validation)
+
+    def predict(network: nn.Module) -> Predictions:
+        test, validation = (
+            metrics.log_probs_from_logits(predict_logits(network, split, recipe.data, recipe.training, accelerator))
+            for split in (data.test, data.validation)
+        )
+        return Predictions(test, validation)
+
+    per_teacher = [predict(teacher) for teacher in teachers.members]
+    ensemble = Predictions(
+        np.concatenate([one.test for one in per_teacher]), np.concatenate([one.validation for one in per_teacher])
+    )
+    nlls = metrics.ensemble_nll_by_size(
+        ensemble.test, test_labels, validation_log_probs=ensemble.validation, validation_labels=validation_labels
+    )
+    to_row = partial(_row, test_labels=test_labels, validation_labels=validation_labels, nlls=nlls)
+    sizes = [count_parameters(teacher) for teacher in teachers.members]
+    rows = [
+        to_row(f"teacher {m}", "teacher", predictions, parameters=sizes[m]) for m, predictions in enumerate(per_teacher)
+    ]
+    rows.append(to_row("ensemble", "ensemble", ensemble, parameters=sum(sizes)))
+    fold_choice = {}
+    for name, network in students.items():
+        form = form_of(recipe, name, run=run)
+        if ensemble_size_of(network) > 1:
+            members, parameters = predict(network), count_parameters(network)
+            rows.append(to_row(f"{name} (members)", "members", members, parameters=parameters, form=form))
+            folds = {kind: fold_student(network, recipe, name, data, kind=kind) for kind in get_args(FoldKind)}
+            fold_choice[name] = {
+                kind: metrics.nll(metrics.ensemble_log_probs(predict(plain).validation), validation_labels)
+                for kind, plain in folds.items()
+            }
+        plain = deployable(network, recipe, name, data, accelerator=accelerator)
+        rows.append(to_row(name, "student", predict(plain), parameters=count_parameters(plain), form=form))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": recipe.name,
+        "run": run.path.name,
+        "recipe_sha256": recipe.digest(),
+        "seed": recipe.seed,
+        "deploy": recipe.deploy,
+        "data": {
+            "kind": recipe.data.kind,
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+            "classes": list(data.class_names),
+        },
+        "ensemble_size": recipe.teachers.size,
+        "ensemble_calibrated_nll_by_size": nlls,
+        "fold_choice": fold_choice,
+        "rows": rows,
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Log-probabilities (M, N, K) of a network's M members on the test and on the validation images."""
+
+    test: LogProbs
+    validation: LogProbs
+
+
+def _row(
+    subject: str,
+    kind: str,
+    predictions: Predictions,
+    *,
+    parameters: int,
+    form: MemberForm | None = None,
+    test_labels: Labels,
+    validation_labels: Labels,
+    nlls: list[float],
+) -> dict[str, Any]:
+    """Returns what one network is worth. Its DEE is read from `nlls`, those of ensembles of 1 to M teachers."""
+    num_members = len(predictions.test)
+    result = metrics.evaluate(
+        metrics.ensemble_log_probs(predictions.test),
+        test_labels,
+        validation_log_probs=metrics.ensemble_log_probs(predictions.validation),
+        validation_labels=validation_labels,
+    )
+    result = dataclasses.replace(
+        result,
+        dee=metrics.dee(result.calibrated.nll, nlls),
+        diversity=metrics.diversity(predictions.test) if num_members > 1 else None,
+    )
+    row = {"subject": subject, "kind": kind, "parameters": parameters, "forwards": num_members, **_plain(result)}
+    return row if form is None else row | {"member_form": form}
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a figure depends on."""
+    return {"edc": edc.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the run was trained on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.system()}
+
+
+def _plain(result: Metrics) -> dict[str, Any]:
+    """Returns metrics as JSON values; a DEE beyond its ends becomes a bound: "<1" or ">M" in words of its own field."""
+    document = dataclasses.asdict(result)
+    if result.dee is not None and (math.isinf(result.dee) or result.dee == 0):
+        document["dee"] = None
+        document["dee_bound"] = "above" if math.isinf(result.dee) else "below"
+    return document

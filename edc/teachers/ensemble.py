@@ -1,0 +1,193 @@
+"""The deep ensemble: M frozen teachers, trained here with different seeds or the user's own checkpoints."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from edc.data import DataSet
+from edc.method.losses import label_loss, wide
+from edc.method.step import Batch, LossPart, place
+from edc.networks import Classifier, build_network
+from edc.recipe import CheckpointSection, Recipe
+from edc.seeding import derive_seed
+from edc.system.files import sha256_of, write_json
+from edc.teachers.from_file import load_file_teacher
+from edc.teachers.from_library import load_library_teacher, name_of_library_weights
+from edc.train.checkpoint import load_state
+from edc.train.distributed import by_main, locked_by_main, raised_together
+from edc.train.loop import fit
+
+__all__ = [
+    "TeacherEnsemble",
+    "are_trained",
+    "build_teacher",
+    "fetch_teacher_weights",
+    "load_own_teachers",
+    "load_teachers",
+    "obtain_teacher",
+    "teacher_digests",
+    "teacher_key",
+]
+
+
+class TeacherEnsemble(nn.Module):
+    """M frozen teachers; each normalises images in its own way. Never in train mode, never given a gradient."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "TeacherEnsemble":
+        return super().train(False)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, m: int) -> nn.Module:
+        return self.members[m]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns logits (M, N, K) for images (N, C, H, W) in [0, 1]."""
+        return torch.stack([member(images) for member in self.members])
+
+    def answers(self, images: Tensor) -> Tensor:
+        """Returns logits (M, N, K) in float32 or wider to learn from, computed in inference mode."""
+        with torch.inference_mode():
+            logits = wide(self(images))
+        return logits.clone()  # a normal tensor again: a loss may keep it for its backward pass
+
+
+def load_own_teachers(recipe: Recipe, data: DataSet) -> list[nn.Module]:
+    """Returns the networks of the recipe's own checkpoints, strictly loaded and tried; none if it lists none."""
+    return [_own_teacher(recipe, data, m) for m in range(len(recipe.teachers.checkpoints))]
+
+
+def _own_teacher(recipe: Recipe, data: DataSet, member: int) -> nn.Module:
+    checkpoint, field = recipe.teachers.checkpoints[member], f"teachers.checkpoints.{member}"
+    classes_and_images: Any = {"num_classes": data.num_classes, "image_shape": data.image_shape}
+    if checkpoint.file is None:
+        return load_library_teacher(checkpoint, field=field, **classes_and_images)
+    network = recipe.teacher_network
+    return load_file_teacher(
+        checkpoint, field=field, default_network=network, mean=data.mean, std=data.std, **classes_and_images
+    )
+
+
+def load_teachers(
+    recipe: Recipe,
+    data: DataSet,
+    *,
+    teachers_path: Path,
+    accelerator: Accelerator,
+    own: Sequence[nn.Module] | None = None,
+) -> TeacherEnsemble:
+    """Returns the ensemble: the recipe's checkpoints, or M teachers from `teachers_path`, training those missing.
+
+    Args:
+        own: what `load_own_teachers` returned, if it has been called already.
+    """
+    members = list(own if own is not None else load_own_teachers(recipe, data))
+    if not members:
+        members = [
+            obtain_teacher(recipe, data, member, teachers_path=teachers_path, accelerator=accelerator)
+            for member in range(recipe.teachers.size)
+        ]
+    return place(TeacherEnsemble(members), accelerator.device, recipe.training)
+
+
+def obtain_teacher(
+    recipe: Recipe, data: DataSet, member: int, *, teachers_path: Path, accelerator: Accelerator
+) -> nn.Module:
+    """Returns teacher `member`, from disk if what determines it has been trained before, else trained now."""
+    key, determined_by = teacher_key(recipe, data, member)
+    folder = teachers_path / key
+    seed = recipe.teachers.seed + member
+    torch.manual_seed(derive_seed("teacher", seed, "initial weights"))
+    trained = by_main((folder / "weights.safetensors").is_file, accelerator)
+    network = build_teacher(recipe, data, fresh=not trained)
+    if trained:
+        with raised_together(accelerator):
+            network.load_state_dict(load_state(folder / "weights.safetensors"))
+        return network
+    busy = f"{folder}: another process is training this teacher; wait for it, or train another one with --member"
+    with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
+        by_main(lambda: write_json(folder / "teacher.json", determined_by), accelerator)
+        return fit(
+            network,
+            data,
+            loss_of=teacher_loss,
+            plain_of=lambda trained: trained,
+            data_section=recipe.data,
+            training=recipe.training_of(recipe.teachers),
+            seed=derive_seed("teacher", seed),
+            folder=folder,
+            label=f"teacher {member}",
+            accelerator=accelerator,
+        )
+
+
+def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[str, object]]:
+    """Returns the name a teacher is kept under, and everything that determines its weights."""
+    determined_by: dict[str, object] = {
+        "data": data.fingerprint(),
+        "augmentation": recipe.data.model_dump(mode="json", include={"augmentation", "crop_padding"}),
+        "network": recipe.teacher_network.model_dump(mode="json"),
+        "training": recipe.training_of(recipe.teachers).model_dump(
+            mode="json", exclude={"checkpoint_every", "compile"}, exclude_none=True
+        ),
+        "seed": recipe.teachers.seed + member,
+    }
+    digest = hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
+    name = recipe.teacher_network.name.replace("/", "-")
+    return f"{recipe.data.kind}-{name}-seed{determined_by['seed']}-{digest[:12]}", determined_by
+
+
+def teacher_loss(model: nn.Module, _network: nn.Module, batch: Batch) -> list[LossPart]:
+    """Returns the cross-entropy with the labels, in one part."""
+    return [lambda: label_loss(wide(model(batch.images))[None], batch.labels)]
+
+
+def are_trained(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> bool:
+    """Returns whether all teachers that the recipe trains are there."""
+    keys = [teacher_key(recipe, data, member)[0] for member in range(recipe.teachers.size)]
+    return all((teachers_path / key / "weights.safetensors").is_file() for key in keys)
+
+
+def fetch_teacher_weights(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> None:
+    """Has the library fetch what teachers that are not trained yet start from, if the recipe asks for that."""
+    trains = not recipe.teachers.checkpoints and not are_trained(recipe, data, teachers_path=teachers_path)
+    if recipe.teacher_network.pretrained and trains:
+        build_teacher(recipe, data)
+
+
+def teacher_digests(recipe: Recipe, data: DataSet) -> list[str]:
+    """Returns, for each teacher, what its weights are known by: those of its file, or all that determines them."""
+    if recipe.teachers.checkpoints:
+        return [_checkpoint_digest(checkpoint) for checkpoint in recipe.teachers.checkpoints]
+    return [teacher_key(recipe, data, member)[0] for member in range(recipe.teachers.size)]
+
+
+def _checkpoint_digest(checkpoint: CheckpointSection) -> str:
+    if checkpoint.file is not None:
+        return sha256_of(checkpoint.file)
+    return name_of_library_weights(checkpoint)
+
+
+def build_teacher(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Classifier:
+    """Returns an untrained teacher network; not `fresh`: its weights will be overwritten, so none are fetched."""
+    section = recipe.teacher_network if fresh else recipe.teacher_network.model_copy(update={"pretrained": False})
+    return build_network(
+        section,
+        num_classes=data.num_classes,
+        image_shape=data.image_shape,
+        mean=data.mean,
+        std=data.std,
+    )

@@ -1,0 +1,89 @@
+"""Teachers that are networks of torchvision or timm with the library's own weights, size and normalisation."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from edc.errors import CheckpointError, RecipeError
+from edc.networks import build_network
+from edc.recipe import CheckpointSection
+from edc.teachers.from_file import FileTeacher, require_classifier
+
+__all__ = ["load_library_teacher", "name_of_library_weights"]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What a library says of its default weights: side of the images in pixels, and what they are normalised by."""
+
+    name: str
+    num_classes: int
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_library_teacher(
+    checkpoint: CheckpointSection, *, field: str, num_classes: int, image_shape: tuple[int, int, int]
+) -> nn.Module:
+    """Returns `checkpoint.network` with the library's weights, frozen, in eval mode, and tried on images.
+
+    It resizes images to its own size and normalises them as it was trained, unless `checkpoint` says otherwise. Its
+    logits are taken to be in the order of the data's classes, which nothing in the library could confirm.
+
+    Args:
+        field: what messages call it, for example teachers.checkpoints.0.
+        image_shape: (C, H, W) of the data, before the teacher's own resizing.
+
+    Raises:
+        RecipeError: no such network or weights, weights that cannot be fetched, or images that it does not take.
+        CheckpointError: its classes are not as many as the data's.
+    """
+    section = checkpoint.network
+    assert section is not None  # the recipe's rule
+    source = f"{field}: {section.name}"
+    weights = _weights_of(section.name, source)
+    if weights.num_classes != num_classes:  # the library would put a new, untrained classifier there
+        raise CheckpointError(
+            f"{source}: a classifier of {weights.num_classes} classes, the data has {num_classes}; train it on your "
+            "classes first, and give it as a file"
+        )
+    if image_shape[0] != len(weights.mean):
+        raise RecipeError(f"{source}: takes {len(weights.mean)} channels, the images have {image_shape[0]}")
+    size = checkpoint.input_size or weights.input_size
+    mean, std = checkpoint.mean or section.mean or weights.mean, checkpoint.std or section.std or weights.std
+    network = build_network(
+        section, num_classes=num_classes, image_shape=(len(mean), size, size), mean=weights.mean, std=weights.std
+    ).network
+    teacher = FileTeacher(network.eval(), input_size=size, mean=mean, std=std, output=checkpoint.output)
+    require_classifier(teacher, source, image_shape, num_classes, checkpoint.output)
+    return teacher
+
+
+def name_of_library_weights(checkpoint: CheckpointSection) -> str:
+    """Returns the library's own name of the weights: a later version of it may have better ones as its default."""
+    assert checkpoint.network is not None  # the recipe's rule
+    return _weights_of(checkpoint.network.name, checkpoint.network.name).name
+
+
+def _weights_of(name: str, source: str) -> _Weights:
+    library, _, model = name.partition("/")
+    if library == "timm":
+        import timm
+
+        try:
+            config = timm.get_pretrained_cfg(model)
+        except RuntimeError:  # a tag that it does not know
+            config = None
+        if config is None or not config.has_weights:
+            raise RecipeError(f"{source}: timm has no weights under this name; give the teacher as a file")
+        name = f"timm/{config.architecture}.{config.tag}"
+        return _Weights(name, config.num_classes, config.input_size[-1], tuple(config.mean), tuple(config.std))
+    from torchvision import models
+
+    if model not in models.list_models(module=models):
+        raise RecipeError(f"{source}: torchvision has no such classification network")
+    default = models.get_model_weights(model).DEFAULT
+    preset = default.transforms()
+    name = f"torchvision/{model} {default}"
+    return _Weights(name, len(default.meta["categories"]), preset.crop_size[0], tuple(preset.mean), tuple(preset.std))

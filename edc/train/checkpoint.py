@@ -1,0 +1,150 @@
+"""Where a training stands, on disk: enough to go on bit for bit."""
+
+import json
+import pickle
+import warnings
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edc.errors import CheckpointError, first_line
+from edc.system.files import write_atomically
+
+__all__ = ["Position", "append_metrics", "load_checkpoint", "load_state", "save_checkpoint", "save_state"]
+
+FORMAT = 1
+
+
+@dataclass
+class Position:
+    """How far a training is, and the best it has seen. Randomness needs no state: it is derived from the position."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Batches of `epoch` already done."""
+    loss_sum: float = 0.0
+    """Sum of the losses of those batches."""
+    best_validation_acc: float = -1.0
+    best_epoch: int = -1
+    seconds: float = 0.0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, position: Position, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Writes everything that the next step depends on, atomically."""
+    document = {
+        "format": FORMAT,
+        "position": asdict(position),
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    with write_atomically(path) as temporary:
+        torch.save(document, temporary)
+
+
+def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+    """Loads network and optimizer from `path` and returns the position to go on from."""
+    try:
+        document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if document["format"] != FORMAT:
+            raise CheckpointError(f"{path}: checkpoint format {document['format']}, this edc reads {FORMAT}")
+        network.load_state_dict(document["network"])
+        optimizer.load_state_dict(document["optimizer"])
+        return Position(**document["position"])
+    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path}: cannot go on from this checkpoint ({first_line(error)}); remove it to start over"
+        ) from None
+
+
+def save_state(path: Path, state: dict[str, Tensor]) -> None:
+    """Writes a state dict as safetensors, atomically."""
+    with write_atomically(path) as temporary:
+        save_file({key: value.detach().cpu().contiguous().clone() for key, value in state.items()}, temporary)
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Returns the state dict in a .safetensors, .pt or .pth file (`state_dict` and `model` wrappers are looked into).
+
+    Raises:
+        CheckpointError: missing, unreadable, or no state dict.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path.absolute()}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of unknown protocols, which are no pickles
+            document = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001 - the two libraries raise a dozen kinds for a bad file, in words of their own
+        raise CheckpointError(
+            f"{path}: not readable as weights: {_what_it_is(path)}. Expected a state dict saved with torch.save or "
+            "safetensors."
+        ) from None
+    for key in ("state_dict", "model", "model_state_dict", "state_dict_ema"):
+        if isinstance(document, dict) and isinstance(document.get(key), dict):
+            document = document[key]
+    if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
+        found = type(document).__name__
+        if isinstance(document, dict):
+            keys = ", ".join(map(str, list(document)[:5]))
+            found += f" ({keys}{', ...' if len(document) > 5 else ''})"
+        raise CheckpointError(f"{path}: holds {found}, expected a state dict (names to tensors)")
+    return document
+
+
+def _what_it_is(path: Path) -> str:
+    """Returns what a file is that is not readable as weights, in words that say what to do about it."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    text = head.decode("utf-8", "ignore")
+    is_text = len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text)
+    named_safetensors, is_zip = path.suffix == ".safetensors", zipfile.is_zipfile(path)
+    is_safetensors = head[8:9] == b"{"  # after eight bytes of its length comes a header in JSON
+    kinds = [
+        (not head, "it is empty"),
+        (
+            head.startswith(b"version https://git-lfs"),
+            "it is a pointer of Git LFS, not what it points to; fetch that with: git lfs pull",
+        ),
+        (
+            head.lstrip().lower().startswith((b"<!doctype html", b"<html")),
+            "it is a web page (HTML), as downloads that need a login leave",
+        ),
+        (is_text, f"it is text, which begins {text[:30]!r}"),
+        (is_zip and named_safetensors, "it is no safetensors file but one of torch.save; name it .pt"),
+        (
+            is_zip,
+            "it holds more than tensors, perhaps a whole pickled network, which could run any code; save its "
+            "state_dict()",
+        ),
+        (head.startswith(b"PK"), "it is a file of torch.save that is cut short or damaged"),
+        (
+            is_safetensors and not named_safetensors,
+            "it is a safetensors file under another name; name it .safetensors",
+        ),
+        (is_safetensors, "it is a safetensors file that is cut short or damaged"),
+        (True, f"it begins with the bytes {head[:8].hex(' ')}, as neither kind of file does"),
+    ]
+    return next(words for applies, words in kinds if applies)
+
+
+def append_metrics(path: Path, record: dict[str, Any]) -> None:
+    """Appends one line of JSON; lines of this epoch or later, left by a run that was cut off, are dropped first."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if _epoch_of(line) < record["epoch"]]
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in [*kept, json.dumps(record)]))
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError):  # a line cut off by a crash
+        return float("inf")

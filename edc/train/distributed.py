@@ -1,0 +1,117 @@
+"""What the processes of one run agree on: what is on disk, which error ends it, how many images were unreadable.
+
+What one process alone knows must be told to the others at a place where all of them meet, or they wait for it for
+ever. Every process calls these functions, in the same order; one process alone has nobody to wait for.
+
+An `EdcError` is agreed on. After anything else (a bug, no memory left) the others wait until the launcher ends them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from edc.data import Images, MemoryImages
+from edc.errors import EdcError
+from edc.system.files import exclusive_lock
+
+__all__ = [
+    "anyone",
+    "by_main",
+    "locked_by_main",
+    "one_of_a_machine_first",
+    "pool_bad_images",
+    "raise_together",
+    "raised_together",
+]
+
+Result = TypeVar("Result")
+
+
+def anyone(mine: bool, accelerator: Accelerator) -> bool:
+    """Returns whether `mine` is so on any process."""
+    return bool(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device), "sum") > 0)
+
+
+def by_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """Runs `work` on the main process alone; returns its result, or raises its `EdcError`, on every process.
+
+    Questions about files are asked this way, too: a shared file system may answer two machines differently.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except EdcError as error:
+            outcome[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    result, met = outcome
+    if met is not None:
+        raise met
+    found: Result = result
+    return found
+
+
+@contextmanager
+def raised_together(accelerator: Accelerator) -> Iterator[None]:
+    """Raises an `EdcError` that any process meets in the block on all of them, at the end of the block.
+
+    The block must not wait for other processes: one that fails would not come to meet them there.
+    """
+    met: EdcError | None = None
+    try:
+        yield
+    except EdcError as error:
+        met = error
+    raise_together(met, accelerator)
+
+
+def raise_together(met: EdcError | None, accelerator: Accelerator) -> None:
+    """Raises, on every process, the first error by process number that any of them has met; nothing if none has."""
+    if not anyone(met is not None, accelerator):
+        return
+    for error in gather_object([met]):
+        if error is not None:
+            raise error
+
+
+def one_of_a_machine_first(work: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """Runs `work` on every process, on one of each machine ahead of the others, and returns each one's own result.
+
+    For work that fills a folder the first time, by a download for example: the others find it filled. An `EdcError`
+    that any process meets is raised on all.
+    """
+    results: list[Result] = []
+    for is_first in (True, False):
+        with raised_together(accelerator):
+            if accelerator.is_local_main_process == is_first:
+                results.append(work())
+    return results[0]
+
+
+@contextmanager
+def locked_by_main(path: Path, *, held_by_other: str, accelerator: Accelerator) -> Iterator[None]:
+    """The main process holds a lock on `path` for the block; all raise `RunError` if another job has it."""
+    with ExitStack() as held:
+
+        def lock() -> None:
+            held.enter_context(exclusive_lock(path, held_by_other=held_by_other))
+
+        by_main(lock, accelerator)
+        yield
+
+
+def pool_bad_images(images: Images, accelerator: Accelerator) -> None:
+    """Holds the unreadable images that all processes have met together against the limit of the split.
+
+    Raises:
+        DataError: they are too many; on every process alike.
+    """
+    if accelerator.num_processes == 1 or isinstance(images, MemoryImages) or not images.bad.max_fraction:
+        return
+    images.bad.pool(gather_object([images.bad.names]), num_images=len(images))

@@ -1,0 +1,104 @@
+"""What trained networks say about a split."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import nn
+
+from edc.data import DataSet, Images, evaluation_batches, train_batches
+from edc.method.batch_ensemble import member_logits
+from edc.method.step import autocast, to_device
+from edc.recipe import DataSection, TrainingSection
+from edc.train.distributed import raised_together
+
+__all__ = ["evaluate_accuracy", "labels_of", "predict_logits", "reestimate_batchnorm"]
+
+
+def evaluate_accuracy(
+    network: nn.Module, images: Images, data: DataSection, training: TrainingSection, accelerator: Accelerator
+) -> float:
+    """Returns the accuracy of `network` in eval mode over all processes; every image is counted once."""
+    network = network.to(accelerator.device).eval()
+    counts = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
+    batches = evaluation_batches(
+        images,
+        batch_size=max(training.batch_size // accelerator.num_processes, 1) * 2,
+        num_workers=data.num_workers,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    with raised_together(accelerator), torch.inference_mode(), autocast(accelerator.device, training):
+        for pixels, labels in batches:
+            predicted = network(to_device(pixels, accelerator.device, training)).argmax(-1)
+            counts[0] += (predicted == labels.to(accelerator.device)).sum()
+            counts[1] += len(labels)
+    correct, total = accelerator.reduce(counts, "sum").tolist()
+    return float(correct / total)
+
+
+def predict_logits(
+    network: nn.Module, images: Images, data: DataSection, training: TrainingSection, accelerator: Accelerator
+) -> NDArray[np.float32]:
+    """Returns logits (M, N, K) of every image in order, in float32 (never bf16: figures are of the exported network).
+
+    M is the number of members of a converted network, 1 otherwise. Every process gets the whole result.
+    """
+    network = network.to(accelerator.device).eval()
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    batches = evaluation_batches(
+        images, batch_size=256, num_workers=data.num_workers, rank=rank, num_processes=num_processes
+    )
+    with raised_together(accelerator), torch.inference_mode():
+        mine = [
+            member_logits(network, to_device(pixels, accelerator.device, training)).float().cpu().numpy()
+            for pixels, _ in batches
+        ]
+    shares = [np.concatenate(mine, axis=1)] if mine else []
+    if num_processes > 1:
+        shares = gather_object(shares)
+    result = np.empty((shares[0].shape[0], len(images), shares[0].shape[2]), np.float32)
+    for first, share in enumerate(shares):  # process r had rows r, r + P, ...
+        result[:, first::num_processes] = share
+    return result
+
+
+def labels_of(images: Images) -> NDArray[np.int64]:
+    """Returns the labels (N,)."""
+    labels: NDArray[np.int64] = images.labels.numpy()
+    return labels
+
+
+def reestimate_batchnorm(
+    network: nn.Module,
+    data: DataSet,
+    *,
+    data_section: DataSection,
+    training: TrainingSection,
+    seed: int,
+    accelerator: Accelerator,
+    num_images: int = 10_000,
+) -> nn.Module:
+    """Sets the running statistics of `network` to the mean over batches of clean, augmented training images.
+
+    A batch here is at most 256 images, whatever a training step has: all of it goes through the network at once.
+    """
+    batch_size = min(training.batch_size, 256)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+    network.to(accelerator.device).eval()
+    for norm in norms:
+        norm.train()
+    batches = train_batches(data.train, data_section, batch_size=batch_size, seed=seed, epoch=-1)
+    with torch.inference_mode():
+        for number, (pixels, _) in enumerate(batches):
+            if number * batch_size >= num_images:
+                break
+            network(to_device(pixels, accelerator.device, training))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval()

@@ -1,0 +1,153 @@
+"""How a batch goes through the members: all as one joint batch, or one member after another.
+
+    joint        M * N rows at once: BatchNorm statistics over all members, as published; memory grows with M
+    sequential   N rows M times, each with its own backward pass: memory does not depend on M, BatchNorm statistics are
+                 those of one member's rows at a time
+
+Both train the same parameters, so a checkpoint does not care; results do, through BatchNorm, so the form is a column of
+the result. `auto` takes the joint form where its activations fit.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from edc.errors import RunError, first_line
+from edc.method.batch_ensemble import ensemble_size_of
+from edc.method.step import autocast
+from edc.recipe import Recipe, StudentSection, TrainingSection
+from edc.runs.folder import RunFolder
+from edc.system.files import write_json
+from edc.system.machine import free_memory_bytes
+from edc.train.distributed import by_main
+
+__all__ = ["MemberForm", "activation_bytes", "as_begun", "batchnorm_momentum_shared", "choose_form", "form_of"]
+
+MemberForm = Literal["joint", "sequential"]
+SHARE_OF_MEMORY = 0.4
+"""Of the free memory, what activations may take: gradients, optimizer and teachers need theirs, and on a CPU the gaps
+between the allocator's blocks take up to as much again (results/step_cost.md)."""
+KEPT = "member_form.json"
+
+
+@contextmanager
+def batchnorm_momentum_shared(network: nn.Module, num_members: int) -> Iterator[None]:
+    """Within the block, running statistics move by such a share that `num_members` updates are worth one."""
+    norms: list[Any] = [module for module in network.modules() if _averages(module)]
+    momenta: list[float] = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = 1 - (1 - momentum) ** (1 / num_members)
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _averages(module: nn.Module) -> bool:
+    """Returns whether `module` keeps moving averages, whatever library its class is from."""
+    return getattr(module, "running_mean", None) is not None and isinstance(getattr(module, "momentum", None), float)
+
+
+def choose_form(
+    section: StudentSection,
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    training: TrainingSection,
+    folder: Path,
+    accelerator: Accelerator,
+) -> tuple[MemberForm, str]:
+    """Returns the form to train a student in, and why if there was anything to choose.
+
+    What `auto` has chosen is kept in `folder`, because a resumed run must go on in the form it was begun in.
+    """
+    if section.member_form != "auto":
+        return section.member_form, ""
+    if ensemble_size_of(network) == 1 or by_main((folder / "weights.safetensors").is_file, accelerator):
+        return "joint", ""
+    kept = folder / KEPT
+    form = by_main(lambda: _kept_form(kept), accelerator)
+    if form is not None:
+        return form, f"as {kept} says"
+    rows = min(training.batch_size // accelerator.num_processes, training.micro_batch_size or training.batch_size)
+    needed = activation_bytes(network, image_shape, training) * rows * ensemble_size_of(network)
+    free = _free_bytes(accelerator)
+    fits = torch.tensor(float(needed <= SHARE_OF_MEMORY * free), device=accelerator.device)
+    all_fit = bool(accelerator.reduce(fits, "sum") == accelerator.num_processes)  # the same on every process
+    form = "joint" if all_fit else "sequential"
+    by_main(lambda: write_json(kept, {"form": form, "activation_bytes": needed, "free_bytes": free}), accelerator)
+    return form, f"whose activations take {needed / 1e9:.1f} GB together; {free / 1e9:.1f} GB are free"
+
+
+def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
+    """Returns the form that student `name` of the run was trained in; None: one network, or not recorded."""
+    section = recipe.students[name]
+    if section.method == "kd" or recipe.teachers.size == 1:
+        return None
+    if section.member_form != "auto":
+        return section.member_form
+    return _kept_form(run.student_path(name) / KEPT)
+
+
+def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Recipe:
+    """Returns the recipe with the forms, where left to `auto`, that students of the run have been begun in."""
+
+    def kept_forms() -> dict[str, MemberForm | None]:
+        is_its_run = run.recipe_path.is_file() and run.recipe().digest() == recipe.digest()
+        return {name: form_of(recipe, name, run=run) if is_its_run else None for name in recipe.students}
+
+    forms = by_main(kept_forms, accelerator)
+    begun = {
+        name: section.model_copy(update={"member_form": forms[name] or section.member_form})
+        for name, section in recipe.students.items()
+    }
+    return recipe.model_copy(update={"students": begun})
+
+
+def _kept_form(kept: Path) -> MemberForm | None:
+    if not kept.is_file():  # not chosen yet, or trained by an edc that did not choose
+        return None
+    try:
+        form: MemberForm = json.loads(kept.read_text())["form"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{kept}: damaged ({first_line(error)}); it says joint or sequential, as the log did") from None
+    return form
+
+
+def _free_bytes(accelerator: Accelerator) -> float:
+    """Returns the memory that this process could have for itself, where its network runs."""
+    device = accelerator.device
+    if device.type == "cuda":  # what torch's allocator keeps for later is free for us, though not for others
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + cached)
+    return free_memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+
+
+def activation_bytes(network: nn.Module, image_shape: tuple[int, int, int], training: TrainingSection) -> int:
+    """Returns the bytes that one row of a batch keeps for its backward pass, counted on small batches on the CPU."""
+    network = copy.deepcopy(network).cpu().train()  # a copy, because running it moves BatchNorm's statistics
+    few, more = (_saved_bytes(network, image_shape, rows, training) for rows in (2, 4))
+    return (more - few) // (2 * ensemble_size_of(network))
+
+
+def _saved_bytes(network: nn.Module, image_shape: tuple[int, int, int], rows: int, training: TrainingSection) -> int:
+    """Returns the bytes of all tensors that `rows` images a member keep for the backward pass."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    images = torch.rand(rows * ensemble_size_of(network), *image_shape, dtype=next(network.parameters()).dtype)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(images.device, training):
+        network(images)
+    return sum(sizes.values())
