@@ -2,13 +2,12 @@
 
     python benchmarks/bench_loop.py [FILE.onnx] [--batch 1] [--threads 1] [--seconds 10] [--rounds 60]
 
-Four rows take turns in random order. In this process: the loop by hand, and `edc.benchmark.workers.timing`
-around the backend's `infer`. In a worker process, as `edc bench` has it: the loop by hand, and the worker's own
-row; it is this file that adds the loop to the worker (multiprocessing reads it as `__mp_main__`). Each pair runs one session and meets the same
-inputs. Prints each p50 and the median ratio to the loop by hand in the same process, paired by round, with its
-interval. The bound to hold is 3 %. Run it on a quiet machine; without a file it makes a tiny ResNet.
-
-Prints markdown for results/bench_checks.md.
+Four rows take turns in random order. In this process: the loop by hand, and `edc.benchmark.workers.timing` around the
+backend's `infer`. In a worker process, as `edc bench` has it: the loop by hand, and the worker's own row; it is this
+file that adds the loop to the worker (multiprocessing reads it as `__mp_main__`). Each pair runs one session and
+meets the same inputs. Prints each p50 and the median ratio to the loop by hand in the same process, paired by round,
+with its interval. The bound to hold is 3 %. Run it on a quiet machine; without a file it makes a tiny ResNet. Prints
+markdown for results/bench_checks.md.
 """
 
 import argparse
