@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, OnnxSubject, Subject, WhatRan, log_mean_probs
 from edc.deploy.onnx.precision import precision_of_graph
 from edc.deploy.onnx.session import CPU, import_onnxruntime, ort_errors, ort_session, share_threads
-from edc.errors import ArtifactError, FailedError
+from edc.errors import ArtifactError, FailedError, first_line
 
 __all__ = ["OnnxRuntimeCpu", "OnnxRuntimeLoaded", "graph_precision", "one_line", "onnx_files"]
 
@@ -97,4 +97,4 @@ def graph_precision(path: Path) -> str:
 
 def one_line(error: Exception) -> str:
     """Returns ONNX Runtime's message without its error number prefix, in one line."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", str(error)).splitlines()[0]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", first_line(error))

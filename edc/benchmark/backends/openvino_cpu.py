@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Subject, WhatRan, log_mean_probs
 from edc.benchmark.backends.onnxruntime_cpu import onnx_files
-from edc.errors import FailedError
+from edc.errors import FailedError, first_line
 
 __all__ = ["OpenVinoCpu", "OpenVinoLoaded", "import_openvino"]
 
@@ -125,4 +125,4 @@ def _reason(error: RuntimeError) -> str:
     """Returns the line of OpenVINO's message that says what happened: the first are where in its sources."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith("Exception from")]
-    return (said or lines or ["no reason given"])[0][:300]
+    return (said[0] if said else first_line(error))[:300]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Subject, TorchSubject, WhatRan
-from edc.errors import FailedError
+from edc.errors import FailedError, first_line
 from edc.runs.networks import SubjectNetworks, load_subject, prepare_run
 
 __all__ = ["Members", "TorchEager", "TorchLoaded"]
@@ -60,7 +60,7 @@ class TorchLoaded(Loaded):
             with torch.inference_mode():
                 result: Floats = self._run(torch.from_numpy(batch)).numpy()
         except (RuntimeError, MemoryError) as error:
-            raise FailedError(f"torch cannot run batch {len(batch)}: {str(error).splitlines()[0]}") from error
+            raise FailedError(f"torch cannot run batch {len(batch)}: {first_line(error)}") from error
         return result
 
 

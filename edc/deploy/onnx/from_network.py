@@ -18,7 +18,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edc.errors import FailedError
+from edc.errors import FailedError, first_line
 from edc.system.files import write_atomically
 
 __all__ = ["EnsembleNetwork", "ensemble_network", "onnx_from_network"]
@@ -93,7 +93,7 @@ def onnx_from_network(
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise FailedError(f"{path}: torch cannot export this network to ONNX: {_last_line(error)}") from error
+            raise FailedError(f"{path}: torch cannot export this network to ONNX: {_innermost(error)}") from error
     if program is None:
         raise FailedError(f"{path}: torch's exporter returned no program")
     model = program.model_proto
@@ -111,7 +111,7 @@ def _write_checked(model: onnx.ModelProto, path: Path) -> None:
         try:
             onnx.checker.check_model(temporary, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise FailedError(f"{path}: the ONNX checker refuses the export: {_last_line(error)}") from error
+            raise FailedError(f"{path}: the ONNX checker refuses the export: {_innermost(error)}") from error
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -165,9 +165,8 @@ def _quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _last_line(error: BaseException) -> str:
+def _innermost(error: BaseException) -> str:
     """Returns the innermost cause in one line: the exporter wraps the reason in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return first_line(error)[:300]

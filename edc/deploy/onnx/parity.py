@@ -20,7 +20,7 @@ from torch import nn
 
 from edc.deploy.onnx.precision import Precision, require_precision
 from edc.deploy.onnx.session import ort_errors, ort_session
-from edc.errors import FailedError, ParityError
+from edc.errors import FailedError, ParityError, first_line
 
 __all__ = [
     "PairedAccuracy",
@@ -178,7 +178,7 @@ def onnx_outputs(session: Any, images: Floats, *, batch_size: int) -> Floats:
     try:
         return np.concatenate([session.run(None, {name: batch})[0] for batch in _batches(images, batch_size)])
     except ort_errors() as error:
-        raise FailedError(f"ONNX Runtime cannot run batch {batch_size}: {str(error).splitlines()[0]}") from error
+        raise FailedError(f"ONNX Runtime cannot run batch {batch_size}: {first_line(error)}") from error
 
 
 def paired_accuracy_drop(reference_correct: NDArray[np.bool_], candidate_correct: NDArray[np.bool_]) -> PairedAccuracy:
