@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 
 from edc.deploy.artifact.manifest import Manifest, load_manifest, verify_files
 from edc.deploy.engine.from_onnx import sidecar_path
+from edc.deploy.onnx.checked import REFUSALS
 from edc.deploy.onnx.precision import require_precision
 from edc.errors import ArtifactError, first_line
 
@@ -43,7 +44,7 @@ def _check_onnx(path: Path, precision: str) -> None:
         outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
         if not outside:  # the checker would follow the reference
             onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, OSError) as error:
+    except (*REFUSALS, DecodeError, OSError) as error:
         raise ArtifactError(f"{path}: not a valid ONNX file ({first_line(error)})") from None
     if outside:
         place = next((entry.value for entry in outside[0].external_data if entry.key == "location"), "?")

@@ -12,6 +12,7 @@ import numpy as np
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Nanoseconds, Subject, WhatRan, log_mean_probs
 from edc.benchmark.backends.onnxruntime_cpu import graph_precision, one_line, onnx_files
+from edc.deploy.onnx.precision import HEAVY_OPERATORS
 from edc.deploy.onnx.session import import_onnxruntime, ort_errors
 from edc.errors import FailedError
 from edc.system.gpu import gpus_now
@@ -19,7 +20,7 @@ from edc.system.gpu import gpus_now
 __all__ = ["BoundSessions", "OnnxRuntimeCuda"]
 
 CUDA = "CUDAExecutionProvider"
-_HEAVY = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
+_HEAVY = (*HEAVY_OPERATORS, *(f"Fused{name}" for name in HEAVY_OPERATORS))
 
 
 class OnnxRuntimeCuda(Backend):

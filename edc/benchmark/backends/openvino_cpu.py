@@ -11,7 +11,7 @@ from edc.errors import FailedError, first_line
 
 __all__ = ["OpenVinoCpu", "OpenVinoLoaded", "import_openvino"]
 
-_HEAVY = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+_HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")  # in OpenVINO's own words
 Hint = Literal["f32", "bf16"]
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
@@ -96,7 +96,7 @@ def _precisions_of(compiled: Any) -> Counter[str]:
     """Returns how many of the compiled graph's convolutions and matrix products run in which precision."""
     infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
     types = [(info["layerType"].value, info["runtimePrecision"].value) for info in infos]
-    heavy = [precision for layer, precision in types if layer in _HEAVY]
+    heavy = [precision for layer, precision in types if layer in _HEAVY_LAYERS]
     return Counter(_PRECISIONS.get(name, name) for name in heavy or {precision for _, precision in types})
 
 

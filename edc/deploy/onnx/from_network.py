@@ -18,8 +18,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from edc.deploy.onnx.checked import write_checked
 from edc.errors import FailedError, first_line
-from edc.system.files import write_atomically
 
 __all__ = ["EnsembleNetwork", "ensemble_network", "onnx_from_network"]
 
@@ -102,16 +102,7 @@ def onnx_from_network(
     for key, value in sorted(labels.items()):
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
         model.metadata_props.add(key=key, value=text)
-    _write_checked(model, path)
-
-
-def _write_checked(model: onnx.ModelProto, path: Path) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-        try:
-            onnx.checker.check_model(temporary, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise FailedError(f"{path}: the ONNX checker refuses the export: {_innermost(error)}") from error
+    write_checked(model, path, what="the export")
 
 
 def _strip(model: onnx.ModelProto) -> None:
