@@ -19,8 +19,8 @@ from edc.data import DataSet, FileImages, Images, load_data
 from edc.deploy.artifact.folder import appearing, require_replaceable
 from edc.deploy.artifact.manifest import ArtifactFile, Manifest, ParityFigures, Preprocessing, write_manifest
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
+from edc.deploy.ensemble import ensemble_log_probs, ensemble_network
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
-from edc.deploy.onnx.from_network import ensemble_network
 from edc.deploy.onnx.parity import compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
 from edc.deploy.onnx.uint8_input import take_uint8_pixels
@@ -249,7 +249,7 @@ def _differences(
             members = torch.cat(
                 [member_logits(student.cpu(), torch.from_numpy(b)) for b in np.array_split(images, 8)], 1
             )
-            mean = torch.log_softmax(members, -1).logsumexp(0) - np.log(len(members))
+            mean = ensemble_log_probs(members)
             folded = torch.from_numpy(reference) * (temperature if options.fold_temperature else 1.0)
         found["folded_from_members"] = compare_outputs(mean.numpy(), folded.log_softmax(-1).numpy())
     return {name: ParityFigures(**{**asdict(parity), "batch_sizes": (64,)}) for name, parity in found.items()}

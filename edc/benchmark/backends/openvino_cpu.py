@@ -5,9 +5,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, Subject, WhatRan, log_mean_probs
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, Subject, WhatRan
 from edc.benchmark.backends.onnxruntime_cpu import onnx_files
 from edc.errors import FailedError, first_line
+from edc.metrics.ensemble import ensemble_log_probs
 
 __all__ = ["OpenVinoCpu", "OpenVinoLoaded", "import_openvino"]
 
@@ -89,7 +90,7 @@ class OpenVinoLoaded(Loaded):
             outputs: list[Floats] = [request.infer({0: batch})[0] for request in self._requests]
         except RuntimeError as error:
             raise FailedError(f"OpenVINO cannot run batch {len(batch)}: {_reason(error)}") from error
-        return outputs[0] if len(outputs) == 1 else log_mean_probs(outputs)
+        return outputs[0] if len(outputs) == 1 else ensemble_log_probs(outputs)
 
 
 def _precisions_of(compiled: Any) -> Counter[str]:

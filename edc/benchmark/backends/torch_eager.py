@@ -1,12 +1,12 @@
 """torch without a compiler, on the CPU: what somebody has who runs the networks of a run as they are."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Subject, TorchSubject, WhatRan
+from edc.deploy.ensemble import ensemble_log_probs
 from edc.errors import FailedError, first_line
 from edc.runs.networks import SubjectNetworks, load_subject, prepare_run
 
@@ -88,7 +88,7 @@ class Members:
         else:  # member-major rows: m * N + n
             rows = images.repeat(self.members_per_network, 1, 1, 1)
             logits = self.networks[0](rows).view(self.members_per_network, len(images), -1)
-        return torch.logsumexp(torch.log_softmax(logits, dim=-1), dim=0) - math.log(self.num_members)
+        return ensemble_log_probs(logits)
 
 
 def _ready(network: nn.Module, device: str) -> nn.Module:

@@ -7,7 +7,6 @@ that two exports of the same weights are the same bytes wherever they are made, 
 import copy
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,42 +15,14 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edc.deploy.onnx.checked import write_checked
 from edc.errors import FailedError, first_line
 
-__all__ = ["EnsembleNetwork", "ensemble_network", "onnx_from_network"]
+__all__ = ["onnx_from_network"]
 
 _MAX_BYTES = 2**31 - 2**20  # protobuf's limit, less a megabyte for everything that is not a weight
-
-
-class EnsembleNetwork(nn.Module):
-    """The members of an ensemble side by side on one input, their probabilities averaged.
-
-        output = log( 1/M sum_m softmax(logits_m) ) = logsumexp_m( log_softmax(logits_m) ) - log M
-
-    so softmax(output) is the ensemble's mean probability exactly, and the output can stand wherever a single network's
-    logits do. The logarithms are never taken of a probability that has already rounded to zero.
-
-    Shapes:
-        images (N, C, H, W) -> (N, K)
-    """
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, images: Tensor) -> Tensor:
-        log_probs = torch.stack([torch.log_softmax(member(images).float(), dim=1) for member in self.members])
-        return torch.logsumexp(log_probs, dim=0) - math.log(len(self.members))
-
-
-def ensemble_network(members: Sequence[nn.Module]) -> nn.Module:
-    """Returns one network that computes the mean probability of `members`, as `EnsembleNetwork` describes."""
-    if not members:
-        raise ValueError("an ensemble needs at least one member")
-    return EnsembleNetwork(members).eval()
 
 
 def onnx_from_network(
