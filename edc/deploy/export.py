@@ -96,7 +96,7 @@ def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
     student = load_student(recipe, recipe.deploy, data, run=run)
     subjects = _subjects(student, run, recipe, summary, data, fold_temperature=options.fold_temperature)
     samples = _samples(data, recipe, options.max_batch)
-    preprocessing = preprocessing_of(recipe, data, options.input_type)
+    preprocessing = preprocessing_of(data, options.input_type)
     row = _row(summary, recipe.deploy)
     with appearing(folder) as temporary:
         files: list[ArtifactFile] = []
@@ -171,7 +171,7 @@ def references_of(run: RunFolder, recipe: Recipe, data: DataSet, *, fold_tempera
     return {subject.stem: subject.reference for subject in subjects}
 
 
-def preprocessing_of(recipe: Recipe, data: DataSet, input_type: Literal["float", "uint8"] = "float") -> Preprocessing:
+def preprocessing_of(data: DataSet, input_type: Literal["float", "uint8"] = "float") -> Preprocessing:
     """Returns how an image file becomes an input, the same way as the run's evaluation images did."""
     channels, height, width = data.image_shape
     fraction = data.test.crop_fraction if isinstance(data.test, FileImages) else 1.0

@@ -22,6 +22,7 @@ from edc.errors import FailedError, first_line
 
 __all__ = ["onnx_from_network"]
 
+_OPSET = 20
 _MAX_BYTES = 2**31 - 2**20  # protobuf's limit, less a megabyte for everything that is not a weight
 
 
@@ -32,11 +33,8 @@ def onnx_from_network(
     input_shape: tuple[int, int, int],
     class_names: Sequence[str],
     metadata: Mapping[str, Any],
-    input_name: str = "images",
-    output_name: str = "logits",
-    opset: int = 20,
 ) -> None:
-    """Writes `network` to `path` as float32 ONNX with a free batch dimension, checked, and whole or not at all.
+    """Writes `network` to `path` as float32 ONNX from images to logits with a free batch size; checked, or not at all.
 
     Args:
         input_shape: (C, H, W) of the images the network takes.
@@ -57,9 +55,9 @@ def onnx_from_network(
                 plain,
                 (images,),
                 dynamo=True,
-                opset_version=opset,
-                input_names=[input_name],
-                output_names=[output_name],
+                opset_version=_OPSET,
+                input_names=["images"],
+                output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )

@@ -126,7 +126,7 @@ def check_parity(parity: Parity, *, precision: Precision, what: str) -> None:
 
 
 def check_onnx_parity(
-    path: Path, network: nn.Module, images: Floats, *, max_batch: int, precision: Precision, threads: int = 0
+    path: Path, network: nn.Module, images: Floats, *, max_batch: int, precision: Precision
 ) -> Parity:
     """Returns the parity of the ONNX file at `path` with `network` in float32 torch, both on this machine's CPU.
 
@@ -145,7 +145,7 @@ def check_onnx_parity(
     if num_images < max_batch:
         images = np.resize(images, (max_batch, *images.shape[1:]))
     reference = network_outputs(network, images, batch_size=max_batch)
-    session = ort_session(path, threads=threads)
+    session = ort_session(path)
     wanted, got, sizes = [], [], batch_sizes_for(max_batch)
     for size in sizes:
         # Every image at the largest batch; a few full batches of the small ones, which would only repeat it slowly.
