@@ -17,9 +17,10 @@ from edc.benchmark.backends import BACKENDS, BackendName
 from edc.benchmark.backends.contract import Floats
 from edc.benchmark.judge.statistics import compare_accuracy
 from edc.benchmark.measure.corruptions import SEVERITIES, CorruptionKind, corrupt, kinds_for
+from edc.benchmark.measure.quality import float_batches
 from edc.benchmark.specs import base_subject, is_ensemble, precision_class
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
-from edc.data import Images, evaluation_batches
+from edc.data import Images
 from edc.data.data_set import take
 from edc.seeding import generator_for
 
@@ -86,7 +87,7 @@ def robustness(
             figures None.
     """
     subset = robustness_subset(images, quick=quick, seed=seed)
-    batches = [(pixels.float() / 255).numpy() for pixels, _ in evaluation_batches(subset, batch_size=BATCH_SIZE)]
+    batches = list(float_batches(subset, BATCH_SIZE))
     labels = subset.labels.numpy()
     records: dict[str, list[dict[str, Any]]] = {}
     for kind, severity in levels_for(tuple(subset[0][0].shape)):
