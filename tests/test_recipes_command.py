@@ -101,7 +101,7 @@ def test_folder_that_cannot_be_written_to_is_one_message(tmp_path, monkeypatch):
 
 def test_wheel_holds_every_recipe(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {f"edc/recipe/shipped/{path.name}" for path in RECIPES} <= set(names)
+    assert {f"edc/recipe/files/{path.name}" for path in RECIPES} <= set(names)
 
 
 def test_installed_wheel_finds_its_recipes_without_the_repository(wheel, tmp_path):
@@ -122,14 +122,14 @@ def test_installed_wheel_finds_its_recipes_without_the_repository(wheel, tmp_pat
 
     listed = called()["recipes"]
     assert [recipe["name"] for recipe in listed] == NAMES
-    assert {Path(recipe["file"]).parent for recipe in listed} == {site / "edc/recipe/shipped"}
+    assert {Path(recipe["file"]).parent for recipe in listed} == {site / "edc/recipe/files"}
     assert called("digits") == {"written": "digits.yaml"}
     assert yaml.safe_load((desk / "digits.yaml").read_text())["name"] == "digits"
 
 
 def test_installation_without_recipes_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("edc.cli.recipes.IN_WHEEL", tmp_path / "nowhere")
-    monkeypatch.setattr("edc.cli.recipes.IN_REPOSITORY", tmp_path)
+    monkeypatch.setattr("edc.recipe.shipped.IN_WHEEL", tmp_path / "nowhere")
+    monkeypatch.setattr("edc.recipe.shipped.IN_REPOSITORY", tmp_path)
     called = edc("recipes", cwd=tmp_path)
     assert (called.exit_code, called.stdout) == (1, "")
     assert "found no recipes" in called.stderr

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from edc.cli.recipes import ShippedRecipe
+from edc.recipe.shipped import ShippedRecipe
 
 __all__ = ["print_recipes"]
 
