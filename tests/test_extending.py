@@ -61,6 +61,10 @@ def test_backend_refuses_what_it_cannot_run(tmp_path):
         backend.load(OnnxSubject((tmp_path / "a.onnx",)))
     with pytest.raises(FailedError):
         backend.load(TorchSubject(tmp_path, "kd"))
+    loaded = backend.load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+    for shape in ((2, 1, 5, 5), (2, 4, 8, 8), (2, 3, 4, 8)):
+        with pytest.raises(FailedError, match=r"onnx-reference cannot run batch 2: .+"):
+            loaded.infer(np.zeros(shape, np.float32))
 
 
 # A perturbation
