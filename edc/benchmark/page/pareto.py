@@ -126,7 +126,7 @@ def pareto(bench: Bench, *, batch: int, measure: Measure, width: float, height: 
             (x(point.ms), y(point.quality)),
             point.series.shape,
             point.series.css,
-            tip=_tip(bench, point),
+            tip=_tip(point),
             size="large" if bench.is_student(point.row) else "medium",
             target=f"row-{bench.number(point.row)}",
         )
@@ -210,7 +210,7 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _tip(bench: Bench, point: _Point) -> str:
+def _tip(point: _Point) -> str:
     """Returns the row in a few lines."""
     row, raw = point.row, point.row["quality"]["raw"]
     calibrated = row["quality"].get("calibrated")
