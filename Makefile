@@ -1,10 +1,17 @@
-# make demo   the whole job on a small data set, in an environment of its own
-# make test   lint, types and the default test suite
+# make demo       the whole job on a small data set, in an environment of its own
+# make test       lint, types and the default test suite
+# make test-slow  the minutes-long rest
+# make coverage   the default test suite traced line by line; fails below the floor that pyproject.toml sets
+# make lint       what ruff and mypy have to say
+# make format     ruff's own repairs
+# make lock       requirements-dev.lock: the versions in the environment that the tests run in
+# make dist       wheel and source archive, in dist/
+# make clean      removes the environment and all caches
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow coverage lint format lock dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edc distill recipes/digits.yaml
@@ -17,6 +24,9 @@ test: $(VENV)/.installed-test lint
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 
+coverage: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --cov --cov-report=term
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -25,6 +35,15 @@ lint: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Names and versions alone: a line that names an index, a folder or a repository is of no use elsewhere.
+lock: $(VENV)/.installed-test
+	sed '/^[^#]/d' requirements-dev.lock > requirements-dev.lock.new
+	$(BIN)/python -m pip freeze --exclude-editable --exclude edc | grep -E '^[A-Za-z0-9._-]+==[0-9]' >> requirements-dev.lock.new
+	mv requirements-dev.lock.new requirements-dev.lock
+
+dist: $(VENV)/.installed-test
+	$(BIN)/python -m hatchling build
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,4 +57,4 @@ $(VENV)/.installed-test: $(BIN)/python pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage dist

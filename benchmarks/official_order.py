@@ -5,7 +5,7 @@ perturbation for which all M teachers and all M members are run and differentiat
 images and gradients are those of `edc.method.step.StudentStep` in its joint form (tests/test_official_order.py: equal
 to 1e-10 in float64); only the order of work differs.
 
-Source: Nam et al. 2022 (arXiv 2206.15047) and its published code, read as METHOD; nothing is copied from it.
+Source: Nam et al. 2022 (arXiv 2206.15047) and its published code, as docs/method.md describes it; nothing is copied.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""METHOD.md sections 1 and 2 written down straight, in float64: what the package is held against.
+"""Layers and one step of docs/method.md written down straight, in float64: what the package is held against.
 
-Written from METHOD.md and from no code of the package. Where the package is clever this is not: members are a leading
+Written from equations and from no code of the package. Where the package is clever this is not: members are a leading
 axis and a loop, r and s are stored as r and s, all M teachers and members run in the perturbation, weight decay is the
 official penalty, the optimiser is three lines. The network is `small_networks.SmallNetwork`, spelled out again.
 

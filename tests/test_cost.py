@@ -1,4 +1,4 @@
-"""The cost of a run in METHOD.md's units, held against the forward passes that really happen."""
+"""The cost of a run in the units of docs/method.md, held against the forward passes that really happen."""
 
 from collections import Counter
 

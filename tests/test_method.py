@@ -1,4 +1,4 @@
-"""The method in the package against `reference.py`, METHOD.md written down straight: to 1e-10 in float64."""
+"""The method in the package against `reference.py`, docs/method.md written down straight: to 1e-10 in float64."""
 
 import itertools
 import math

@@ -13,6 +13,7 @@ import typer
 
 from edc.cli import bench as cli_bench
 from edc.cli import deploy as cli_deploy
+from edc.cli import recipes as cli_recipes
 from edc.cli.options import (
     RUNS,
     DataRoot,
@@ -229,6 +230,7 @@ def _is_main_process() -> bool:
 
 cli_deploy.add_commands(app)
 cli_bench.add_commands(app)
+cli_recipes.add_commands(app)
 
 
 def main() -> None:

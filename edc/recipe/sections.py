@@ -70,7 +70,7 @@ class NetworkSection(Section):
 
 
 class TrainingSection(Section):
-    """The schedule, shared by teachers and students; the defaults are the paper's (METHOD: 200 epochs, SGD)."""
+    """The schedule, shared by teachers and students; the defaults are the paper's (docs/method.md: 200 epochs, SGD)."""
 
     epochs: PositiveInt = 200
     batch_size: PositiveInt = 128

@@ -1,0 +1,59 @@
+"""The command that hands out the recipes that edc ships: recipes."""
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edc.cli.options import Json, print_json, say, table_console
+from edc.errors import FailedError, RequestError
+
+__all__ = ["add_commands"]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds the command of this file to the command line."""
+    app.command(epilog="Example: edc recipes digits")(recipes)
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Copy this recipe to the current folder; default: list all.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes that come with edc, or copy one of them here to change it."""
+    from edc.recipe.shipped import shipped_recipe, shipped_recipes
+
+    if name is None:
+        from edc.cli.tables.recipes import print_recipes
+
+        found = shipped_recipes()
+        if as_json:
+            print_json({"recipes": [asdict(recipe) for recipe in found]})
+        print_recipes(found, console=table_console(as_json))
+        say("copy one with: edc recipes NAME")
+        return
+    copied = _copied(Path(shipped_recipe(name).file))
+    if as_json:
+        print_json({"written": str(copied)})
+    say(f"written: {copied}   next: {shlex.join(['edc', 'distill', str(copied), '--dry-run'])}")
+
+
+def _copied(source: Path) -> Path:
+    """Copies a recipe to the current folder and returns where it is; what is there already stays as it is."""
+    target, content = Path(source.name), source.read_bytes()
+    try:
+        with target.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        raise RequestError(
+            f"{target}: is there already and is never overwritten; move it away, or call the command in another folder"
+        ) from None
+    except OSError as error:
+        raise FailedError(
+            f"{target}: cannot be written ({error.strerror}); call the command in another folder"
+        ) from None
+    return target

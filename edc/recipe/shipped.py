@@ -1,0 +1,58 @@
+"""The recipes that come with edc, and what the head of each says."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edc.errors import FailedError, RequestError
+
+__all__ = ["ShippedRecipe", "shipped_recipe", "shipped_recipes"]
+
+IN_WHEEL = Path(__file__).parent / "files"
+"""Where the wheel has them: pyproject.toml puts the repository's recipes there."""
+IN_REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """A recipe that came with edc, and what its head says of it."""
+
+    name: str
+    file: str
+    about: str
+    needs: str
+
+
+def shipped_recipes() -> list[ShippedRecipe]:
+    """Returns the recipes that came with this edc, by name: those of its wheel, or those of its repository.
+
+    Raises:
+        FailedError: there are none, so the installation is damaged.
+    """
+    is_repository = (IN_REPOSITORY / "pyproject.toml").is_file()
+    folder = IN_REPOSITORY / "recipes" if is_repository and not IN_WHEEL.is_dir() else IN_WHEEL
+    files = sorted(folder.glob("*.yaml"))
+    if not files:
+        raise FailedError(f"{folder}: found no recipes, expected those that come with edc; install edc again")
+    return [_described(file) for file in files]
+
+
+def shipped_recipe(name: str) -> ShippedRecipe:
+    """Returns the recipe called `name`, with or without the ending of its file; raises `RequestError` if none is."""
+    by_name = {recipe.name: recipe for recipe in shipped_recipes()}
+    stem = name.removesuffix(".yaml")
+    if stem not in by_name:
+        nearest = difflib.get_close_matches(stem, by_name, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(by_name)}"
+        raise RequestError(f"NAME: found {name!r}, which is no recipe of edc; {hint}")
+    return by_name[stem]
+
+
+def _described(file: Path) -> ShippedRecipe:
+    """Returns what the comments at the head of a recipe say: its first line, and the paragraph `needs`."""
+    comments = file.read_text().split("\nname:", maxsplit=1)[0].splitlines()
+    lines = [line.removeprefix("#").rstrip() for line in comments if line.startswith("#")]
+    paragraphs = re.split(r"\n (?=[a-z]+\b {2})", "\n".join(lines))  # a keyword, then at least two blanks
+    needs = next((text.removeprefix("needs") for text in paragraphs if text.startswith("needs ")), "")
+    return ShippedRecipe(file.stem, str(file), lines[0].strip(), " ".join(needs.split()))
