@@ -750,3 +750,27 @@ def test_batch_larger_than_the_data_is_refused():
 
 if sys.platform == "win32":
     pytestmark = pytest.mark.skip(reason="paths in messages are matched as POSIX paths")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_known_data_sets_are_resized_once_as_pillow_does(channels, tmp_path, monkeypatch):
+    """Against a resize of the same pixels by Pillow alone; the statistics are those of what is trained on."""
+    from edc.data import sources
+
+    pixels = torch.randint(0, 256, (12, channels, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(12) % 3
+    whole = sources.in_memory(
+        DataSection(kind="synthetic"),
+        *(MemoryImages(pixels[part], labels[part]) for part in (slice(0, 6), slice(6, 9), slice(9, 12))),
+        ("a", "b", "c"),
+    )
+    monkeypatch.setattr(sources, "_torchvision", lambda data: whole)
+    data = load_data(DataSection(kind="cifar10", image_size=4))
+    assert data.image_shape == (channels, 4, 4)
+    found = torch.cat([data.train.images, data.validation.images, data.test.images])
+    for image, small in zip(pixels, found, strict=True):
+        array = image.permute(1, 2, 0).numpy() if channels == 3 else image[0].numpy()
+        expected = np.asarray(Image.fromarray(array).resize((4, 4), Image.Resampling.BILINEAR))
+        assert np.array_equal(small.permute(1, 2, 0).squeeze(-1).numpy(), expected)
+    assert data.mean == pytest.approx((data.train.images.double() / 255).mean((0, 2, 3)).tolist(), abs=1e-4)
+    assert torch.equal(data.test.labels, labels[9:])

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from edc.data import data_set
 from edc.data.data_set import DataSet
-from edc.data.images import Images, MemoryImages
+from edc.data.images import Images, MemoryImages, crop_fraction_of, resize_and_crop
 from edc.errors import DataError, first_line
 from edc.recipe import DataSection
 from edc.seeding import generator_for
@@ -32,7 +33,9 @@ def load_data(data: DataSection) -> DataSet:
         case "digits":
             loaded = _digits(data)
         case "fashion_mnist" | "cifar10" | "cifar100":
-            loaded = _torchvision(data)
+            loaded = _torchvision(data.model_copy(update={"image_size": None}))
+            if data.image_size is not None:
+                loaded = _resized(data, loaded)
         case "image_folder":
             from edc.data.folder import load_image_folder
 
@@ -95,6 +98,25 @@ def _torchvision(data: DataSection) -> DataSet:
     everything, test = _from_torchvision(train_set), _from_torchvision(test_set)
     train, validation = data_set.split_at(everything, data.validation or 5000)
     return in_memory(data, train, validation, test, tuple(train_set.classes))
+
+
+def _resized(data: DataSection, loaded: DataSet) -> DataSet:
+    """Returns a data set in memory with every image resized once, as a consumer of the artifact resizes a file."""
+    assert data.image_size is not None
+
+    def resized(images: Images) -> MemoryImages:
+        assert isinstance(images, MemoryImages)
+        pixels = np.stack(
+            [
+                resize_and_crop(Image.fromarray(image), data.image_size or 0, crop_fraction_of(data))
+                for image in images.images.permute(0, 2, 3, 1).squeeze(-1).numpy()
+            ]
+        )
+        return MemoryImages(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), images.labels)
+
+    train, validation, test = (resized(split) for split in (loaded.train, loaded.validation, loaded.test))
+    shape = (loaded.image_shape[0], data.image_size, data.image_size)
+    return DataSet(train, validation, test, loaded.class_names, shape, *data_set.channel_statistics(train))
 
 
 def _from_torchvision(source: Any) -> MemoryImages:

@@ -13,7 +13,7 @@ class Section(BaseModel):
 
 
 FIELDS_OF_KINDS = {
-    "image_size": ("image_folder", "parquet", "webdataset", "synthetic"),
+    "image_size": ("image_folder", "parquet", "webdataset", "synthetic", "cifar10", "cifar100", "fashion_mnist"),
     "crop_fraction": ("image_folder", "parquet", "webdataset"),
     "test": ("digits", "image_folder", "parquet", "webdataset", "synthetic"),
     "unlabelled": ("image_folder", "parquet", "webdataset"),
@@ -49,7 +49,7 @@ class DataSection(Section):
     and test images."""
     split_seed: int = 0
     image_size: PositiveInt | None = None
-    """Side of the square that files are resized and cropped to; None: the images' own size."""
+    """Side of the square that images are resized and cropped to; None: their own size."""
     crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Evaluation crop / resized side; None: 0.875 from 128 px up, 1 below."""
     augmentation: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "crop_flip"
