@@ -42,8 +42,13 @@ class Subject:
     @property
     def label(self) -> str:
         """What tables show: `teacher 0`, `ensemble, merged (int8)`, `kd (members)`, `kd (fp16) (CUDA graph)`."""
+        return f"{self._network_label}{self.how_it_runs}"
+
+    @property
+    def how_it_runs(self) -> str:
+        """The end of the label: what is not fp32 and plain."""
         precision = "" if self.precision == "fp32" else f" ({self.precision})"
-        return f"{self._network_label}{precision}{' (CUDA graph)' if self.cuda_graph else ''}"
+        return f"{precision} (CUDA graph)" if self.cuda_graph else precision
 
     @property
     def _network_label(self) -> str:

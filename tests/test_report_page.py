@@ -360,7 +360,7 @@ def test_wheel_holds_template_style_and_script(tmp_path):
 
     wheel = next(iter(WheelBuilder(str(Path(__file__).parents[1])).build(directory=str(tmp_path))))
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"edc/report/page/template/page.{suffix}" for suffix in ("html", "css", "js")} <= names
+    assert {f"edc/benchmark/page/template/page.{suffix}" for suffix in ("html", "css", "js")} <= names
 
 
 def test_calibrated_nll_of_the_verdict_is_beside_the_ensembles_in_fp32(document):
