@@ -18,8 +18,8 @@ class Machine:
 
     def time(self, specs, *, batch, plan, seed, with_memory):
         assert not with_memory
-        self.asked.append((batch, [spec.subject for spec in specs]))
-        return {spec: self.timing(self.ns_of[spec.subject](batch), batch) for spec in specs}
+        self.asked.append((batch, [spec.subject.label for spec in specs]))
+        return {spec: self.timing(self.ns_of[spec.subject.label](batch), batch) for spec in specs}
 
     def timing(self, ns, batch):
         if ns is None:
