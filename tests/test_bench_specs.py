@@ -197,3 +197,17 @@ def test_keys_are_all_different():
     specs = row_specs(HERE, main, RECIPE, RUN, BACKENDS, None)
     specs += also_specs(HERE, manifest(*ONNX, *ENGINES, seed=1), RECIPE, RUN, BACKENDS, None, main=main)
     assert len({spec.key for spec in specs}) == len(specs) > 60
+
+
+def test_teachers_of_a_manifest_that_does_not_number_them_are_in_their_order():
+    unnumbered = manifest(*ONNX)
+    found = [(file.precision, file.member) for file in unnumbered.files if file.role == "teacher"]
+    assert found == [(precision, m) for precision in ("fp32", "fp16", "int8-cpu", "int8-trt") for m in (0, 1)]
+    assert {file.member for file in unnumbered.files if file.role != "teacher"} == {None}
+    files = [file.model_dump() for file in reversed(unnumbered.files)]  # numbered now, and listed the other way round
+    (spec,) = [
+        spec
+        for spec in row_specs(HERE, manifest(files=files), RECIPE, RUN, ["openvino-bf16"], None)
+        if spec.subject == Subject("teacher", member=0)
+    ]
+    assert spec.source == OnnxSource((HERE / "0.onnx",))

@@ -14,6 +14,7 @@ from edc.errors import DataError, RunError
 from edc.method.batch_ensemble import member_state
 from edc.runs.folder import RunFolder
 from edc.runs.networks import load_subject, subjects_of
+from edc.runs.rows import identity_of, rows_by_subject
 from edc.runs.student import build_plain, build_student
 from edc.subject import Subject
 from edc.teachers.ensemble import build_teacher, teacher_key
@@ -129,3 +130,17 @@ def test_no_run_and_no_data_are_the_users_errors(tmp_path, run):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document))
     with pytest.raises(DataError, match="nowhere"):
         load_subject(tmp_path, Subject("ensemble"), data_root=tmp_path / "nowhere")
+
+
+def test_rows_of_a_summary_of_then_are_told_by_kind_and_order():
+    """An older edc wrote neither name nor member; a student may be called as the ensemble is."""
+    kinds = [("teacher 0", "teacher"), ("teacher 1", "teacher"), ("ensemble", "ensemble")]
+    kinds += [("ensemble (members)", "members"), ("ensemble", "student"), ("teacher", "student")]
+    then = {"rows": [{"subject": subject, "kind": kind} for subject, kind in kinds]}
+    found = rows_by_subject(then)
+    wanted = [Subject("teacher", member=0), Subject("teacher", member=1), Subject("ensemble")]
+    wanted += [Subject("members", name="ensemble"), *(Subject("student", name=n) for n in ("ensemble", "teacher"))]
+    assert list(found) == wanted
+    assert [id(row) for row in found.values()] == [id(row) for row in then["rows"]]
+    now = {"rows": [identity_of(subject) for subject in reversed(wanted)]}  # told by what they say, in any order
+    assert list(rows_by_subject(now)) == wanted[::-1]
