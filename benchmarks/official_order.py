@@ -2,7 +2,7 @@
 
 What the authors' code computes, written down in torch: members in activation space, as one joint batch; and a
 perturbation for which all M teachers and all M members are run and differentiated, although two of each matter. Loss,
-images and gradients are those of `edc.runs.student.student_loss` in its joint form (tests/test_official_order.py: equal
+images and gradients are those of `edc.method.step.StudentStep` in its joint form (tests/test_official_order.py: equal
 to 1e-10 in float64); only the order of work differs.
 
 Source: Nam et al. 2022 (arXiv 2206.15047) and its published code, read as METHOD; nothing is copied from it.

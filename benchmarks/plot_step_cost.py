@@ -1,5 +1,6 @@
 """The picture of step_cost.py's lines: time and peak memory of a step against members and against image size.
 
+pip install matplotlib
 python benchmarks/plot_step_cost.py results/step_cost.jsonl results/step_cost.svg
 """
 

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from edc.method.batch_ensemble import to_batch_ensemble
 from edc.method.member_layers import BatchEnsembleLayer
-from edc.method.step import Batch, autocast, backward_through
+from edc.method.step import Batch
 from edc.networks import build_network
 from edc.recipe import NetworkSection, StudentSection, TrainingSection
-from edc.runs.student import student_loss
+from edc.runs.student import student_step
 from edc.seeding import generator_for
 from edc.teachers.ensemble import TeacherEnsemble
+from edc.train.backward import backward_through
+from edc.train.placement import autocast
 
 __all__ = ["FORMS", "OURS", "step_of"]
 
@@ -54,10 +56,11 @@ def step_of(
     if form in OURS:
         # One teacher has nobody to disagree with.
         section = StudentSection(perturbation="tdiv_sdiv" if members > 1 else "ods")
-        accelerator, loss_of = Accelerator(cpu=True), student_loss(section, teachers, form=form)  # type: ignore[arg-type]
+        accelerator = Accelerator(cpu=True)
+        learn = student_step(section, teachers, training=training, form=form)  # type: ignore[arg-type]
 
         def step() -> None:
-            backward_through(loss_of, student, student, drawn(), training=training, accelerator=accelerator)
+            backward_through(learn, student, student, drawn(), micro_batch_size=None, accelerator=accelerator)
             student.zero_grad()
 
         return step

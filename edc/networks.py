@@ -6,6 +6,7 @@ norm, the projection shortcut reads the block's raw input. (Their running varian
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -101,6 +102,23 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
 
+def _three_stages(
+    block: Callable[[int, int, int], nn.Module], blocks_per_stage: int, width: int
+) -> tuple[nn.Sequential, int]:
+    """Returns the blocks after a stem of 16 channels, and the channels they end with: 16, 32, 64 times `width`.
+
+    The second and the third stage begin with a block of stride 2.
+    """
+    blocks: list[nn.Module] = []
+    channels = 16
+    for stage in range(3):
+        for number in range(blocks_per_stage):
+            stride = 2 if stage > 0 and number == 0 else 1
+            blocks.append(block(channels, 16 * width * 2**stage, stride))
+            channels = 16 * width * 2**stage
+    return nn.Sequential(*blocks), channels
+
+
 class PreActivationBlock(nn.Module):
     """BN, ReLU, conv, BN, ReLU, conv, plus a shortcut: the input itself, or a 1x1 convolution of it."""
 
@@ -128,16 +146,8 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        blocks_per_stage = (depth - 4) // 6
         self.stem = _conv3x3(in_channels, 16)
-        blocks: list[nn.Module] = []
-        channels = 16
-        for stage in range(3):
-            for block in range(blocks_per_stage):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(PreActivationBlock(channels, 16 * width * 2**stage, stride))
-                channels = 16 * width * 2**stage
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks, channels = _three_stages(PreActivationBlock, (depth - 4) // 6, width)
         self.norm = nn.BatchNorm2d(channels)
         self.classifier = nn.Linear(channels, num_classes)
         _initialise(self)
@@ -171,17 +181,9 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, width: int, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        blocks_per_stage = (depth - 2) // 6
         self.stem = _conv3x3(in_channels, 16)
         self.norm = nn.BatchNorm2d(16)
-        blocks: list[nn.Module] = []
-        channels = 16
-        for stage in range(3):
-            for block in range(blocks_per_stage):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(BasicBlock(channels, 16 * width * 2**stage, stride))
-                channels = 16 * width * 2**stage
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks, channels = _three_stages(BasicBlock, (depth - 2) // 6, width)
         self.classifier = nn.Linear(channels, num_classes)
         _initialise(self)
 

@@ -1,23 +1,21 @@
 """What one, two and three processes are asked to do alike; `scaling_worker.py` and test_distributed.py share it."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from training_cases import small_data
+from training_cases import Recorded, small_data
 
 from edc.data.images import Images, MemoryImages
 from edc.method.batch_ensemble import fold, to_batch_ensemble
-from edc.method.step import Batch, LossPart
+from edc.method.kinds import MemberForm
 from edc.recipe import DataSection, StudentSection, TrainingSection
-from edc.runs.student import student_loss
+from edc.runs.student import student_step
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.evaluate import evaluate_accuracy, predict_logits
 from edc.train.loop import fit
-from edc.train.member_form import MemberForm
 
 DATA = DataSection(
     kind="synthetic", num_images=64, image_size=8, num_classes=3, validation=33, test=35, crop_padding=1, split_seed=3
@@ -52,22 +50,13 @@ def smooth(seed: int, *, sharpness: float = 1.0) -> nn.Module:
 def long_training(folder: Path, accelerator: Accelerator, form: MemberForm) -> list[float]:
     """Returns this process's loss of every step of LatentBE + TDiv-SDiv with two members in float32."""
     teachers = TeacherEnsemble([smooth(1, sharpness=30), smooth(2, sharpness=30)])
-    loss_of = student_loss(StudentSection(perturbation="tdiv_sdiv"), teachers, form=form)
-    losses: list[float] = []
-
-    def recorded(model: nn.Module, network: nn.Module, batch: Batch) -> list[LossPart]:
-        def recorded_part(part: LossPart) -> Tensor:
-            loss = part()
-            losses[-1] += float(loss.detach())
-            return loss
-
-        losses.append(0.0)
-        return [partial(recorded_part, part) for part in loss_of(model, network, batch)]
+    learn = student_step(StudentSection(perturbation="tdiv_sdiv"), teachers, training=TRAINING, form=form)
+    recorded = Recorded(learn)
 
     fit(
         to_batch_ensemble(smooth(0), 2),
         small_data(),
-        loss_of=recorded,
+        learn=recorded,
         plain_of=lambda trained: fold(trained, smooth(0)),
         data_section=DATA,
         training=TRAINING,
@@ -76,7 +65,7 @@ def long_training(folder: Path, accelerator: Accelerator, form: MemberForm) -> l
         label="long",
         accelerator=accelerator,
     )
-    return losses
+    return recorded.seen
 
 
 class Witness(nn.Module):

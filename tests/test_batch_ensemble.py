@@ -22,8 +22,8 @@ from edc.method.batch_ensemble import (
 )
 from edc.method.perturb import perturb
 from edc.method.step import Batch
-from edc.recipe import StudentSection
-from edc.runs.student import student_loss
+from edc.recipe import StudentSection, TrainingSection
+from edc.runs.student import student_step
 from edc.teachers.ensemble import TeacherEnsemble
 
 M = 3
@@ -443,12 +443,11 @@ def test_bf16_gradients_are_those_of_float32_within_its_rounding(form):
     )
     gradients = {}
     for precision, perturbation, images in (("fp32", "none", moved), ("bf16", "tdiv_sdiv", batch_images)):
-        loss_of = student_loss(StudentSection(perturbation=perturbation), teachers)
+        learn = student_step(StudentSection(perturbation=perturbation), teachers, training=TrainingSection())
         batch = Batch(images, torch.zeros(16), torch.Generator().manual_seed(0), slice(None), 16)
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            (part,) = loss_of(network, network, batch)
-            loss = part()
+            (loss,) = learn.losses(network, network, batch)
         loss.backward()
         gradients[precision] = {name: p.grad.clone() for name, p in network.named_parameters()}
     for name, value in gradients["fp32"].items():

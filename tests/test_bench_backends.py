@@ -23,10 +23,11 @@ from edc.benchmark.backends import (
     open_backend,
     require_installed,
 )
-from edc.benchmark.backends.contract import OnnxSource, TorchSource, log_mean_probs
+from edc.benchmark.backends.contract import OnnxSource, TorchSource
 from edc.benchmark.backends.torch_eager import TorchLoaded
 from edc.deploy.onnx import session as ort
 from edc.errors import ArtifactError, FailedError, NotInstalledError
+from edc.metrics import ensemble_log_probs
 from edc.runs.networks import SubjectNetworks
 from edc.system.gpu import gpus_now
 
@@ -278,7 +279,7 @@ def test_a_module_missing_for_another_reason_is_not_reported_as_the_backend(monk
 def test_mean_of_probabilities_of_members_that_are_very_sure():
     logits = [np.array([[0.0, -200.0, -300.0]]), np.array([[-150.0, 0.0, -300.0]])]
     exact = [[-np.log(2), -np.log(2), -300.0]]  # both give the last class exp(-300), far under the least float32
-    np.testing.assert_allclose(log_mean_probs([each.astype(np.float32) for each in logits]), exact, rtol=1e-6)
+    np.testing.assert_allclose(ensemble_log_probs([each.astype(np.float32) for each in logits]), exact, rtol=1e-6)
 
 
 def test_torch_with_shared_members_puts_rows_in_member_major_order():

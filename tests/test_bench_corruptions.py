@@ -13,14 +13,14 @@ from edc.benchmark.judge.statistics import compare_accuracy
 from edc.benchmark.measure.corruptions import (
     BLUR_SHARE,
     CONTRAST,
+    EDC_KINDS,
     JPEG_QUALITY,
-    KINDS,
     LEAST_BLUR,
     NOISE_STD,
     SEVERITIES,
     corrupt,
 )
-from edc.benchmark.measure.robustness import LEVELS, robustness, robustness_of, robustness_specs, robustness_subset
+from edc.benchmark.measure.robustness import levels_for, robustness, robustness_of, robustness_specs, robustness_subset
 from edc.benchmark.old_document import subject_of_label
 from edc.benchmark.workers.pool import RowSpec, WorkerPool
 from edc.data import MemoryImages
@@ -37,7 +37,7 @@ def smooth_images(num_images: int, channels: int, side: int) -> np.ndarray:
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_noise_has_the_stated_spread_and_no_mean(severity: int):
     images = np.full((20, 3, 64, 64), 0.5, np.float32)
-    noise = corrupt(images, "gaussian_noise", severity, seed=0).astype(np.float64) - 0.5
+    noise = corrupt(images, "edc_noise", severity, seed=0).astype(np.float64) - 0.5
     assert noise.std() == pytest.approx(NOISE_STD[severity - 1], rel=0.01)
     assert abs(noise.mean()) < 4 * NOISE_STD[severity - 1] / np.sqrt(noise.size)
     assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.05
@@ -58,13 +58,13 @@ def test_blur_is_a_gaussian_whose_width_follows_the_size_of_the_image(side: int,
         expected = sum(
             weight * np.take(padded, range(shift, shift + side), axis=axis) for shift, weight in enumerate(weights)
         )
-    np.testing.assert_allclose(corrupt(images, "blur", severity, seed=0), expected, atol=2e-6)
+    np.testing.assert_allclose(corrupt(images, "edc_blur", severity, seed=0), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_contrast_draws_pixels_to_the_mean_of_their_channel(severity: int):
     images = smooth_images(3, 3, 8)
-    corrupted = corrupt(images, "contrast", severity, seed=0)
+    corrupted = corrupt(images, "edc_contrast", severity, seed=0)
     for image, result in zip(images, corrupted, strict=True):
         for channel, faded in zip(image, result, strict=True):
             mean = sum(channel.ravel().tolist()) / channel.size
@@ -75,7 +75,7 @@ def test_contrast_draws_pixels_to_the_mean_of_their_channel(severity: int):
 def test_jpeg_is_what_pillow_writes_and_reads(mode: str):
     images = np.random.default_rng(1).random((3, len(Image.new(mode, (1, 1)).getbands()), 16, 24), np.float32)
     for severity, quality in zip(SEVERITIES, JPEG_QUALITY, strict=True):
-        corrupted = corrupt(images, "jpeg", severity, seed=0)
+        corrupted = corrupt(images, "edc_jpeg", severity, seed=0)
         for image, result in zip(images, corrupted, strict=True):
             bands = [Image.fromarray(np.round(255 * channel).astype(np.uint8)) for channel in image]
             file = io.BytesIO()
@@ -86,7 +86,7 @@ def test_jpeg_is_what_pillow_writes_and_reads(mode: str):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EDC_KINDS)
 def test_an_image_is_corrupted_alike_in_any_batch_and_the_input_is_left_alone(kind, channels: int):
     images = smooth_images(10, channels, 8)
     before = images.copy()
@@ -99,7 +99,7 @@ def test_an_image_is_corrupted_alike_in_any_batch_and_the_input_is_left_alone(ki
 
 
 @pytest.mark.parametrize("side", [8, 32])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EDC_KINDS)
 def test_higher_severities_change_images_more_and_the_first_one_does_already(kind, side: int):
     images = np.random.default_rng(2).random((30, 1, side, side), np.float32)
     distances = [float(np.abs(corrupt(images, kind, severity, seed=0) - images).mean()) for severity in SEVERITIES]
@@ -110,7 +110,7 @@ def test_higher_severities_change_images_more_and_the_first_one_does_already(kin
 
 def test_another_seed_is_other_noise():
     images = smooth_images(2, 1, 8)
-    first, second = (corrupt(images, "gaussian_noise", 1, seed=seed) for seed in (0, 1))
+    first, second = (corrupt(images, "edc_noise", 1, seed=seed) for seed in (0, 1))
     assert (first != second).mean() > 0.99
 
 
@@ -124,30 +124,30 @@ def test_another_seed_is_other_noise():
 )
 def test_what_cannot_be_corrupted_is_refused(shape, severity: int, message: str):
     with pytest.raises(RequestError, match=message):
-        corrupt(np.zeros(shape, np.float32), "blur", severity, seed=0)
+        corrupt(np.zeros(shape, np.float32), "edc_blur", severity, seed=0)
 
 
 def test_calibrated_figures_use_the_temperature_that_is_given():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(50, 4)).astype(np.float32), rng.integers(4, size=50)
-    record = robustness_of(logits, labels, kind="blur", severity=2, calibration_temperature=2.0)
+    record = robustness_of(logits, labels, kind="edc_blur", severity=2, calibration_temperature=2.0)
 
     def nll(values: np.ndarray) -> float:
         probs = np.exp(values.astype(np.float64))
         return float(-np.log(probs[np.arange(50), labels] / probs.sum(1)).mean())
 
-    assert (record["corruption"], record["severity"]) == ("blur", 2)
+    assert (record["corruption"], record["severity"]) == ("edc_blur", 2)
     assert record["acc"] == np.mean(logits.argmax(1) == labels)
     assert record["nll"] == pytest.approx(nll(logits), rel=1e-9)
     assert record["calibrated_nll"] == pytest.approx(nll(logits / 2), rel=1e-6)
-    without = robustness_of(logits, labels, kind="blur", severity=2, calibration_temperature=None)
+    without = robustness_of(logits, labels, kind="edc_blur", severity=2, calibration_temperature=None)
     assert without == record | dict.fromkeys(("calibrated_nll", "calibrated_ece", "calibrated_brier"))
 
 
 def test_record_holds_the_row_against_the_ensemble_on_the_same_images():
     labels = np.array([0, 1, 2, 0])
     ensemble, row = (np.eye(3, dtype=np.float32)[answers] for answers in ([0, 1, 2, 1], [0, 1, 0, 0]))
-    given = {"kind": "blur", "severity": 1, "calibration_temperature": None}
+    given = {"kind": "edc_blur", "severity": 1, "calibration_temperature": None}
     record = robustness_of(row, labels, **given, ensemble_outputs=ensemble, seed=3)
     assert (record["num_images"], record["agreement"]) == (4, 0.5)
     wanted = compare_accuracy(ensemble.argmax(1) == labels, row.argmax(1) == labels, seed=3).difference
@@ -205,8 +205,9 @@ def test_rows_are_run_over_every_corruption_of_the_same_images(tmp_path):
         found = robustness(pool, [spec, gone], images, temperatures={spec: 1.5}, quick=True, seed=0)
     assert list(found) == [spec.key]
     records = found[spec.key]
-    assert [(record["corruption"], record["severity"]) for record in records] == list(LEVELS)
-    assert len(LEVELS) == 1 + 4 * 5
+    levels = levels_for((CHANNELS, SIZE, SIZE))
+    assert [(record["corruption"], record["severity"]) for record in records] == list(levels)
+    assert len(levels) == 1 + 4 * 5
     floats = pixels.astype(np.float32) / 255
     for record in records:  # 300 images are two batches
         kind, severity = record["corruption"], record["severity"]

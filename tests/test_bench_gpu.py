@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
-import os
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pynvml
 import pytest
 import torch
 from tiny_onnx import tiny_images, write_tiny_onnx
@@ -25,7 +28,7 @@ from edc.deploy.engine.run import require_batch
 from edc.deploy.onnx.session import import_onnxruntime
 from edc.errors import ArtifactError, EngineError, FailedError
 from edc.subject import Subject
-from edc.system.gpu import Gpu, gpus_from_csv, gpus_now
+from edc.system.gpu import Gpu, gpus_now, gpus_or_reason
 
 STUDENT = Subject("student", name="student")
 MERGED = Subject("ensemble", ensemble_form="merged")
@@ -33,36 +36,89 @@ MERGED = Subject("ensemble", ensemble_form="merged")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
-# What `nvidia-smi --query-gpu=... --format=csv,noheader,nounits` prints, by its manual: unknown figures in brackets.
-TWO_GPUS = """\
-NVIDIA A100-SXM4-40GB, 535.104.05, 40960, 1155, 1410, 1215, 34, 56.21
-NVIDIA GeForce MX150, 535.104.05, 2048, 139, [N/A], 405, 47, [Not Supported]
-"""
+
+class FakeDriver:
+    """Answers in place of NVIDIA's library: a GPU is what it knows, and what it does not know is not supported."""
+
+    def __init__(self, gpus: list[dict[str, float]], *, failing: str = "", reason: int = 0) -> None:
+        self.gpus, self.failing, self.reason, self.num_open = gpus, failing, reason, 0
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> "FakeDriver":
+        for name in ("nvmlInit", "nvmlShutdown", "nvmlDeviceGetCount", "nvmlSystemGetDriverVersion"):
+            monkeypatch.setattr(pynvml, name, partial(self.answer, name))
+        for name in ("HandleByIndex", "Name", "MemoryInfo", "ClockInfo", "MaxClockInfo", "Temperature", "PowerUsage"):
+            monkeypatch.setattr(pynvml, f"nvmlDeviceGet{name}", partial(self.answer, f"nvmlDeviceGet{name}"))
+        return self
+
+    def answer(self, name: str, index: int = 0, kind: int | None = None):
+        if name == self.failing:
+            raise pynvml.NVMLError(self.reason)
+        match name:
+            case "nvmlInit" | "nvmlShutdown":
+                self.num_open += 1 if name == "nvmlInit" else -1
+                return None
+            case "nvmlDeviceGetCount":
+                return len(self.gpus)
+            case "nvmlSystemGetDriverVersion":
+                return "535.104.05"
+            case "nvmlDeviceGetHandleByIndex":
+                return index
+        key = name.removeprefix("nvmlDeviceGet") + ("" if kind is None else f" {kind}")
+        if key not in self.gpus[index]:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return self.gpus[index][key]
 
 
-def test_gpus_are_read_with_their_clocks_and_what_the_driver_does_not_say_is_none():
-    assert gpus_from_csv(TWO_GPUS) == (
+CLOCK_SM, CLOCK_MEMORY, TEMPERATURE_GPU = 1, 2, 0  # as nvml.h numbers them
+A100 = {
+    "Name": "NVIDIA A100-SXM4-40GB",
+    "MemoryInfo": SimpleNamespace(total=40960 << 20),
+    f"ClockInfo {CLOCK_SM}": 1155,
+    f"MaxClockInfo {CLOCK_SM}": 1410,
+    f"ClockInfo {CLOCK_MEMORY}": 1215,
+    f"Temperature {TEMPERATURE_GPU}": 34,
+    "PowerUsage": 56_210,  # milliwatts
+}
+MX150 = {
+    "Name": "NVIDIA GeForce MX150",
+    "MemoryInfo": SimpleNamespace(total=2048 << 20),
+    f"ClockInfo {CLOCK_SM}": 139,
+    f"ClockInfo {CLOCK_MEMORY}": 405,
+    f"Temperature {TEMPERATURE_GPU}": 47,
+}
+
+
+def test_gpus_are_read_with_their_clocks_and_what_the_driver_does_not_say_is_none(monkeypatch):
+    driver = FakeDriver([A100, MX150]).install(monkeypatch)
+    assert gpus_now() == (
         Gpu("NVIDIA A100-SXM4-40GB", "535.104.05", 40960, 1155, 1410, 1215, 34, 56.21),
         Gpu("NVIDIA GeForce MX150", "535.104.05", 2048, 139, None, 405, 47, None),
     )
-    assert gpus_from_csv("No devices were found\n") == gpus_from_csv("") == ()
+    assert driver.num_open == 0
+    FakeDriver([{"Name": "NVIDIA GB10"}]).install(monkeypatch)
+    assert gpus_now() == (Gpu("NVIDIA GB10", "535.104.05", None, None, None, None, None, None),)
+    FakeDriver([]).install(monkeypatch)
+    assert gpus_now() == ()
 
 
 @pytest.mark.parametrize(
-    ("content", "names"),
+    ("failing", "reason", "found"),
     [
-        (f"cat <<'end'\n{TWO_GPUS}end", ["NVIDIA A100-SXM4-40GB", "NVIDIA GeForce MX150"]),
-        ("echo NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver; exit 9", []),
-        ("echo No devices were found; exit 6", []),
+        ("", 0, ["NVIDIA A100-SXM4-40GB", "NVIDIA GeForce MX150"]),
+        ("nvmlInit", pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, []),
+        ("nvmlInit", pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "Driver Not Loaded"),
+        ("nvmlInit", pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "RM has detected an NVML/RM version mismatch."),
+        ("nvmlDeviceGetCount", pynvml.NVML_ERROR_UNKNOWN, "Unknown Error"),
+        ("nvmlDeviceGetHandleByIndex", pynvml.NVML_ERROR_GPU_IS_LOST, "GPU is lost"),
     ],
 )
-def test_driver_program_is_asked_and_may_fail(content, names, tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{content}\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert [gpu.name for gpu in gpus_now()] == names
-    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+def test_driver_is_asked_and_may_fail(failing, reason, found, monkeypatch):
+    driver = FakeDriver([A100, MX150], failing=failing, reason=reason).install(monkeypatch)
+    gpus = gpus_or_reason()
+    assert (gpus if isinstance(gpus, str) else [gpu.name for gpu in gpus]) == found
+    assert [gpu.name for gpu in gpus_now()] == ([] if isinstance(found, str) else found)
+    assert driver.num_open == 0
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     assert gpus_now() == ()
 
 

@@ -14,9 +14,10 @@ from edc import metrics
 from edc.benchmark.backends.contract import OnnxSource
 from edc.benchmark.measure.curves import CurvePoint, training_curves
 from edc.benchmark.measure.disagreements import disagreements
-from edc.benchmark.measure.quality import Predictions, predict_all, reliability_bins, score_all
+from edc.benchmark.measure.quality import Predictions, predict_all, score_all
 from edc.benchmark.workers.pool import NotRun, RowSpec
 from edc.data import DataSet, MemoryImages
+from edc.metrics import reliability_bins
 from edc.subject import Subject
 from edc.teachers.ensemble import teacher_key
 

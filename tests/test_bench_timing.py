@@ -9,6 +9,7 @@ from edc.benchmark.workers.timing import (
     RowSamples,
     TimingPlan,
     WarmUp,
+    drift,
     flags_of,
     inputs_in_rotation,
     interleave,
@@ -189,6 +190,13 @@ def test_a_planted_drift_is_flagged_and_a_steady_row_is_not():
     assert flag.startswith("drift: the median changed by +1")
     (flag,) = flags_of(row(-0.2), STABLE)
     assert flag.startswith("drift: the median changed by -1")
+
+
+def test_drift_is_of_the_medians_of_the_outer_thirds_in_the_order_of_the_rounds():
+    assert drift({9: 6.0, 1: 2.0, 5: 100.0}) == 2.0
+    assert drift({0: 4.0, 1: 8.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 3.0, 6: 3.0}) == pytest.approx(3 / 6 - 1)
+    assert drift({0: 0.0, 1: 2.0, 2: 2.0, 3: 3.0}) == 0.5  # a round of no time says nothing
+    assert drift({0: 1.0, 1: 9.0}) == drift({}) == 0.0
 
 
 def test_noise_is_the_coefficient_of_variation_with_outliers():

@@ -12,7 +12,7 @@ from edc.method.batch_ensemble import ensemble_size_of, to_batch_ensemble
 from edc.method.step import Batch
 from edc.recipe import Recipe, StudentSection
 from edc.runs.cost import TIMED_STEPS, WARMUP_STEPS, estimate_costs, units_per_step
-from edc.runs.student import student_loss
+from edc.runs.student import student_step
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.checkpoint import save_state
 
@@ -50,9 +50,9 @@ def test_units_count_the_passes_that_happen(method, perturbation, units, form):
         member.register_forward_hook(count)
     images = small_data().train.images[:16].float() / 255
     batch = Batch(images, torch.zeros(16), torch.Generator().manual_seed(0), slice(None), 16)
-    loss_of = student_loss(StudentSection(method=method, perturbation=perturbation), teachers, form=form)
-    for part in loss_of(network, network, batch):
-        part().backward()
+    section = StudentSection(method=method, perturbation=perturbation)
+    for loss in student_step(section, teachers, training=TRAINING, form=form).losses(network, network, batch):
+        loss.backward()
     assert passes["training"] == ensemble_size_of(network)
     assert passes["forward"] + passes["input backward"] + 2 * passes["training"] == units
 

@@ -11,8 +11,9 @@ import torchvision
 from torch import nn
 
 from edc.deploy.engine.from_onnx import engine_from_onnx, import_tensorrt, load_engine, sidecar_path
+from edc.deploy.ensemble import ensemble_network
 from edc.deploy.fuse import fuse_batchnorm
-from edc.deploy.onnx.from_network import ensemble_network, onnx_from_network
+from edc.deploy.onnx.from_network import onnx_from_network
 from edc.deploy.onnx.half import fp16_from_onnx
 from edc.deploy.onnx.quantize import int8_from_onnx
 from edc.errors import EngineError, NotInstalledError

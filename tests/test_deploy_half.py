@@ -9,7 +9,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edc.deploy.onnx.from_network import ensemble_network, onnx_from_network
+from edc.deploy.ensemble import ensemble_network
+from edc.deploy.onnx.from_network import onnx_from_network
 from edc.deploy.onnx.half import fp16_from_onnx
 from edc.deploy.onnx.parity import check_onnx_parity
 from edc.deploy.onnx.precision import precision_of_graph, require_precision

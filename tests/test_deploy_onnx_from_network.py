@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from edc.deploy.onnx.from_network import ensemble_network, onnx_from_network
+from edc.deploy.ensemble import ensemble_network
+from edc.deploy.onnx.from_network import onnx_from_network
 from edc.deploy.onnx.session import ort_session
 from edc.errors import FailedError
 

@@ -1,11 +1,14 @@
 """The doctor tells what loads from what is only installed, and how to mend it."""
 
+import os
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from edc.system import doctor
 from edc.system.doctor import Library, diagnose
+from edc.system.gpu import Gpu
 
 
 def found(*libraries: Library) -> dict[str, doctor.Check]:
@@ -44,15 +47,30 @@ def test_machine_is_described():
     checks = found()
     assert checks["Python"].found.startswith(".".join(map(str, sys.version_info[:3])))
     assert {"CPU cores", "Memory", "GPU"} <= checks.keys()
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert checks["Memory"].found == f"{installed / 2**30:.1f} GiB"
     assert checks["GPU"].status in ("ok", "missing", "broken")
 
 
 def test_machine_without_a_driver_or_vector_instructions_gets_advice(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    monkeypatch.setattr(doctor, "gpus_or_reason", lambda: ())
     monkeypatch.setattr(doctor, "cpu_flags", lambda: {"sse2"})
     checks = found()
     assert (checks["GPU"].status, checks["INT8 on this CPU"].status) == ("missing", "note")
     assert "none of avx2" in checks["CPU features"].found
+
+
+def test_gpus_are_named_and_a_driver_that_fails_says_why(monkeypatch):
+    a100 = Gpu("NVIDIA A100-SXM4-40GB", "535.104.05", 40960.0, 1155, 1410, 1215, 34, 56.21)
+    monkeypatch.setattr(doctor, "gpus_or_reason", lambda: (a100, replace(a100, name="NVIDIA GB10", memory_mib=None)))
+    gpu = found()["GPU"]
+    assert (gpu.status, gpu.fix) == ("ok", None)
+    assert gpu.found == (
+        "NVIDIA A100-SXM4-40GB, driver 535.104.05, 40960 MiB; NVIDIA GB10, driver 535.104.05, memory unknown"
+    )
+    monkeypatch.setattr(doctor, "gpus_or_reason", lambda: "Driver Not Loaded")
+    gpu = found()["GPU"]
+    assert (gpu.status, gpu.found) == ("broken", "Driver Not Loaded")
 
 
 def test_both_runtimes_installed_at_once_is_a_conflict(monkeypatch):

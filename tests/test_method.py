@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pytest
 import reference
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from edc.method.batch_ensemble import fold, to_batch_ensemble
 from edc.method.losses import kd_loss, label_loss, latent_be_loss
 from edc.method.perturb import draw_pair, move, perturb
-from edc.method.step import Batch, LossPart
+from edc.method.step import Batch
 from edc.recipe import StudentSection, TrainingSection
-from edc.runs.student import student_loss
+from edc.runs.student import student_step
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.schedule import build_optimizer
 
@@ -49,10 +49,10 @@ def batch_of(images: Tensor, generator: torch.Generator) -> Batch:
     return Batch(images=images, labels=some_labels(), generator=generator, rows=slice(None), num_rows=len(images))
 
 
-def joint(parts: Sequence[LossPart]) -> Tensor:
+def joint(parts: Iterable[Tensor]) -> Tensor:
     """Returns the loss that is given as one part."""
     (part,) = parts
-    return part()
+    return part
 
 
 def compare(network: nn.Module, expected: reference.Network) -> None:
@@ -84,7 +84,7 @@ def test_two_optimiser_steps_equal_the_reference(form, start, alpha):
     reference_teachers = [reference.network_from_state(teacher.state_dict(), 1) for teacher in teachers]
     section = StudentSection(perturbation="tdiv_sdiv", temperature=TEMPERATURE, alpha=alpha)
     ensemble = TeacherEnsemble(teachers)
-    loss_of = student_loss(section, ensemble)
+    learn = student_step(section, ensemble, training=TrainingSection())
     optimizer = build_optimizer(network, TrainingSection())
 
     for step, learning_rate in enumerate(LEARNING_RATES):
@@ -98,7 +98,7 @@ def test_two_optimiser_steps_equal_the_reference(form, start, alpha):
             generator=torch.Generator().manual_seed(step),
         )
         optimizer.param_groups[0]["lr"] = learning_rate
-        loss = joint(loss_of(network, network, batch_of(images, torch.Generator().manual_seed(step))))
+        loss = joint(learn.losses(network, network, batch_of(images, torch.Generator().manual_seed(step))))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -334,9 +334,8 @@ def test_kd_student_mixes_labels_and_distillation_by_alpha(alpha):
     teachers, network = plain_teachers(), small_network(0).train()
     section = StudentSection(method="kd", alpha=alpha, temperature=3.0)
     images = some_images()
-    loss = joint(
-        student_loss(section, TeacherEnsemble(teachers))(network, network, batch_of(images, torch.Generator()))
-    )
+    learn = student_step(section, TeacherEnsemble(teachers), training=TrainingSection())
+    loss = joint(learn.losses(network, network, batch_of(images, torch.Generator())))
     student = reference.forward(
         reference.network_from_state(small_network(0).state_dict(), 1), images, train=True
     ).detach()
@@ -350,10 +349,11 @@ def test_kd_student_mixes_labels_and_distillation_by_alpha(alpha):
 
 def test_labels_are_not_used_at_alpha_one():
     network = to_batch_ensemble(small_network(0), M).train()
-    loss_of = student_loss(StudentSection(perturbation="tdiv"), TeacherEnsemble(plain_teachers()))
+    section, teachers = StudentSection(perturbation="tdiv"), TeacherEnsemble(plain_teachers())
+    learn = student_step(section, teachers, training=TrainingSection())
     generator = torch.Generator().manual_seed(0)
     batch = Batch(some_images(), torch.full((N,), 10**6), generator, slice(None), N)  # no such class
-    assert joint(loss_of(network, network, batch)).isfinite()
+    assert joint(learn.losses(network, network, batch)).isfinite()
 
 
 def test_teachers_stay_frozen_and_in_eval_mode():

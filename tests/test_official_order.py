@@ -8,10 +8,11 @@ import torch
 from small_networks import randomise, small_network
 
 from edc.method.batch_ensemble import to_batch_ensemble
-from edc.method.step import Batch, backward_through
+from edc.method.step import Batch
 from edc.recipe import StudentSection, TrainingSection
-from edc.runs.student import student_loss
+from edc.runs.student import student_step
 from edc.teachers.ensemble import TeacherEnsemble
+from edc.train.backward import backward_through
 
 M, N = 3, 6
 
@@ -35,8 +36,9 @@ def test_loss_and_gradients_equal_the_official_order_of_work(official_loss, acce
     def batch() -> Batch:
         return Batch(images, torch.zeros(N), torch.Generator().manual_seed(5), slice(0, N), N)
 
-    loss_of = student_loss(StudentSection(perturbation="tdiv_sdiv"), teachers, form="joint")
-    loss = backward_through(loss_of, ours, ours, batch(), training=TrainingSection(), accelerator=accelerator)
+    section = StudentSection(perturbation="tdiv_sdiv")
+    step = student_step(section, teachers, training=TrainingSection(), form="joint")
+    loss = backward_through(step, ours, ours, batch(), micro_batch_size=None, accelerator=accelerator)
     expected = official_loss(theirs, teachers, batch(), num_members=M)
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), rtol=0, atol=1e-10)

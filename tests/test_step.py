@@ -12,15 +12,16 @@ from small_networks import randomise, small_network
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edc.method.batch_ensemble import select_members, to_batch_ensemble
+from edc.method.batch_ensemble import batchnorm_momentum_shared, select_members, to_batch_ensemble
 from edc.method.perturb import draw_pair, perturb
-from edc.method.step import Batch, backward_through
+from edc.method.step import Batch
 from edc.networks import build_network
 from edc.recipe import NetworkSection, StudentSection, TrainingSection
-from edc.runs.student import student_loss
+from edc.runs.student import student_step
 from edc.system.machine import cgroup_free_bytes
 from edc.teachers.ensemble import TeacherEnsemble
-from edc.train.member_form import SHARE_OF_MEMORY, activation_bytes, batchnorm_momentum_shared, choose_form
+from edc.train.backward import backward_through
+from edc.train.member_form import SHARE_OF_MEMORY, activation_bytes, choose_form
 
 M, N, SHAPE = 3, 6, (3, 10, 10)
 
@@ -63,11 +64,9 @@ def gradients_of(
     form: str = "joint",
     micro_batch_size: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    training = TrainingSection(micro_batch_size=micro_batch_size)
-    loss_of = student_loss(section, ensemble(), form=form)
-    loss = backward_through(
-        loss_of, network, network, batch_of(images_of()), training=training, accelerator=accelerator
-    )
+    step = student_step(section, ensemble(), training=TrainingSection(), form=form)
+    batch = batch_of(images_of())
+    loss = backward_through(step, network, network, batch, micro_batch_size=micro_batch_size, accelerator=accelerator)
     return loss, {name: parameter.grad for name, parameter in network.named_parameters()}
 
 
@@ -308,11 +307,11 @@ def test_a_step_never_waits_for_the_gpu(form):
     device = accelerator.device
     network, teachers = members().to(device), ensemble().to(device)
     images = images_of().to(device)
-    loss_of = student_loss(StudentSection(perturbation="tdiv_sdiv"), teachers, form=form)
+    learn = student_step(StudentSection(perturbation="tdiv_sdiv"), teachers, training=TrainingSection(), form=form)
     for step in range(2):
         torch.cuda.set_sync_debug_mode("error" if step else "default")
         try:
             batch = Batch(images, torch.zeros(N, device=device), torch.Generator().manual_seed(3), slice(0, N), N)
-            backward_through(loss_of, network, network, batch, training=TrainingSection(), accelerator=accelerator)
+            backward_through(learn, network, network, batch, micro_batch_size=None, accelerator=accelerator)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -1,8 +1,7 @@
 """Small trainings that one process and two run alike; `distributed_worker.py` and the tests share them."""
 
 import signal
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,14 +13,14 @@ from torch import Tensor, nn
 from edc.data import DataSet, load_data
 from edc.errors import DataError
 from edc.method.batch_ensemble import ensemble_size_of, fold, to_batch_ensemble
-from edc.method.step import Batch, LossOf, LossPart
+from edc.method.kinds import MemberForm
+from edc.method.step import Batch, LabelStep, Step
 from edc.networks import Classifier, build_network
 from edc.recipe import DataSection, NetworkSection, Recipe, StudentSection, TrainingSection
-from edc.runs.student import student_loss
-from edc.teachers.ensemble import TeacherEnsemble, teacher_loss
+from edc.runs.student import student_step
+from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.evaluate import evaluate_accuracy, predict_logits
 from edc.train.loop import fit
-from edc.train.member_form import MemberForm
 
 DATA = DataSection(
     kind="synthetic", num_images=64, image_size=8, num_classes=3, validation=33, test=35, crop_padding=1, split_seed=3
@@ -66,6 +65,33 @@ def plain(seed: int, dtype: torch.dtype = torch.float32) -> Classifier:
     return network.to(dtype)
 
 
+class Recorded:
+    """A step that keeps the loss of each batch in `seen`, and that a test may disturb."""
+
+    def __init__(
+        self,
+        step: Step,
+        *,
+        before_step: Callable[[int], None] = lambda step: None,
+        change_loss: Callable[[int, Tensor], Tensor] = lambda step, loss: loss,
+        first_step: int = 0,
+    ) -> None:
+        self.step, self.before_step, self.change_loss, self.first_step = step, before_step, change_loss, first_step
+        self.seen: list[float] = []
+
+    def num_parts(self, network: nn.Module) -> int:
+        return self.step.num_parts(network)
+
+    def losses(self, model: nn.Module, network: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        number = self.first_step + len(self.seen)
+        self.before_step(number)
+        self.seen.append(0.0)
+        for part in self.step.losses(model, network, batch):
+            loss = self.change_loss(number, part)
+            self.seen[-1] += float(loss.detach())
+            yield loss
+
+
 def run_case(
     case: str,
     folder: Path,
@@ -86,29 +112,16 @@ def run_case(
         first_step: the step that a resumed training goes on with.
     """
     name, dtype = case.split(", ", maxsplit=1)[0], CASES[case]
-    losses: list[float] = []
     network: nn.Module = plain(0, dtype)
-    loss_of: LossOf
-    if name == "teacher":
-        loss_of = teacher_loss
-    else:
+    learn: Step = LabelStep()
+    if name != "teacher":
         form: MemberForm = "sequential" if STUDENTS[name].member_form == "sequential" else "joint"
-        loss_of = student_loss(STUDENTS[name], TeacherEnsemble([plain(1, dtype), plain(2, dtype)]), form=form)
+        teachers = TeacherEnsemble([plain(1, dtype), plain(2, dtype)])
+        learn = student_step(STUDENTS[name], teachers, training=training, form=form)
         if STUDENTS[name].method == "latent_be":
             network = to_batch_ensemble(network, 2)
 
-    def recorded(model: nn.Module, bare: nn.Module, batch: Batch) -> list[LossPart]:
-        step = first_step + len(losses)
-        before_step(step)
-        parts = loss_of(model, bare, batch)
-        losses.append(0.0)
-
-        def recorded_part(part: LossPart) -> Tensor:
-            loss = change_loss(step, part())
-            losses[-1] += float(loss.detach())
-            return loss
-
-        return [partial(recorded_part, part) for part in parts]
+    recorded = Recorded(learn, before_step=before_step, change_loss=change_loss, first_step=first_step)
 
     def plain_of(trained: nn.Module) -> nn.Module:
         members = ensemble_size_of(trained) > 1
@@ -117,7 +130,7 @@ def run_case(
     trained = fit(
         network,
         small_data(),
-        loss_of=recorded,
+        learn=recorded,
         plain_of=plain_of,
         data_section=DATA,
         training=training,
@@ -126,7 +139,7 @@ def run_case(
         label=case,
         accelerator=accelerator,
     )
-    return trained, losses
+    return trained, recorded.seen
 
 
 def raise_signal_at(step: int, number: int = signal.SIGINT) -> Callable[[int], None]:
@@ -185,7 +198,7 @@ def said_of_broken(way: str, data: DataSet, folder: Path, accelerator: Accelerat
             fit(
                 plain(0),
                 data,
-                loss_of=teacher_loss,
+                learn=LabelStep(),
                 plain_of=lambda trained: trained,
                 data_section=DATA,
                 training=TRAINING.model_copy(update={"epochs": 1, "warmup_epochs": 0}),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edc.system.gpu import Gpu, gpus_now
-from edc.system.machine import cpu_name, num_cpus, processors_in_use
+from edc.system.machine import cpu_name, memory_bytes, num_cpus, processors_in_use
 
 __all__ = ["Environment", "environment_now"]
 
@@ -37,7 +37,7 @@ class Environment:
     cpu: str
     num_cpus: int
     """Processors this process may use."""
-    memory_bytes: int | None
+    memory_bytes: int
     system: str
     python: str
     packages: dict[str, str]
@@ -87,7 +87,7 @@ def environment_now(*, threads: int) -> Environment:
     return Environment(
         cpu=cpu_name(),
         num_cpus=num_cpus(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=memory_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         packages=_versions(),
@@ -124,13 +124,6 @@ def _turbo() -> bool | None:
     if no_turbo is not None:
         return no_turbo == "0"
     return boost == "1" if boost is not None else None
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return None
 
 
 def _load() -> tuple[float, float, float] | None:

@@ -177,9 +177,9 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
     from edc.data import load_data
     from edc.runs.cost import estimate_costs
     from edc.runs.distill import require_trainable
+    from edc.runs.student import as_begun
     from edc.system.files import require_free_disk
     from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
-    from edc.train.member_form import as_begun
 
     by_main(lambda: run.require_claimable(recipe), accelerator)  # what the run itself would refuse, in its order
     data = one_of_a_machine_first(lambda: load_data(recipe.data.model_copy(update={"download": False})), accelerator)
@@ -202,7 +202,7 @@ def _show_profile(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> 
 
     from edc.cli.tables.profile import print_profile
     from edc.runs.profile import profile_step
-    from edc.train.member_form import as_begun
+    from edc.runs.student import as_begun
 
     # Beside the run, never in it: `edc distill` would take a folder with other files in it for somebody else's.
     folder = run.path.with_name(f"{run.path.name}-profile")

@@ -19,8 +19,8 @@ from edc.data import DataSet, FileImages, Images, load_data
 from edc.deploy.artifact.folder import appearing, require_replaceable
 from edc.deploy.artifact.manifest import ArtifactFile, Manifest, ParityFigures, Preprocessing, write_manifest
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
+from edc.deploy.ensemble import ensemble_log_probs, ensemble_network
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
-from edc.deploy.onnx.from_network import ensemble_network
 from edc.deploy.onnx.parity import compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
 from edc.deploy.onnx.uint8_input import take_uint8_pixels
@@ -98,7 +98,7 @@ def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
     student = load_student(recipe, recipe.deploy, data, run=run)
     networks = _networks(student, run, recipe, summary, data, fold_temperature=options.fold_temperature)
     samples = _samples(data, recipe, options.max_batch)
-    preprocessing = preprocessing_of(recipe, data, options.input_type)
+    preprocessing = preprocessing_of(data, options.input_type)
     row = rows_by_subject(summary)[Subject("student", name=recipe.deploy)]
     with appearing(folder) as temporary:
         files: list[ArtifactFile] = []
@@ -177,7 +177,7 @@ def references_of(
     return {(network.subject.role, network.subject.member): network.reference for network in networks}
 
 
-def preprocessing_of(recipe: Recipe, data: DataSet, input_type: Literal["float", "uint8"] = "float") -> Preprocessing:
+def preprocessing_of(data: DataSet, input_type: Literal["float", "uint8"] = "float") -> Preprocessing:
     """Returns how an image file becomes an input, the same way as the run's evaluation images did."""
     channels, height, width = data.image_shape
     fraction = data.test.crop_fraction if isinstance(data.test, FileImages) else 1.0
@@ -257,7 +257,7 @@ def _differences(
             members = torch.cat(
                 [member_logits(student.cpu(), torch.from_numpy(b)) for b in np.array_split(images, 8)], 1
             )
-            mean = torch.log_softmax(members, -1).logsumexp(0) - np.log(len(members))
+            mean = ensemble_log_probs(members)
             folded = torch.from_numpy(reference) * (temperature if options.fold_temperature else 1.0)
         found["folded_from_members"] = compare_outputs(mean.numpy(), folded.log_softmax(-1).numpy())
     return {name: ParityFigures(**{**asdict(parity), "batch_sizes": (64,)}) for name, parity in found.items()}

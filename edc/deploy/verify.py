@@ -7,8 +7,9 @@ from google.protobuf.message import DecodeError
 
 from edc.deploy.artifact.manifest import Manifest, load_manifest, verify_files
 from edc.deploy.engine.from_onnx import sidecar_path
+from edc.deploy.onnx.checked import REFUSALS
 from edc.deploy.onnx.precision import require_precision
-from edc.errors import ArtifactError
+from edc.errors import ArtifactError, first_line
 
 __all__ = ["verify"]
 
@@ -43,8 +44,8 @@ def _check_onnx(path: Path, precision: str) -> None:
         outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
         if not outside:  # the checker would follow the reference
             onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, OSError) as error:
-        raise ArtifactError(f"{path}: not a valid ONNX file ({str(error).splitlines()[0]})") from None
+    except (*REFUSALS, DecodeError, OSError) as error:
+        raise ArtifactError(f"{path}: not a valid ONNX file ({first_line(error)})") from None
     if outside:
         place = next((entry.value for entry in outside[0].external_data if entry.key == "location"), "?")
         raise ArtifactError(f"{path}: keeps the weight {outside[0].name} outside the file, in {place!r}; not trusted")

@@ -8,16 +8,19 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edc.errors import RecipeError
-from edc.method.member_layers import BatchEnsembleConv2d, BatchEnsembleLayer, BatchEnsembleLinear, FoldKind, LayerForm
+from edc.method.kinds import FoldKind
+from edc.method.member_layers import BatchEnsembleConv2d, BatchEnsembleLayer, BatchEnsembleLinear, LayerForm
 
 __all__ = [
     "BatchEnsembleConv2d",
     "BatchEnsembleLinear",
+    "batchnorm_momentum_shared",
     "ensemble_size_of",
     "fold",
     "member_logits",
@@ -116,11 +119,11 @@ def shared_layers(network: nn.Module) -> list[str]:
 
 
 @contextmanager
-def select_members(network: nn.Module, members: tuple[int, ...]) -> Iterator[None]:
-    """Within the block, a batch of `network` is for these members only, in this order."""
+def select_members(network: nn.Module, members: tuple[int, ...] | None) -> Iterator[None]:
+    """Within the block, a batch of `network` is for these members only, in this order; None: for all."""
     before = [(layer, layer.selected) for _, layer in _layers(network)]
     for layer, _ in before:
-        layer.selected = _index(members, layer.rho.device)
+        layer.selected = None if members is None else _index(members, layer.rho.device)
     try:
         yield
     finally:
@@ -135,6 +138,25 @@ def _index(members: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(members, device=device)
 
 
+@contextmanager
+def batchnorm_momentum_shared(network: nn.Module, num_updates: int) -> Iterator[None]:
+    """Within the block, running statistics move by such a share that `num_updates` of them are worth one."""
+    norms: list[Any] = [module for module in network.modules() if num_updates > 1 and _averages(module)]
+    momenta: list[float] = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = 1 - (1 - momentum) ** (1 / num_updates)
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _averages(module: nn.Module) -> bool:
+    """Returns whether `module` keeps moving averages, whatever library its class is from."""
+    return getattr(module, "running_mean", None) is not None and isinstance(getattr(module, "momentum", None), float)
+
+
 def member_logits(network: nn.Module, images: Tensor) -> Tensor:
     """Returns logits (M, N, K) of all members on the same images (N, C, H, W); (1, N, K) for a plain network."""
     ensemble_size = ensemble_size_of(network)
@@ -142,16 +164,31 @@ def member_logits(network: nn.Module, images: Tensor) -> Tensor:
     return logits.view(ensemble_size, len(images), -1)
 
 
-def fold(network: nn.Module, plain: nn.Module, *, kind: FoldKind = "mean_weights") -> nn.Module:
-    """Returns `plain` with the members of `network` averaged into it: one network, no extra cost.
+def fold(network: nn.Module, plain: nn.Module | None = None, *, kind: FoldKind = "mean_weights") -> nn.Module:
+    """Returns one plain network that the members of `network` are averaged into; it costs no more than one of them.
 
     `mean_weights` is the mean of the member weights, W * mean_m outer(s_m, r_m); `mean_factors` is what the official
     code computes, W * outer(mean s, mean r). They differ by the covariance of s and r. Everything else (norms, running
-    statistics, tokens) is shared by the members and copied. The weights must fit `plain` strictly.
+    statistics, tokens) is shared by the members and copied.
+
+    Args:
+        plain: where to load the weights, strictly; by default a copy of `network` with plain layers for its members.
     """
+    plain = _plain_copy(network) if plain is None else plain
     state = _plain_state(network, {name: layer.folded(kind) for name, layer in _layers(network)})
     plain.load_state_dict(state, strict=True)
     return plain.eval()
+
+
+def _plain_copy(network: nn.Module) -> nn.Module:
+    """Returns a copy of `network` in which every layer with members is the plain layer that it was made from."""
+    holder = nn.ModuleDict({"network": copy.deepcopy(network)})
+    plain: dict[nn.Module, nn.Module] = {}
+    for parent in list(holder.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, BatchEnsembleLayer):
+                setattr(parent, name, plain.setdefault(child, child.plain()))
+    return holder["network"]
 
 
 def member_state(network: nn.Module, m: int) -> dict[str, Tensor]:

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BatchEnsembleConv2d", "BatchEnsembleLayer", "BatchEnsembleLinear", "FoldKind", "LayerForm"]
+from edc.method.kinds import FoldKind
+
+__all__ = ["BatchEnsembleConv2d", "BatchEnsembleLayer", "BatchEnsembleLinear", "LayerForm"]
 
 LayerForm = Literal["activation", "weight"]
-FoldKind = Literal["mean_weights", "mean_factors"]
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -95,6 +96,17 @@ class BatchEnsembleLayer(nn.Module):
         """Returns W * outer(s, r) for r (C_in,) and s (C_out,), in the shape of W."""
         raise NotImplementedError
 
+    def plain(self) -> nn.Module:
+        """Returns a plain layer of this one's shape, place and type, its weights still to be loaded."""
+        layer = self.plain_on_meta()  # without drawing initial weights: who folds in a loop keeps its random numbers
+        for name, parameter in (("weight", self.weight), ("bias", self.bias)):
+            if parameter is not None:
+                setattr(layer, name, nn.Parameter(torch.empty_like(parameter)))
+        return layer.train(self.training)
+
+    def plain_on_meta(self) -> nn.Module:
+        raise NotImplementedError
+
     def folded(self, kind: FoldKind) -> dict[str, Tensor]:
         """Returns `weight` and `bias` of the one plain layer that stands for all members."""
         r, s = 1 + self.rho.detach(), 1 + self.sigma.detach()
@@ -130,6 +142,11 @@ class BatchEnsembleConv2d(BatchEnsembleLayer):
         self.padding_mode = layer.padding_mode
         self._edges = layer._reversed_padding_repeated_twice
 
+    def plain_on_meta(self) -> nn.Module:
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        how: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return nn.Conv2d(self.in_channels, self.out_channels, bias=self.bias is not None, device="meta", **how)
+
     def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
             x = F.pad(x, self._edges, mode=self.padding_mode)
@@ -150,6 +167,9 @@ class BatchEnsembleLinear(BatchEnsembleLayer):
     def __init__(self, layer: nn.Linear, ensemble_size: int, form: LayerForm = "weight") -> None:
         super().__init__(layer, ensemble_size, form, layer.in_features)
         self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    def plain_on_meta(self) -> nn.Module:
+        return nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
 
     def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)

@@ -11,47 +11,42 @@ All kinds move an image by the same root-mean-square size and differ only in the
 One ordered pair (i, j), i != j, is drawn for a step, the same for teachers and members, and only those two of each are
 run. Gradients flow to the images alone, so no weight gradient is computed.
 
-Source: Nam et al. 2022 (arXiv 2206.15047); ODS: Tashiro et al. 2020 (arXiv 2003.06878).
+Source: Nam et al. 2022 (arXiv 2206.15047); ODS: Tashiro et al. 2020 (arXiv 2003.06878); docs/method.md.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edc.method.batch_ensemble import select_members
+from edc.method.kinds import Perturbation
 from edc.method.losses import cross_entropy_between, wide
-from edc.recipe import Perturbation
-from edc.teachers.ensemble import TeacherEnsemble
 
 __all__ = ["draw_pair", "move", "perturb"]
-
-
-def draw_pair(num_members: int, generator: torch.Generator) -> tuple[int, int]:
-    """Returns an ordered pair of different members, uniform over all M (M - 1)."""
-    i, j = torch.randperm(num_members, generator=generator)[:2].tolist()
-    return i, j
 
 
 def perturb(
     images: Tensor,
     kind: Perturbation,
     *,
-    teachers: TeacherEnsemble,
-    student: nn.Module,
-    grey_levels: float,
+    teachers: Sequence[nn.Module],
+    student: nn.Module | None = None,
+    grey_levels: float = 1.0,
     generator: torch.Generator,
     rows: slice = slice(None),
     num_rows: int | None = None,
 ) -> Tensor:
     """Returns images x' = clip(x + (grey_levels / 255) * sqrt(D) * g / ||g||_2, 0, 1), one step along the direction g.
 
-    The student is run in eval mode and left in the mode it was in.
+    All networks are run in eval mode and left in the mode they were in.
 
     Args:
         images: (N, C, H, W) in [0, 1].
+        teachers: networks from images in [0, 1] to logits (N, K).
+        student: for `tdiv_sdiv`, the network with members that learns from the teachers.
         generator: a CPU generator; the same one on every process gives every process the same draws.
         rows, num_rows: which rows of the global batch of `num_rows` images these are (noise is drawn for all of them,
             so that it does not depend on the number of processes).
@@ -59,60 +54,33 @@ def perturb(
     if kind == "none":
         return images
     if kind == "gaussian":
-        shape = (num_rows or len(images), *images.shape[1:])
-        noise = torch.randn(shape, generator=generator)[rows]
+        noise = torch.randn((num_rows or len(images), *images.shape[1:]), generator=generator)[rows]
         return move(images, _sent_to(noise, images), grey_levels=grey_levels)
-    was_training = student.training
-    student.eval()
-    try:
-        direction = _direction(images, kind, teachers, student, generator)
-    finally:
-        student.train(was_training)
+    if kind == "ods":
+        i = int(torch.randint(len(teachers), (), generator=generator))
+        with _evaluating(teachers[i]):
+            return move(images, _ods_gradient(images, teachers[i], generator), grey_levels=grey_levels)
+    i, j = draw_pair(len(teachers), generator)
+    with _evaluating(teachers[i], teachers[j]):
+        with torch.inference_mode():
+            target = F.softmax(wide(teachers[j](images)), dim=-1)
+        direction = _surprise_gradient(images, teachers[i], target.clone())
+    if kind == "tdiv_sdiv":
+        if student is None:
+            raise ValueError("perturb: 'tdiv_sdiv' needs the student, whose members disagree too; found none")
+        with _evaluating(student):
+            # Not in inference mode: autocast would keep the weights it casts there for the pass that needs a graph.
+            with torch.no_grad(), select_members(student, (j,)):
+                target = F.softmax(wide(student(images)), dim=-1)
+            with select_members(student, (i,)):
+                direction -= _surprise_gradient(images, student, target)
     return move(images, direction, grey_levels=grey_levels)
 
 
-def _sent_to(drawn: Tensor, other: Tensor) -> Tensor:
-    """Returns what was `drawn` on the CPU in the place and type of `other`, without waiting for a GPU's queue."""
-    if other.is_cuda:
-        drawn = drawn.pin_memory()  # a copy from anywhere else waits
-    return drawn.to(other.device, non_blocking=True).to(other.dtype)
-
-
-def _direction(
-    images: Tensor, kind: Perturbation, teachers: TeacherEnsemble, student: nn.Module, generator: torch.Generator
-) -> Tensor:
-    """Returns the gradient with respect to the images (N, C, H, W) of the quantity to climb.
-
-    Teachers and student one after the other, so that only one network's activations are kept at a time.
-    """
-    if kind == "ods":
-        i = int(torch.randint(len(teachers), (), generator=generator))
-
-        def combination(logits: Tensor) -> Tensor:
-            # One w a step, not one an image: independent of how the batch is divided over processes.
-            w = torch.rand(logits.shape[-1], generator=generator) * 2 - 1
-            return F.softmax(logits, dim=-1) @ _sent_to(w, logits)
-
-        return _input_gradient(teachers[i], images, combination)
-    i, j = draw_pair(len(teachers), generator)
-    with torch.inference_mode():
-        target = F.softmax(wide(teachers[j](images)), dim=-1)
-    direction = _input_gradient(teachers[i], images, partial(cross_entropy_between, target.clone()))
-    if kind == "tdiv_sdiv":
-        # Not in inference mode: autocast would keep the weights it casts there for the pass that needs a graph.
-        with torch.no_grad(), select_members(student, (j,)):
-            target = F.softmax(wide(student(images)), dim=-1)
-        with select_members(student, (i,)):
-            direction -= _input_gradient(student, images, partial(cross_entropy_between, target))
-    return direction
-
-
-def _input_gradient(network: nn.Module, images: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns the gradient of `objective(logits)` (N,), summed, with respect to the images alone."""
-    with torch.enable_grad():
-        x = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(wide(network(x))).sum(), x)
-    return gradient
+def draw_pair(num_members: int, generator: torch.Generator) -> tuple[int, int]:
+    """Returns an ordered pair of different members, uniform over all M (M - 1)."""
+    i, j = torch.randperm(num_members, generator=generator)[:2].tolist()
+    return i, j
 
 
 def move(images: Tensor, direction: Tensor, *, grey_levels: float) -> Tensor:
@@ -128,3 +96,42 @@ def move(images: Tensor, direction: Tensor, *, grey_levels: float) -> Tensor:
     step = grey_levels / 255 * g.shape[1] ** 0.5 * unit
     moved: Tensor = images + step.view_as(images).to(images.dtype)
     return moved.clamp(0, 1)
+
+
+def _surprise_gradient(images: Tensor, network: nn.Module, target: Tensor) -> Tensor:
+    """Returns the gradient of H(target, softmax(network(x))), image by image, with respect to the images alone."""
+    with torch.enable_grad():
+        x = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(cross_entropy_between(target, wide(network(x))).sum(), x)
+    return gradient
+
+
+def _ods_gradient(images: Tensor, network: nn.Module, generator: torch.Generator) -> Tensor:
+    """Returns the gradient of a random combination of the network's probabilities, image by image."""
+    with torch.enable_grad():
+        x = images.detach().requires_grad_()
+        logits = wide(network(x))
+        # One w per step, not one per image: independent of how the batch is divided over processes.
+        w = _sent_to(torch.rand(logits.shape[-1], generator=generator) * 2 - 1, logits)
+        (gradient,) = torch.autograd.grad((F.softmax(logits, dim=-1) @ w).sum(), x)
+    return gradient
+
+
+@contextmanager
+def _evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Within the block, the networks are in eval mode."""
+    training = [network for network in networks if network.training]
+    for network in training:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network in training:
+            network.train()
+
+
+def _sent_to(drawn: Tensor, other: Tensor) -> Tensor:
+    """Returns what was `drawn` on the CPU in the place and type of `other`, without waiting for a GPU's queue."""
+    if other.is_cuda:
+        drawn = drawn.pin_memory()  # a copy from anywhere else waits
+    return drawn.to(other.device, non_blocking=True).to(other.dtype)

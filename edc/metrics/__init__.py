@@ -1,6 +1,7 @@
 """What predictions are worth: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
 
 from edc.metrics.calibrate import fit_temperature
+from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.metrics import (
     Labels,
     Metrics,
@@ -10,18 +11,19 @@ from edc.metrics.metrics import (
     dee,
     diversity,
     ece,
-    ensemble_log_probs,
     ensemble_nll_by_size,
     evaluate,
     log_probs_from_logits,
     nll,
     quality,
 )
+from edc.metrics.reliability import ReliabilityBin, reliability_bins
 
 __all__ = [
     "Labels",
     "Metrics",
     "Quality",
+    "ReliabilityBin",
     "accuracy",
     "brier",
     "dee",
@@ -34,4 +36,5 @@ __all__ = [
     "log_probs_from_logits",
     "nll",
     "quality",
+    "reliability_bins",
 ]

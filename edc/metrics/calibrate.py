@@ -2,8 +2,8 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+
+from edc.metrics.ensemble import log_softmax
 
 __all__ = ["fit_temperature"]
 
@@ -13,11 +13,12 @@ def fit_temperature(log_probs: NDArray[np.float64], labels: NDArray[np.int64]) -
 
     Source: Guo et al. 2017 (arXiv 1706.04599). The NLL is convex in 1 / t, so a bounded search finds the minimum.
     """
+    from scipy.optimize import minimize_scalar  # workers import `edc.metrics`, and do without it
+
     rows = np.arange(len(labels))
 
     def nll(log_t: float) -> float:
-        scaled = log_probs / np.exp(log_t)
-        return float(np.mean(logsumexp(scaled, axis=1) - scaled[rows, labels]))
+        return float(-np.mean(log_softmax(log_probs / np.exp(log_t))[rows, labels]))
 
     result = minimize_scalar(nll, bounds=(np.log(0.05), np.log(20.0)), method="bounded", options={"xatol": 1e-5})
     return float(np.exp(result.x))

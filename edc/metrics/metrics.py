@@ -4,6 +4,7 @@ Everything takes log-probabilities, so that one network (log-softmax of its logi
 probabilities*, never of logits) are treated alike, temperature scaling included.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax, logsumexp
 
 from edc.metrics.calibrate import fit_temperature
+from edc.metrics.ensemble import ensemble_log_probs, log_softmax
+from edc.metrics.reliability import NUM_BINS, ece_of_bins, reliability_bins
 
 __all__ = [
     "Metrics",
@@ -23,7 +25,6 @@ __all__ = [
     "dee",
     "diversity",
     "ece",
-    "ensemble_log_probs",
     "evaluate",
     "log_probs_from_logits",
     "nll",
@@ -58,14 +59,7 @@ class Metrics:
 
 def log_probs_from_logits(logits: NDArray[np.floating[Any]]) -> Array:
     """Returns log-softmax over the last axis, in float64."""
-    result: Array = log_softmax(np.asarray(logits, np.float64), axis=-1)
-    return result
-
-
-def ensemble_log_probs(member_log_probs: Array) -> Array:
-    """Returns the log of the mean of the members' probabilities: (M, N, K) to (N, K)."""
-    result: Array = logsumexp(member_log_probs, axis=0) - np.log(len(member_log_probs))
-    return result
+    return log_softmax(np.asarray(logits, np.float64))
 
 
 def accuracy(log_probs: Array, labels: Labels) -> float:
@@ -84,14 +78,10 @@ def brier(log_probs: Array, labels: Labels) -> float:
     return float(np.mean((probs**2).sum(1) - 2 * probs[np.arange(len(labels)), labels] + 1))
 
 
-def ece(log_probs: Array, labels: Labels, *, num_bins: int = 15) -> float:
-    """Returns the expected calibration error over equal bins (lo, hi] of the top-1 confidence."""
-    confidence = np.exp(log_probs.max(1))
-    correct = log_probs.argmax(1) == labels
-    # ceil puts a confidence on a bin's upper edge into that bin; 1.0 (or a rounding above) is in the last one.
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(labels))
+def ece(log_probs: Array, labels: Labels, *, num_bins: int = NUM_BINS) -> float:
+    """Returns the expected calibration error over `reliability_bins`; NaN without images."""
+    found = ece_of_bins(reliability_bins(log_probs, labels, num_bins=num_bins))
+    return math.nan if found is None else found
 
 
 def diversity(member_log_probs: Array) -> float:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from edc.method.kinds import FoldKind, Method, Perturbation
 from edc.recipe.data_section import DataSection, Section
 
 __all__ = [
@@ -23,8 +24,6 @@ __all__ = [
     "TrainingSection",
 ]
 
-Perturbation = Literal["none", "gaussian", "ods", "tdiv", "tdiv_sdiv"]
-Fold = Literal["mean_weights", "mean_factors"]
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -173,7 +172,7 @@ class TeachersSection(Section):
 class StudentSection(Section):
     """One student: how it learns from the ensemble, and how its members become one network."""
 
-    method: Literal["kd", "latent_be"] = "latent_be"
+    method: Method = "latent_be"
     perturbation: Perturbation = "none"
     perturbation_grey_levels: PositiveFloat = 1.0
     """Root-mean-square size of the perturbation, in grey levels of 255."""
@@ -181,7 +180,7 @@ class StudentSection(Section):
     alpha: UnitInterval = 1.0
     """Weight of the distillation loss; 1: labels are not used at all."""
     epochs: PositiveInt | None = None
-    fold: Fold = "mean_weights"
+    fold: FoldKind = "mean_weights"
     """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
     member_form: Literal["auto", "joint", "sequential"] = "auto"
     """`joint`: all members in one batch, BatchNorm statistics over all of them, as published. `sequential`: one member

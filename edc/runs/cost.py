@@ -14,13 +14,13 @@ from accelerate import Accelerator
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from edc.data import DataSet, steps_per_epoch
+from edc.method.kinds import MemberForm
 from edc.recipe import Recipe, StudentSection
 from edc.runs.folder import RunFolder
-from edc.runs.student import train_student
+from edc.runs.student import form_of, train_student
 from edc.runs.trial import few_images, few_steps
 from edc.teachers.ensemble import build_teacher, load_own_teachers, load_teachers, obtain_teacher
 from edc.train.distributed import one_of_a_machine_first
-from edc.train.member_form import MemberForm, form_of
 
 __all__ = ["Cost", "estimate_costs", "units_per_step"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from edc.errors import RunError
+from edc.errors import RunError, first_line
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
 from edc.system.files import write_atomically, write_json
@@ -119,9 +119,7 @@ class RunFolder:
         except OSError:
             raise RunError(f"{self.path}: not a run (no recipe.yaml); make one with: edc distill RECIPE") from None
         except yaml.YAMLError as error:
-            raise RunError(
-                f"{self.recipe_path}: damaged ({str(error).splitlines()[0]}); restore or remove it"
-            ) from None
+            raise RunError(f"{self.recipe_path}: damaged ({first_line(error)}); restore or remove it") from None
         if not isinstance(document, dict):
             raise RunError(f"{self.recipe_path}: damaged (holds no recipe); restore or remove it")
         recipe = recipe_from_document(document, source=str(self.recipe_path))

@@ -1,32 +1,39 @@
 """Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
 
-from functools import partial
-
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.profiler import record_function
+from torch import nn
 
 from edc.console import console
 from edc.data import DataSet
 from edc.errors import RunError
-from edc.method.batch_ensemble import ensemble_size_of, fold, select_members, shared_layers, to_batch_ensemble
-from edc.method.losses import kd_loss, label_loss, latent_be_loss, wide
-from edc.method.perturb import perturb
-from edc.method.step import Batch, LossOf, LossPart, place
+from edc.method.batch_ensemble import fold, shared_layers, to_batch_ensemble
+from edc.method.kinds import MemberForm
+from edc.method.step import StudentStep
 from edc.networks import Classifier, build_network
-from edc.recipe import Recipe, StudentSection
+from edc.recipe import Recipe, StudentSection, TrainingSection
 from edc.runs.folder import RunFolder
 from edc.seeding import derive_seed
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.checkpoint import load_state
 from edc.train.compiling import compile_network, example_for
-from edc.train.distributed import locked_by_main
+from edc.train.distributed import by_main, locked_by_main
 from edc.train.evaluate import reestimate_batchnorm
 from edc.train.loop import fit
-from edc.train.member_form import MemberForm, batchnorm_momentum_shared, choose_form
+from edc.train.member_form import KEPT, choose_form, kept_form
+from edc.train.placement import autocast_dtype, place
 
-__all__ = ["build_plain", "build_student", "fold_student", "load_student", "student_loss", "train_student"]
+__all__ = [
+    "as_begun",
+    "build_plain",
+    "build_student",
+    "deployable",
+    "fold_student",
+    "form_of",
+    "load_student",
+    "student_step",
+    "train_student",
+]
 
 
 def build_plain(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Classifier:
@@ -50,55 +57,24 @@ def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = Tru
     return to_batch_ensemble(plain, recipe.teachers.size, example=torch.zeros(2, *data.image_shape))
 
 
-def student_loss(section: StudentSection, teachers: TeacherEnsemble, *, form: MemberForm = "joint") -> LossOf:
-    """Returns the loss of one step: perturb, let the teachers answer, distil.
+def student_step(
+    section: StudentSection, teachers: TeacherEnsemble, *, training: TrainingSection, form: MemberForm = "joint"
+) -> StudentStep:
+    """Returns how a student of the recipe learns.
 
     Args:
-        form: `joint` runs all members as one batch (M * N rows); `sequential` runs one after another, each with its own
-            backward pass: memory does not grow with M, and BatchNorm sees the batch of one member at a time.
+        form: `joint` or `sequential`, never `auto`, see `choose_form`.
     """
-
-    def parts_of(model: nn.Module, network: nn.Module, batch: Batch) -> list[LossPart]:
-        with record_function("edc:perturbation"):
-            images = perturb(
-                batch.images,
-                section.perturbation,
-                teachers=teachers,
-                student=network,
-                grey_levels=section.perturbation_grey_levels,
-                generator=batch.generator,
-                rows=batch.rows,
-                num_rows=batch.num_rows,
-            )
-        with record_function("edc:teachers"):
-            teacher_logits = teachers.answers(images)
-        num_members = ensemble_size_of(network)
-
-        def part(members: slice) -> Tensor:
-            size = len(range(*members.indices(num_members)))
-            student_logits = wide(model(images.repeat(size, 1, 1, 1) if size > 1 else images))
-            targets = teacher_logits[members] if num_members > 1 else teacher_logits
-            student_logits = student_logits.view(size, len(images), -1)
-            return size / num_members * _loss(section, student_logits, targets, batch.labels)
-
-        def part_of_member(m: int) -> Tensor:
-            with select_members(network, (m,)), batchnorm_momentum_shared(network, num_members):
-                return part(slice(m, m + 1))
-
-        if form == "sequential" and num_members > 1:
-            return [partial(part_of_member, m) for m in range(num_members)]
-        return [partial(part, slice(None))]
-
-    return parts_of
-
-
-def _loss(section: StudentSection, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the mean over members of distillation, and of cross-entropy with the labels where alpha is below 1."""
-    loss_between = latent_be_loss if section.method == "latent_be" else kd_loss
-    distillation = loss_between(student_logits, teacher_logits, temperature=section.temperature)
-    if section.alpha == 1:
-        return distillation
-    return (1 - section.alpha) * label_loss(student_logits, labels) + section.alpha * distillation
+    return StudentStep(
+        teachers=list(teachers.members),
+        method=section.method,
+        perturbation=section.perturbation,
+        grey_levels=section.perturbation_grey_levels,
+        temperature=section.temperature,
+        alpha=section.alpha,
+        form=form,
+        autocast=autocast_dtype(training),
+    )
 
 
 def fold_student(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, kind: str | None = None) -> nn.Module:
@@ -139,7 +115,7 @@ def train_student(
         return fit(
             network,
             data,
-            loss_of=student_loss(section, teachers, form=form),
+            learn=student_step(section, teachers, training=training, form=form),
             plain_of=lambda trained: fold_student(trained, recipe, name, data),
             data_section=recipe.data,
             training=training,
@@ -148,6 +124,31 @@ def train_student(
             label=name,
             accelerator=accelerator,
         )
+
+
+def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
+    """Returns the form that student `name` of the run was trained in; None: one network, or not recorded."""
+    section = recipe.students[name]
+    if section.method == "kd" or recipe.teachers.size == 1:
+        return None
+    if section.member_form != "auto":
+        return section.member_form
+    return kept_form(run.student_path(name) / KEPT)
+
+
+def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Recipe:
+    """Returns the recipe with the forms, where left to `auto`, that students of the run have been begun in."""
+
+    def kept_forms() -> dict[str, MemberForm | None]:
+        is_its_run = run.recipe_path.is_file() and run.recipe().digest() == recipe.digest()
+        return {name: form_of(recipe, name, run=run) if is_its_run else None for name in recipe.students}
+
+    forms = by_main(kept_forms, accelerator)
+    begun = {
+        name: section.model_copy(update={"member_form": forms[name] or section.member_form})
+        for name, section in recipe.students.items()
+    }
+    return recipe.model_copy(update={"students": begun})
 
 
 def _compile_teachers(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, accelerator: Accelerator) -> None:

@@ -17,18 +17,17 @@ import edc
 from edc import metrics
 from edc.data import DataSet
 from edc.method.batch_ensemble import ensemble_size_of
-from edc.method.member_layers import FoldKind
+from edc.method.kinds import FoldKind, MemberForm
 from edc.metrics import Labels, Metrics
 from edc.networks import count_parameters
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
 from edc.runs.rows import identity_of
-from edc.runs.student import deployable, fold_student
+from edc.runs.student import deployable, fold_student, form_of
 from edc.subject import Subject
 from edc.system.machine import cpu_name
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.evaluate import labels_of, predict_logits
-from edc.train.member_form import MemberForm, form_of
 
 __all__ = ["summarise"]
 

@@ -6,7 +6,6 @@ their process with them.
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from edc.system.machine import cpu_flags, num_cpus
+from edc.system.gpu import gpus_or_reason
+from edc.system.machine import cpu_flags, memory_bytes, num_cpus
 
 __all__ = ["LIBRARIES", "Check", "Library", "diagnose"]
 
@@ -64,6 +64,7 @@ LIBRARIES = (
     Library("torchvision", "data, networks", _REINSTALL),
     Library("timm", "networks", _REINSTALL),
     Library("accelerate", "training on several devices", _REINSTALL),
+    Library("pynvml", "clocks of GPUs", _REINSTALL),
     Library("onnx", "export", _REINSTALL),
     Library("onnxscript", "export", _REINSTALL),
     Library("onnxruntime", "parity, bench, INT8", _REINSTALL, details=_ORT_DETAILS),
@@ -110,24 +111,20 @@ def _cpu() -> list[Check]:
 
 
 def _memory() -> Check:
-    try:
-        num_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return Check("Memory", "note", "unknown on this system")
-    return Check("Memory", "ok", f"{num_bytes / 2**30:.1f} GiB")
+    return Check("Memory", "ok", f"{memory_bytes() / 2**30:.1f} GiB")
 
 
 def _gpu() -> Check:
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    gpus = gpus_or_reason()
+    if isinstance(gpus, str):
+        return Check("GPU", "broken", gpus, "reinstall NVIDIA's driver and reboot")
+    if not gpus:
         return Check(
-            "GPU", "missing", "no NVIDIA driver (nvidia-smi not found)", "install NVIDIA's driver, or use the CPU"
+            "GPU", "missing", "no NVIDIA driver, or no GPU under it", "install NVIDIA's driver, or use the CPU"
         )
-    query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    code, output = _run(query)
-    if code != 0 or not output:
-        return Check("GPU", "broken", output or "nvidia-smi says nothing", "reinstall NVIDIA's driver and reboot")
-    return Check("GPU", "ok", "; ".join(output.splitlines()))
+    sizes = ("memory unknown" if gpu.memory_mib is None else f"{gpu.memory_mib:.0f} MiB" for gpu in gpus)
+    found = "; ".join(f"{gpu.name}, driver {gpu.driver}, {size}" for gpu, size in zip(gpus, sizes, strict=True))
+    return Check("GPU", "ok", found)
 
 
 def _check_library(library: Library) -> Check:

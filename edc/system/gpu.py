@@ -1,15 +1,12 @@
-"""NVIDIA GPUs as the driver's own program reports them: is there one, and how fast do its clocks run right now."""
+"""NVIDIA GPUs as their driver reports them: is there one, and how fast do its clocks run right now."""
 
-import shutil
-import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Gpu", "gpus_from_csv", "gpus_now"]
+from edc.errors import first_line
 
-_FIELDS = (
-    "name,driver_version,memory.total,clocks.current.sm,clocks.max.sm,clocks.current.memory,temperature.gpu,power.draw"
-)
-_QUERY = (f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits")
+__all__ = ["Gpu", "gpus_now", "gpus_or_reason"]
 
 
 @dataclass(frozen=True)
@@ -27,29 +24,45 @@ class Gpu:
 
 
 def gpus_now() -> tuple[Gpu, ...]:
-    """Returns the GPUs of this machine as they are now; none where there is no driver, or no GPU under it."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    """Returns the GPUs of this machine as they are now; none where there is no driver, or it does not answer."""
+    found = gpus_or_reason()
+    return () if isinstance(found, str) else found
+
+
+def gpus_or_reason() -> tuple[Gpu, ...] | str:
+    """Returns the GPUs of this machine, none where there is no driver; or why a driver that is there fails."""
+    try:
+        import pynvml as nvml
+    except ImportError:  # `edc doctor` says so
         return ()
     try:
-        done = subprocess.run([program, *_QUERY], capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        nvml.nvmlInit()
+    except nvml.NVMLError_LibraryNotFound:
         return ()
-    return gpus_from_csv(done.stdout) if done.returncode == 0 else ()
-
-
-def gpus_from_csv(text: str) -> tuple[Gpu, ...]:
-    """Returns the GPUs in what `nvidia-smi --query-gpu=... --format=csv,noheader,nounits` prints, one a line.
-
-    Lines that are no GPU ("No devices were found") are left out, and figures like "[N/A]" are None.
-    """
-    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
-    num_fields = _FIELDS.count(",") + 1
-    return tuple(Gpu(row[0], row[1], *map(_number, row[2:])) for row in rows if len(row) == num_fields)
-
-
-def _number(cell: str) -> float | None:
+    except nvml.NVMLError as error:
+        return first_line(error)
     try:
-        return float(cell)
-    except ValueError:
-        return None
+        return tuple(_gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(nvml.nvmlDeviceGetCount()))
+    except nvml.NVMLError as error:  # a GPU that fell off the bus, say
+        return first_line(error)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _gpu(nvml: Any, handle: Any) -> Gpu:
+    def said(ask: Callable[[], float]) -> float | None:
+        try:
+            return ask()
+        except nvml.NVMLError:  # not supported by this GPU, or not for everybody to know
+            return None
+
+    return Gpu(
+        name=nvml.nvmlDeviceGetName(handle),
+        driver=nvml.nvmlSystemGetDriverVersion(),
+        memory_mib=said(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total / 2**20),
+        sm_clock_mhz=said(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        max_sm_clock_mhz=said(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        memory_clock_mhz=said(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
+        temperature_c=said(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+        power_w=said(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
+    )

@@ -1,4 +1,4 @@
-"""What processor this is, and how much of it we may use."""
+"""What processor and how much memory this machine has, and how much of both we may use."""
 
 import os
 import platform
@@ -6,7 +6,15 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["cgroup_free_bytes", "cpu_flags", "cpu_name", "free_memory_bytes", "num_cpus", "processors_in_use"]
+__all__ = [
+    "cgroup_free_bytes",
+    "cpu_flags",
+    "cpu_name",
+    "free_memory_bytes",
+    "memory_bytes",
+    "num_cpus",
+    "processors_in_use",
+]
 
 
 def cpu_name() -> str:
@@ -32,6 +40,11 @@ def _cpu_lines() -> list[str]:
 def num_cpus() -> int:
     """Returns how many processors this process may use, which in a container can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Returns the memory that the machine has, used or not."""
+    return int(psutil.virtual_memory().total)
 
 
 def free_memory_bytes() -> int:

@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from edc.data import DataSet
-from edc.method.losses import label_loss, wide
-from edc.method.step import Batch, LossPart, place
+from edc.method.step import LabelStep
 from edc.networks import Classifier, build_network
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
@@ -22,6 +21,7 @@ from edc.teachers.from_library import load_library_teacher, name_of_library_weig
 from edc.train.checkpoint import load_state
 from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.loop import fit
+from edc.train.placement import autocast_dtype, place
 
 __all__ = [
     "TeacherEnsemble",
@@ -57,12 +57,6 @@ class TeacherEnsemble(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits (M, N, K) for images (N, C, H, W) in [0, 1]."""
         return torch.stack([member(images) for member in self.members])
-
-    def answers(self, images: Tensor) -> Tensor:
-        """Returns logits (M, N, K) in float32 or wider to learn from, computed in inference mode."""
-        with torch.inference_mode():
-            logits = wide(self(images))
-        return logits.clone()  # a normal tensor again: a loss may keep it for its backward pass
 
 
 def load_own_teachers(recipe: Recipe, data: DataSet) -> list[nn.Module]:
@@ -120,13 +114,14 @@ def obtain_teacher(
     busy = f"{folder}: another process is training this teacher; wait for it, or train another one with --member"
     with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
         by_main(lambda: write_json(folder / "teacher.json", determined_by), accelerator)
+        training = recipe.training_of(recipe.teachers)
         return fit(
             network,
             data,
-            loss_of=teacher_loss,
+            learn=LabelStep(autocast_dtype(training)),
             plain_of=lambda trained: trained,
             data_section=recipe.data,
-            training=recipe.training_of(recipe.teachers),
+            training=training,
             seed=derive_seed("teacher", seed),
             folder=folder,
             label=f"teacher {member}",
@@ -148,11 +143,6 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
     digest = hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
     name = recipe.teacher_network.name.replace("/", "-")
     return f"{recipe.data.kind}-{name}-seed{determined_by['seed']}-{digest[:12]}", determined_by
-
-
-def teacher_loss(model: nn.Module, _network: nn.Module, batch: Batch) -> list[LossPart]:
-    """Returns the cross-entropy with the labels, in one part."""
-    return [lambda: label_loss(wide(model(batch.images))[None], batch.labels)]
 
 
 def are_trained(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> bool:

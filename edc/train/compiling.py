@@ -13,9 +13,9 @@ from torch._dynamo.exc import TorchDynamoException
 from edc.console import console
 from edc.errors import first_line
 from edc.method.batch_ensemble import ensemble_size_of
-from edc.method.step import autocast
 from edc.recipe import TrainingSection
 from edc.train.distributed import anyone
+from edc.train.placement import autocast
 
 __all__ = ["compile_network", "example_for"]
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from edc.data import DataSet, Images, evaluation_batches, train_batches
 from edc.method.batch_ensemble import member_logits
-from edc.method.step import autocast, to_device
 from edc.recipe import DataSection, TrainingSection
 from edc.train.distributed import raised_together
+from edc.train.placement import autocast, to_device
 
 __all__ = ["evaluate_accuracy", "labels_of", "predict_logits", "reestimate_batchnorm"]
 

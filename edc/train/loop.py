@@ -1,6 +1,6 @@
 """The training loop, for teachers and students alike.
 
-`fit` is the only loop. What differs between a teacher and a student is `loss_of`; what is validated, and so picks the
+`fit` is the only loop. What differs between a teacher and a student is `learn`; what is validated, and so picks the
 best epoch, is `plain_of(network)`: the network itself, or the fold of its members.
 """
 
@@ -20,18 +20,20 @@ from torch.profiler import record_function
 
 from edc.data import DataSet, steps_per_epoch, train_batches
 from edc.errors import DivergedError, EdcError, Interrupted
-from edc.method.step import Batch, LossOf, backward_through, place, to_device
+from edc.method.step import Batch, Step
 from edc.recipe import DataSection, TrainingSection
 from edc.seeding import derive_seed, generator_for
 from edc.system.memory import freed_memory_kept
 from edc.system.signals import stop_requests
+from edc.train.backward import backward_through
 from edc.train.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
-from edc.train.compiling import compile_network, example_for
 from edc.train.distributed import anyone, by_main, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
+from edc.train.placement import to_device
+from edc.train.prepare import prepared
 from edc.train.progress import TrainingProgress, training_progress
 from edc.train.schedule import build_optimizer, learning_rate_at
-from edc.train.sync_batchnorm import convert_sync_batchnorm, require_batchnorm_rows, require_sharable, share_buffers
+from edc.train.sync_batchnorm import share_buffers
 from edc.train.tensorboard import TensorBoardCurves, tensorboard_curves
 
 __all__ = ["fit"]
@@ -45,7 +47,7 @@ def fit(
     network: nn.Module,
     data: DataSet,
     *,
-    loss_of: LossOf,
+    learn: Step,
     plain_of: Callable[[nn.Module], nn.Module],
     data_section: DataSection,
     training: TrainingSection,
@@ -60,7 +62,7 @@ def fit(
     metrics.jsonl (a line an epoch), tensorboard/, and while it runs checkpoint.pt.
 
     Args:
-        loss_of: what is minimised, see `step.LossOf`.
+        learn: one step: what is minimised.
         plain_of: returns the network whose validation accuracy counts.
 
     Raises:
@@ -73,9 +75,7 @@ def fit(
         with raised_together(accelerator):
             network.load_state_dict(load_state(finished))
         return network.to(accelerator.device)
-    require_sharable(training, num_processes=accelerator.num_processes)
-    require_batchnorm_rows(network, training, num_processes=accelerator.num_processes, label=label)
-    network = _placed(network, data, training, label=label, accelerator=accelerator)
+    network = prepared(network, data.image_shape, training, label=label, accelerator=accelerator)
     optimizer = build_optimizer(network, training)
     position = _resumed(folder, network, optimizer, accelerator)
     job = _Job(
@@ -84,7 +84,7 @@ def fit(
         optimizer=optimizer,
         position=position,
         data=data,
-        loss_of=loss_of,
+        learn=learn,
         plain_of=plain_of,
         data_section=data_section,
         training=training,
@@ -115,7 +115,7 @@ class _Job:
     optimizer: torch.optim.Optimizer
     position: Position
     data: DataSet
-    loss_of: LossOf
+    learn: Step
     plain_of: Callable[[nn.Module], nn.Module]
     data_section: DataSection
     training: TrainingSection
@@ -129,19 +129,6 @@ class _Job:
     @property
     def checkpoint(self) -> Path:
         return self.folder / CHECKPOINT
-
-
-def _placed(
-    network: nn.Module, data: DataSet, training: TrainingSection, *, label: str, accelerator: Accelerator
-) -> nn.Module:
-    """Returns the network where and as it trains: its device, memory format, BatchNorm layers, and compiled."""
-    network = place(network, accelerator.device, training)
-    if training.compile:  # tried ahead of the conversion, because a trial must not wait for other processes
-        example = example_for(network, data.image_shape, training=training, num_processes=accelerator.num_processes)
-        compile_network(network, example, training=training, label=label, accelerator=accelerator)
-    if accelerator.num_processes > 1 and training.sync_batchnorm:
-        network = convert_sync_batchnorm(network, accelerator.device)
-    return network
 
 
 def _resumed(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Position:
@@ -207,7 +194,14 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
             num_rows=training.batch_size,
         )
         job.optimizer.zero_grad(set_to_none=True)
-        loss = backward_through(job.loss_of, job.model, job.network, batch, training=training, accelerator=accelerator)
+        loss = backward_through(
+            job.learn,
+            job.model,
+            job.network,
+            batch,
+            micro_batch_size=training.micro_batch_size,
+            accelerator=accelerator,
+        )
         with record_function("edc:optimizer"):
             job.optimizer.step()
         pending.append(loss)

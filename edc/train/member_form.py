@@ -11,10 +11,7 @@ the result. `auto` takes the joint form where its activations fit.
 import copy
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -22,39 +19,19 @@ from torch import Tensor, nn
 
 from edc.errors import RunError, first_line
 from edc.method.batch_ensemble import ensemble_size_of
-from edc.method.step import autocast
-from edc.recipe import Recipe, StudentSection, TrainingSection
-from edc.runs.folder import RunFolder
+from edc.method.kinds import MemberForm
+from edc.recipe import StudentSection, TrainingSection
 from edc.system.files import write_json
 from edc.system.machine import free_memory_bytes
 from edc.train.distributed import by_main
+from edc.train.placement import autocast
 
-__all__ = ["MemberForm", "activation_bytes", "as_begun", "batchnorm_momentum_shared", "choose_form", "form_of"]
+__all__ = ["KEPT", "activation_bytes", "choose_form", "kept_form"]
 
-MemberForm = Literal["joint", "sequential"]
 SHARE_OF_MEMORY = 0.4
 """Of the free memory, what activations may take: gradients, optimizer and teachers need theirs, and on a CPU the gaps
 between the allocator's blocks take up to as much again (results/step_cost.md)."""
 KEPT = "member_form.json"
-
-
-@contextmanager
-def batchnorm_momentum_shared(network: nn.Module, num_members: int) -> Iterator[None]:
-    """Within the block, running statistics move by such a share that `num_members` updates are worth one."""
-    norms: list[Any] = [module for module in network.modules() if _averages(module)]
-    momenta: list[float] = [norm.momentum for norm in norms]
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = 1 - (1 - momentum) ** (1 / num_members)
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-def _averages(module: nn.Module) -> bool:
-    """Returns whether `module` keeps moving averages, whatever library its class is from."""
-    return getattr(module, "running_mean", None) is not None and isinstance(getattr(module, "momentum", None), float)
 
 
 def choose_form(
@@ -75,7 +52,7 @@ def choose_form(
     if ensemble_size_of(network) == 1 or by_main((folder / "weights.safetensors").is_file, accelerator):
         return "joint", ""
     kept = folder / KEPT
-    form = by_main(lambda: _kept_form(kept), accelerator)
+    form = by_main(lambda: kept_form(kept), accelerator)
     if form is not None:
         return form, f"as {kept} says"
     rows = min(training.batch_size // accelerator.num_processes, training.micro_batch_size or training.batch_size)
@@ -88,32 +65,8 @@ def choose_form(
     return form, f"whose activations take {needed / 1e9:.1f} GB together; {free / 1e9:.1f} GB are free"
 
 
-def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
-    """Returns the form that student `name` of the run was trained in; None: one network, or not recorded."""
-    section = recipe.students[name]
-    if section.method == "kd" or recipe.teachers.size == 1:
-        return None
-    if section.member_form != "auto":
-        return section.member_form
-    return _kept_form(run.student_path(name) / KEPT)
-
-
-def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Recipe:
-    """Returns the recipe with the forms, where left to `auto`, that students of the run have been begun in."""
-
-    def kept_forms() -> dict[str, MemberForm | None]:
-        is_its_run = run.recipe_path.is_file() and run.recipe().digest() == recipe.digest()
-        return {name: form_of(recipe, name, run=run) if is_its_run else None for name in recipe.students}
-
-    forms = by_main(kept_forms, accelerator)
-    begun = {
-        name: section.model_copy(update={"member_form": forms[name] or section.member_form})
-        for name, section in recipe.students.items()
-    }
-    return recipe.model_copy(update={"students": begun})
-
-
-def _kept_form(kept: Path) -> MemberForm | None:
+def kept_form(kept: Path) -> MemberForm | None:
+    """Returns the form that the file `kept` says a student was begun in; None: it is not there."""
     if not kept.is_file():  # not chosen yet, or trained by an edc that did not choose
         return None
     try:

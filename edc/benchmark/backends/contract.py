@@ -20,7 +20,6 @@ __all__ = [
     "Source",
     "TorchSource",
     "WhatRan",
-    "log_mean_probs",
 ]
 
 Floats = NDArray[np.float32]
@@ -126,15 +125,3 @@ class Backend(Protocol):
     def load(self, source: Source) -> Loaded:
         """Returns `source` ready to run, raising an `EdcError` if it cannot be loaded or would fall back; timed."""
         ...
-
-
-def log_mean_probs(logits: list[Floats]) -> Floats:
-    """Returns the log of the mean of the members' probabilities (N, K), for the logits (N, K) of each.
-
-    In a handful of numpy calls: it is part of what running an ensemble member by member costs.
-    """
-    stacked = np.stack(logits)
-    stacked -= stacked.max(axis=-1, keepdims=True)
-    stacked -= np.log(np.exp(stacked).sum(axis=-1, keepdims=True))
-    result: Floats = np.logaddexp.reduce(stacked, axis=0) - np.float32(np.log(len(logits)))
-    return result

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edc.benchmark.backends.contract import Floats, Loaded, Nanoseconds, WhatRan
-from edc.errors import FailedError
+from edc.errors import FailedError, first_line
 
 __all__ = ["Bind", "CudaLoaded", "EventLog", "captured", "require_cuda"]
 
@@ -82,8 +82,8 @@ class CudaLoaded(Loaded):
                     self._prepare(batch.shape)
                 return self._run(batch)
         except (RuntimeError, MemoryError) as error:
-            reason = str(error).splitlines()[0]
-            raise FailedError(f"{self.what_ran.provider} cannot run batch {len(batch)}: {reason}") from error
+            what = f"{self.what_ran.provider} cannot run batch {len(batch)}"
+            raise FailedError(f"{what}: {first_line(error)}") from error
 
     def parts_of_last(self, num_runs: int) -> dict[str, Nanoseconds]:
         return self._log.of_last(num_runs)

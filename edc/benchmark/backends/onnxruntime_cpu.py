@@ -7,10 +7,11 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, OnnxSource, Source, WhatRan, log_mean_probs
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, OnnxSource, Source, WhatRan
 from edc.deploy.onnx.precision import precision_of_graph
 from edc.deploy.onnx.session import CPU, import_onnxruntime, ort_errors, ort_session, share_threads
-from edc.errors import ArtifactError, FailedError
+from edc.errors import ArtifactError, FailedError, first_line
+from edc.metrics.ensemble import ensemble_log_probs
 
 __all__ = ["OnnxRuntimeCpu", "OnnxRuntimeLoaded", "graph_precision", "one_line", "onnx_files"]
 
@@ -67,7 +68,7 @@ class OnnxRuntimeLoaded(Loaded):
             # One session apart: a loop over one is half a microsecond, 3 % of the smallest network there is.
             if len(self._runs) == 1:
                 return self._run(None, {self._name: batch})[0]
-            return log_mean_probs([run(None, {name: batch})[0] for run, name in self._runs])
+            return ensemble_log_probs([run(None, {name: batch})[0] for run, name in self._runs])
         except self._errors as error:
             raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {one_line(error)}") from error
 
@@ -97,4 +98,4 @@ def graph_precision(path: Path) -> str:
 
 def one_line(error: Exception) -> str:
     """Returns ONNX Runtime's message without its error number prefix, in one line."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", str(error)).splitlines()[0]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", first_line(error))

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, Nanoseconds, Source, WhatRan, log_mean_probs
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, Nanoseconds, Source, WhatRan
 from edc.benchmark.backends.onnxruntime_cpu import graph_precision, one_line, onnx_files
+from edc.deploy.onnx.precision import HEAVY_OPERATORS
 from edc.deploy.onnx.session import import_onnxruntime, ort_errors
 from edc.errors import FailedError
+from edc.metrics.ensemble import ensemble_log_probs
 from edc.system.gpu import gpus_now
 
 __all__ = ["BoundSessions", "OnnxRuntimeCuda"]
 
 CUDA = "CUDAExecutionProvider"
-_HEAVY = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
+_HEAVY = (*HEAVY_OPERATORS, *(f"Fused{name}" for name in HEAVY_OPERATORS))
 
 
 class OnnxRuntimeCuda(Backend):
@@ -97,7 +99,7 @@ class BoundSessions(Loaded):
             self._borders_ns.append((start, copied_in, computed, perf_counter_ns()))
         except self._errors as error:
             raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {one_line(error)}") from error
-        return outputs[0] if len(outputs) == 1 else log_mean_probs(outputs)
+        return outputs[0] if len(outputs) == 1 else ensemble_log_probs(outputs)
 
     def parts_of_last(self, num_runs: int) -> dict[str, Nanoseconds]:
         borders = np.array(list(self._borders_ns)[-num_runs:], np.int64).T

@@ -5,13 +5,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, WhatRan, log_mean_probs
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, WhatRan
 from edc.benchmark.backends.onnxruntime_cpu import onnx_files
-from edc.errors import FailedError
+from edc.errors import FailedError, first_line
+from edc.metrics.ensemble import ensemble_log_probs
 
 __all__ = ["OpenVinoCpu", "OpenVinoLoaded", "import_openvino"]
 
-_HEAVY = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
+_HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")  # in OpenVINO's own words
 Hint = Literal["f32", "bf16"]
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
 
@@ -89,14 +90,14 @@ class OpenVinoLoaded(Loaded):
             outputs: list[Floats] = [request.infer({0: batch})[0] for request in self._requests]
         except RuntimeError as error:
             raise FailedError(f"OpenVINO cannot run batch {len(batch)}: {_reason(error)}") from error
-        return outputs[0] if len(outputs) == 1 else log_mean_probs(outputs)
+        return outputs[0] if len(outputs) == 1 else ensemble_log_probs(outputs)
 
 
 def _precisions_of(compiled: Any) -> Counter[str]:
     """Returns how many of the compiled graph's convolutions and matrix products run in which precision."""
     infos = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ops()]
     types = [(info["layerType"].value, info["runtimePrecision"].value) for info in infos]
-    heavy = [precision for layer, precision in types if layer in _HEAVY]
+    heavy = [precision for layer, precision in types if layer in _HEAVY_LAYERS]
     return Counter(_PRECISIONS.get(name, name) for name in heavy or {precision for _, precision in types})
 
 
@@ -125,4 +126,4 @@ def _reason(error: RuntimeError) -> str:
     """Returns the line of OpenVINO's message that says what happened: the first are where in its sources."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith("Exception from")]
-    return (said or lines or ["no reason given"])[0][:300]
+    return (said[0] if said else first_line(error))[:300]

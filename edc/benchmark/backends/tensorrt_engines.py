@@ -1,7 +1,6 @@
 """TensorRT and TensorRT-RTX: the engines of an artifact, one or the members' in turn, with and without a CUDA graph."""
 
 import json
-import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +10,7 @@ from edc.benchmark.backends.contract import Backend, EngineFile, EngineSource, L
 from edc.benchmark.backends.on_cuda import CudaLoaded, captured
 from edc.deploy.engine.from_onnx import Engine, Library, import_tensorrt, sidecar_path
 from edc.deploy.engine.run import EngineRunner
+from edc.deploy.ensemble import ensemble_log_probs
 from edc.errors import ArtifactError, FailedError
 
 __all__ = ["TensorRtEngines", "read_engine"]
@@ -85,7 +85,6 @@ def _bound(runners: list[EngineRunner], images: Tensor, *, cuda_graph: bool) -> 
             enqueue()
         if len(bindings) == 1:
             return bindings[0][0]
-        logits = torch.stack([logits for logits, _ in bindings])
-        return torch.logsumexp(torch.log_softmax(logits, dim=-1), dim=0) - math.log(len(bindings))
+        return ensemble_log_probs(torch.stack([logits for logits, _ in bindings]))
 
     return captured(compute) if cuda_graph else compute

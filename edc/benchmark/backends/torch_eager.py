@@ -1,13 +1,13 @@
 """torch without a compiler, on the CPU: what somebody has who runs the networks of a run as they are."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, TorchSource, WhatRan
-from edc.errors import FailedError
+from edc.deploy.ensemble import ensemble_log_probs
+from edc.errors import FailedError, first_line
 from edc.runs.networks import SubjectNetworks, load_subject, prepare_run
 
 __all__ = ["Members", "TorchEager", "TorchLoaded"]
@@ -60,7 +60,7 @@ class TorchLoaded(Loaded):
             with torch.inference_mode():
                 result: Floats = self._run(torch.from_numpy(batch)).numpy()
         except (RuntimeError, MemoryError) as error:
-            raise FailedError(f"torch cannot run batch {len(batch)}: {str(error).splitlines()[0]}") from error
+            raise FailedError(f"torch cannot run batch {len(batch)}: {first_line(error)}") from error
         return result
 
 
@@ -88,7 +88,7 @@ class Members:
         else:  # member-major rows: m * N + n
             rows = images.repeat(self.members_per_network, 1, 1, 1)
             logits = self.networks[0](rows).view(self.members_per_network, len(images), -1)
-        return torch.logsumexp(torch.log_softmax(logits, dim=-1), dim=0) - math.log(self.num_members)
+        return ensemble_log_probs(logits)
 
 
 def _ready(network: nn.Module, device: str) -> nn.Module:

@@ -8,6 +8,7 @@ import onnx
 from onnx import shape_inference
 
 from edc.deploy.artifact.manifest import Manifest
+from edc.deploy.onnx.precision import HEAVY_OPERATORS
 from edc.recipe import Recipe
 from edc.subject import Subject
 
@@ -49,7 +50,7 @@ def flops_of_graph(path: Path) -> int:
 
 
 def _flops_of_node(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.op_type not in HEAVY_OPERATORS:
         return 0
     first, second, output = (shapes[name] for name in (*node.input[:2], node.output[0]))
     match node.op_type:

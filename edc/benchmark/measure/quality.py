@@ -14,24 +14,18 @@ from edc.benchmark.judge.rows import RowQuality, quality_of
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
 from edc.data import DataSet, Images, evaluation_batches
 from edc.data.data_set import take
-from edc.metrics import Labels
+from edc.metrics import Labels, ReliabilityBin, reliability_bins
 from edc.seeding import generator_for
 
 __all__ = [
-    "NUM_BINS",
     "Predictions",
     "Qualities",
     "Reliability",
-    "ReliabilityBin",
     "drawn",
     "float_batches",
     "predict_all",
-    "reliability_bins",
     "score_all",
 ]
-
-NUM_BINS = 15
-LogProbs = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +43,6 @@ class Predictions:
     def digest(self) -> str:
         """Returns what tells one choice of test images from another: a digest of their numbers and labels."""
         return hashlib.sha256(self.test_indices.tobytes() + self.test_labels.tobytes()).hexdigest()
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """Images whose top-1 confidence is in (low, high]: their mean confidence, and how many are right."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float | None
-    accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -145,23 +128,6 @@ def score_all(predictions: Predictions, specs: Sequence[RowSpec]) -> Qualities:
         found.validation_acc[spec] = float(np.mean(validation.argmax(1) == predictions.validation_labels))
         found.confidences[spec] = np.exp(calibrated.max(1))
     return found
-
-
-def reliability_bins(log_probs: LogProbs, labels: Labels, *, num_bins: int = NUM_BINS) -> tuple[ReliabilityBin, ...]:
-    """Returns the bins that `metrics.ece` sums over: equal ones, (low, high], of the top-1 confidence.
-
-    Shapes:
-        log_probs (N, K), labels (N,)
-    """
-    confidence, right = np.exp(log_probs.max(1)), log_probs.argmax(1) == labels
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    found = []
-    for number in range(num_bins):
-        inside = bins == number
-        count = int(inside.sum())
-        means = (float(confidence[inside].mean()), float(right[inside].mean())) if count else (None, None)
-        found.append(ReliabilityBin(number / num_bins, (number + 1) / num_bins, count, *means))
-    return tuple(found)
 
 
 def _ensemble_outputs(predictions: Predictions, specs: Sequence[RowSpec], spec: RowSpec) -> Floats | None:

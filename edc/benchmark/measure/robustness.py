@@ -16,25 +16,28 @@ from edc import metrics
 from edc.benchmark.backends import BACKENDS, BackendName
 from edc.benchmark.backends.contract import Floats
 from edc.benchmark.judge.statistics import compare_accuracy
-from edc.benchmark.measure.corruptions import KINDS, SEVERITIES, CorruptionKind, corrupt
+from edc.benchmark.measure.corruptions import SEVERITIES, CorruptionKind, corrupt, kinds_for
+from edc.benchmark.measure.quality import float_batches
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
-from edc.data import Images, evaluation_batches
+from edc.data import Images
 from edc.data.data_set import take
 from edc.seeding import generator_for
 from edc.subject import Subject
 
-__all__ = ["LEVELS", "robustness", "robustness_of", "robustness_specs", "robustness_subset"]
+__all__ = ["levels_for", "robustness", "robustness_of", "robustness_specs", "robustness_subset"]
 
 Level = tuple[CorruptionKind | Literal["none"], int]
-LEVELS: tuple[Level, ...] = (("none", 0), *((kind, severity) for kind in KINDS for severity in SEVERITIES))
-"""Every kind at every severity, after the same images as they are."""
-
 PREFERENCE: tuple[BackendName, ...] = ("onnxruntime", "openvino", "torch")
 MAX_IMAGES, MAX_IMAGES_QUICK = 2_000, 500
 MAX_PIXELS = 1 << 24
-"""Of all images together, one channel: everything runs 21 times, so 334 images of 224 x 224 must do."""
+"""Of all images together, one channel: everything runs 21 times or more, so 334 images of 224 x 224 must do."""
 LEAST_IMAGES = 100
 BATCH_SIZE = 256
+
+
+def levels_for(image_shape: tuple[int, ...]) -> tuple[Level, ...]:
+    """Returns every kind that such images get, at every severity, after the same images as they are."""
+    return (("none", 0), *((kind, severity) for kind in kinds_for(image_shape) for severity in SEVERITIES))
 
 
 def robustness_specs(specs: Sequence[RowSpec]) -> list[RowSpec]:
@@ -82,10 +85,10 @@ def robustness(
             figures None.
     """
     subset = robustness_subset(images, quick=quick, seed=seed)
-    batches = [(pixels.float() / 255).numpy() for pixels, _ in evaluation_batches(subset, batch_size=BATCH_SIZE)]
+    batches = list(float_batches(subset, BATCH_SIZE))
     labels = subset.labels.numpy()
     records: dict[str, list[dict[str, Any]]] = {}
-    for kind, severity in LEVELS:
+    for kind, severity in levels_for(tuple(subset[0][0].shape)):
         corrupted = (
             batch if kind == "none" else corrupt(batch, kind, severity, seed=seed, first_index=number * BATCH_SIZE)
             for number, batch in enumerate(batches)

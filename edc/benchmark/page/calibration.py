@@ -7,6 +7,7 @@ from typing import Any
 from edc.benchmark.page.document import Series
 from edc.benchmark.page.numbers import fixed
 from edc.benchmark.page.svg import Drawing, Scale, axes
+from edc.metrics.reliability import ReliabilityBin, ece_of_bins
 
 __all__ = ["ece_of", "reliability", "wilson"]
 
@@ -38,10 +39,9 @@ def reliability(bins: Sequence[Bin], series: Series, *, title: str, width: float
 
 
 def ece_of(bins: Sequence[Bin]) -> float | None:
-    """Returns the expected calibration error of the bins: the mean over images of |accuracy - confidence|."""
-    total = sum(each["count"] for each in bins)
-    gaps = [each["count"] * abs(each["accuracy"] - each["confidence"]) for each in bins if each["count"]]
-    return sum(gaps) / total if total else None
+    """Returns the expected calibration error of the bins; None without images."""
+    fields = ("low", "high", "count", "confidence", "accuracy")
+    return ece_of_bins(ReliabilityBin(*(each[field] for field in fields)) for each in bins)
 
 
 def wilson(share: float, count: int, *, z: float = 1.96) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from edc.benchmark.judge.statistics import MARGIN, RATIO_SPREAD, Estimate, compa
 from edc.benchmark.regression.changes import CONFIDENCE, Change, ChangeVerdict, Comparison
 from edc.benchmark.regression.compatible import require_rows_in_common, same_images, warnings_of
 from edc.benchmark.workers.probe import PROBE_LIMIT
-from edc.benchmark.workers.timing import DRIFT_LIMIT
+from edc.benchmark.workers.timing import DRIFT_LIMIT, drift
 from edc.errors import RequestError
 
 __all__ = ["compare", "parse_fail_on", "ratio_interval"]
@@ -147,8 +147,8 @@ def _speed(now: SavedRow, then: SavedRow, judge: _Judge) -> Change | None:
     if new is None or old is None:
         reason = f"too few samples for a median in {'this' if new is None else 'the saved'} bench"
         return Change(now.key, now.batch, "p50_ms", "undecided", reason=reason)
-    drifts = [drift for row in (now, then) if (drift := _drift(row)) > DRIFT_LIMIT]
-    of_drift = math.hypot(*(drift / 2 for drift in drifts))
+    drifts = [size for row in (now, then) if (size := _drift(row)) > DRIFT_LIMIT]
+    of_drift = math.hypot(*(size / 2 for size in drifts))
     change = ratio_interval(new, old, z=judge.z, spread=of_drift)
     rest = None
     if judge.rest is not None and change.low is not None and change.high is not None:
@@ -215,12 +215,8 @@ def ratio_interval(
 
 
 def _drift(row: SavedRow) -> float:
-    """Returns by how much the median changed from the first to the last third of the rounds, up or down."""
-    medians = [value for _, value in sorted(row.round_medians_ms.items()) if value > 0]
-    third = len(medians) // 3
-    if not third:
-        return 0.0
-    return abs(math.log(statistics.median(medians[-third:]) / statistics.median(medians[:third])))
+    """Returns the size of the row's drift, up or down, as a logarithm."""
+    return abs(math.log1p(drift(row.round_medians_ms)))
 
 
 def _quality_changes(after: WholeBench, before: WholeBench, *, fail_on: float) -> list[Change]:

@@ -25,6 +25,7 @@ __all__ = [
     "Samples",
     "TimingPlan",
     "WarmUp",
+    "drift",
     "flags_of",
     "inputs_in_rotation",
     "interleave",
@@ -202,7 +203,7 @@ def flags_of(samples: RowSamples, warm: WarmUp) -> tuple[str, ...]:
     num_jumps = int((values > max(JUMP_NS, JUMP_FACTOR * float(np.median(values)))).sum())
     if num_jumps:
         flags.append(f"the clock jumped forward, or the machine slept, during {num_jumps} of {len(values)} samples")
-    change = drift(samples)
+    change = drift(samples.medians)
     if abs(change) > DRIFT_LIMIT:
         flags.append(f"drift: the median changed by {change:+.0%} from the first to the last third of the rounds")
     spread = coefficient_of_variation(values)
@@ -211,13 +212,15 @@ def flags_of(samples: RowSamples, warm: WarmUp) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def drift(samples: RowSamples) -> float:
-    """Returns by which share the median changed from the first to the last third of the rounds; 0 under 3 rounds."""
-    medians = [value for _, value in sorted(samples.medians.items())]
-    third = len(medians) // 3
-    if not third or median(medians[:third]) <= 0:
-        return 0.0
-    return median(medians[-third:]) / median(medians[:third]) - 1
+def drift(medians: Mapping[int, float]) -> float:
+    """Returns by which share the median changed from the first to the last third of the rounds; 0 under 3 rounds.
+
+    Args:
+        medians: that of each round, by the round's number; what a clock that went back has made of one is left out.
+    """
+    in_order = [value for _, value in sorted(medians.items()) if value > 0]
+    third = len(in_order) // 3
+    return median(in_order[-third:]) / median(in_order[:third]) - 1 if third else 0.0
 
 
 def coefficient_of_variation(samples: Samples) -> float:

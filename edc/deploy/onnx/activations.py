@@ -13,13 +13,12 @@ from edc.deploy.onnx.session import ort_session_from_bytes
 __all__ = ["activations"]
 
 
-def activations(
-    path: Path, images: NDArray[np.float32], *, batch_size: int = 8
-) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """Yield, for each batch of `images`, every float32 value that the graph at `path` computes, by name, and its input.
+_BATCH = 8
+"""Small, because all intermediate values of a batch are in memory at once."""
 
-    The batch is small because all intermediate values of a batch are in memory at once.
-    """
+
+def activations(path: Path, images: NDArray[np.float32]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Yields every float32 value that the graph at `path` computes, by name, and its input; for batches of `images`."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     outputs = {value.name for value in model.graph.output}
     for value in list(model.graph.value_info):
@@ -28,6 +27,6 @@ def activations(
     session = ort_session_from_bytes(model.SerializeToString(), what=str(path))
     input_name = session.get_inputs()[0].name
     names = [value.name for value in session.get_outputs()]
-    for start in range(0, len(images), batch_size):
-        batch = np.ascontiguousarray(images[start : start + batch_size])
+    for start in range(0, len(images), _BATCH):
+        batch = np.ascontiguousarray(images[start : start + _BATCH])
         yield {input_name: batch, **dict(zip(names, session.run(names, {input_name: batch}), strict=True))}

@@ -7,7 +7,6 @@ that two exports of the same weights are the same bytes wherever they are made, 
 import copy
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,42 +15,15 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edc.errors import FailedError
-from edc.system.files import write_atomically
+from edc.deploy.onnx.checked import write_checked
+from edc.errors import FailedError, first_line
 
-__all__ = ["EnsembleNetwork", "ensemble_network", "onnx_from_network"]
+__all__ = ["onnx_from_network"]
 
+_OPSET = 20
 _MAX_BYTES = 2**31 - 2**20  # protobuf's limit, less a megabyte for everything that is not a weight
-
-
-class EnsembleNetwork(nn.Module):
-    """The members of an ensemble side by side on one input, their probabilities averaged.
-
-        output = log( 1/M sum_m softmax(logits_m) ) = logsumexp_m( log_softmax(logits_m) ) - log M
-
-    so softmax(output) is the ensemble's mean probability exactly, and the output can stand wherever a single network's
-    logits do. The logarithms are never taken of a probability that has already rounded to zero.
-
-    Shapes:
-        images (N, C, H, W) -> (N, K)
-    """
-
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, images: Tensor) -> Tensor:
-        log_probs = torch.stack([torch.log_softmax(member(images).float(), dim=1) for member in self.members])
-        return torch.logsumexp(log_probs, dim=0) - math.log(len(self.members))
-
-
-def ensemble_network(members: Sequence[nn.Module]) -> nn.Module:
-    """Returns one network that computes the mean probability of `members`, as `EnsembleNetwork` describes."""
-    if not members:
-        raise ValueError("an ensemble needs at least one member")
-    return EnsembleNetwork(members).eval()
 
 
 def onnx_from_network(
@@ -61,11 +33,8 @@ def onnx_from_network(
     input_shape: tuple[int, int, int],
     class_names: Sequence[str],
     metadata: Mapping[str, Any],
-    input_name: str = "images",
-    output_name: str = "logits",
-    opset: int = 20,
 ) -> None:
-    """Writes `network` to `path` as float32 ONNX with a free batch dimension, checked, and whole or not at all.
+    """Writes `network` to `path` as float32 ONNX from images to logits with a free batch size; checked, or not at all.
 
     Args:
         input_shape: (C, H, W) of the images the network takes.
@@ -86,14 +55,14 @@ def onnx_from_network(
                 plain,
                 (images,),
                 dynamo=True,
-                opset_version=opset,
-                input_names=[input_name],
-                output_names=[output_name],
+                opset_version=_OPSET,
+                input_names=["images"],
+                output_names=["logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise FailedError(f"{path}: torch cannot export this network to ONNX: {_last_line(error)}") from error
+            raise FailedError(f"{path}: torch cannot export this network to ONNX: {_innermost(error)}") from error
     if program is None:
         raise FailedError(f"{path}: torch's exporter returned no program")
     model = program.model_proto
@@ -102,16 +71,7 @@ def onnx_from_network(
     for key, value in sorted(labels.items()):
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
         model.metadata_props.add(key=key, value=text)
-    _write_checked(model, path)
-
-
-def _write_checked(model: onnx.ModelProto, path: Path) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-        try:
-            onnx.checker.check_model(temporary, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise FailedError(f"{path}: the ONNX checker refuses the export: {_last_line(error)}") from error
+    write_checked(model, path, what="the export")
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -165,9 +125,8 @@ def _quiet_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _last_line(error: BaseException) -> str:
+def _innermost(error: BaseException) -> str:
     """Returns the innermost cause in one line: the exporter wraps the reason in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return first_line(error)[:300]

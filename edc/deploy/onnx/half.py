@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from edc.deploy.onnx.activations import activations
+from edc.deploy.onnx.checked import write_checked
 from edc.errors import FailedError
-from edc.system.files import write_atomically
 
 __all__ = ["Half", "fp16_from_onnx"]
 
@@ -58,12 +58,7 @@ def fp16_from_onnx(source: Path, path: Path, *, images: NDArray[np.float32], hea
     kept = _kept_float(model.graph, largest, sums, limit=FP16_MAX / headroom)
     types = _float_values(model)
     num_fp16_nodes = _convert(model.graph, types, kept)
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-        try:
-            onnx.checker.check_model(temporary, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise FailedError(f"{path}: the ONNX checker refuses the float16 graph: {error}") from error
+    write_checked(model, path, what="the float16 graph")
     return Half(num_fp16_nodes, tuple(sorted(kept)), max(largest.values(), default=0.0))
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from edc.deploy.onnx.precision import Precision, require_precision
 from edc.deploy.onnx.session import ort_errors, ort_session
-from edc.errors import FailedError, ParityError
+from edc.errors import FailedError, ParityError, first_line
 
 __all__ = [
     "PairedAccuracy",
@@ -126,7 +126,7 @@ def check_parity(parity: Parity, *, precision: Precision, what: str) -> None:
 
 
 def check_onnx_parity(
-    path: Path, network: nn.Module, images: Floats, *, max_batch: int, precision: Precision, threads: int = 0
+    path: Path, network: nn.Module, images: Floats, *, max_batch: int, precision: Precision
 ) -> Parity:
     """Returns the parity of the ONNX file at `path` with `network` in float32 torch, both on this machine's CPU.
 
@@ -145,7 +145,7 @@ def check_onnx_parity(
     if num_images < max_batch:
         images = np.resize(images, (max_batch, *images.shape[1:]))
     reference = network_outputs(network, images, batch_size=max_batch)
-    session = ort_session(path, threads=threads)
+    session = ort_session(path)
     wanted, got, sizes = [], [], batch_sizes_for(max_batch)
     for size in sizes:
         # Every image at the largest batch; a few full batches of the small ones, which would only repeat it slowly.
@@ -178,7 +178,7 @@ def onnx_outputs(session: Any, images: Floats, *, batch_size: int) -> Floats:
     try:
         return np.concatenate([session.run(None, {name: batch})[0] for batch in _batches(images, batch_size)])
     except ort_errors() as error:
-        raise FailedError(f"ONNX Runtime cannot run batch {batch_size}: {str(error).splitlines()[0]}") from error
+        raise FailedError(f"ONNX Runtime cannot run batch {batch_size}: {first_line(error)}") from error
 
 
 def paired_accuracy_drop(reference_correct: NDArray[np.bool_], candidate_correct: NDArray[np.bool_]) -> PairedAccuracy:

@@ -11,16 +11,26 @@ from onnx import TensorProto
 
 from edc.errors import ParityError
 
-__all__ = ["Precision", "PrecisionCounts", "precision_of_graph", "require_precision"]
+__all__ = [
+    "HEAVY_OPERATORS",
+    "QUANTIZED_OPERATORS",
+    "Precision",
+    "PrecisionCounts",
+    "precision_of_graph",
+    "require_precision",
+]
 
 Precision = Literal["fp32", "fp16", "int8-cpu", "int8-trt"]
 
-_HEAVY = ("Conv", "Gemm", "MatMul", "ConvTranspose")
+QUANTIZED_OPERATORS = ("Conv", "Gemm", "MatMul")
+"""ONNX's names of the convolutions and matrix products that an INT8 file computes in 8 bits."""
+HEAVY_OPERATORS = (*QUANTIZED_OPERATORS, "ConvTranspose")
+"""ONNX's names of all convolutions and matrix products: where the time goes."""
 
 
 @dataclass(frozen=True)
 class PrecisionCounts:
-    """How many tensors and nodes of a graph have which type; `heavy` is Conv, Gemm and MatMul, where the time goes."""
+    """How many tensors and nodes of a graph have which type; `heavy` is `HEAVY_OPERATORS`."""
 
     num_nodes: int
     num_fp32_initializers: int
@@ -44,7 +54,7 @@ def precision_of_graph(path: Path) -> PrecisionCounts:
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     operators = Counter(node.op_type for node in graph.node)
     dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    heavy = [node for node in graph.node if node.op_type in _HEAVY]
+    heavy = [node for node in graph.node if node.op_type in HEAVY_OPERATORS]
 
     def num_of(nodes: Iterable[onnx.NodeProto], elem_type: int) -> int:
         return sum(types.get(node.output[0]) == elem_type for node in nodes)

@@ -21,8 +21,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edc.deploy.onnx.checked import write_checked
 from edc.deploy.onnx.parity import PairedAccuracy, paired_accuracy_drop
-from edc.deploy.onnx.precision import require_precision
+from edc.deploy.onnx.precision import QUANTIZED_OPERATORS, require_precision
 from edc.deploy.onnx.sensitivity import heavy_nodes, noisiest_nodes
 from edc.deploy.onnx.session import import_onnxruntime
 from edc.errors import FailedError, ParityError
@@ -36,11 +37,10 @@ Images = NDArray[np.float32]
 
 RUNGS = ("minmax", "percentile", "ends_float", "quarter_float")
 _BATCH = 16
-_TRT_OPERATORS = ("Conv", "Gemm", "MatMul")
 # Those that ONNX Runtime's CPU provider has 8-bit kernels for. Its own default also quantises what it then runs in
 # float, normalisation above all, which costs accuracy and buys nothing.
 _CPU_OPERATORS = (
-    *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Concat"),
+    *(*QUANTIZED_OPERATORS, "Add", "Mul", "Relu", "Clip", "Concat"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Flatten", "Reshape", "Transpose"),
 )
 
@@ -125,7 +125,7 @@ def int8_from_onnx(
         options |= {
             "ActivationSymmetric": True,
             "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul"],
+            "OpTypesToExcludeOutputQuantization": list(QUANTIZED_OPERATORS),
         }
     else:
         # ONNX Runtime 1.31 computes transformers wrongly when a MatMul's output is quantised: on ViT-tiny the cosine
@@ -138,7 +138,7 @@ def int8_from_onnx(
             temporary,
             _reader(typed, images),
             quant_format=q.QuantFormat.QDQ,
-            op_types_to_quantize=list(_TRT_OPERATORS if flavour == "int8-trt" else _CPU_OPERATORS),
+            op_types_to_quantize=list(QUANTIZED_OPERATORS if flavour == "int8-trt" else _CPU_OPERATORS),
             per_channel=True,
             activation_type=q.QuantType.QInt8 if flavour == "int8-trt" else q.QuantType.QUInt8,
             weight_type=q.QuantType.QInt8,
@@ -199,17 +199,13 @@ def _inferred(source: Path) -> Iterator[Path]:
 
 
 def _clean(path: Path) -> None:
-    """Removes what the quantiser notes about itself, and check the file."""
+    """Removes what the quantiser notes about itself, and checks the file."""
     model = onnx.load(path)
     kept = [entry for entry in model.metadata_props if not entry.key.startswith("onnx.")]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
     del model.graph.value_info[:]
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise FailedError(f"{path}: the ONNX checker refuses the quantised graph: {error}") from error
+    write_checked(model, path, what="the quantised graph")
 
 
 @contextmanager

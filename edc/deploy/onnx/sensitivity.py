@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
 from edc.deploy.onnx.activations import activations
+from edc.deploy.onnx.precision import QUANTIZED_OPERATORS
 
 __all__ = ["heavy_nodes", "noisiest_nodes"]
 
@@ -40,8 +41,8 @@ def noisiest_nodes(path: Path, images: NDArray[np.float32], *, num_nodes: int) -
 
 def _with_weights(graph: onnx.GraphProto) -> list[NodeProto]:
     weights = {tensor.name for tensor in graph.initializer}
-    heavy = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
-    return [node for node in heavy if node.input[1] in weights]
+    quantized = [node for node in graph.node if node.op_type in QUANTIZED_OPERATORS]
+    return [node for node in quantized if node.input[1] in weights]
 
 
 def _weight_noise(node: NodeProto, weight: NDArray[np.float32]) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edc.errors import FailedError
+from edc.errors import FailedError, first_line
 
 __all__ = ["import_onnxruntime", "ort_errors", "ort_session", "ort_session_from_bytes", "share_threads"]
 
@@ -70,7 +70,7 @@ def ort_session_from_bytes(
     try:
         session = ort.InferenceSession(model, sess_options=options, providers=list(providers))
     except ort_errors() as error:
-        raise FailedError(f"{what}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from error
+        raise FailedError(f"{what}: ONNX Runtime cannot load it: {first_line(error)}") from error
     if session.get_providers()[0] != providers[0]:
         raise FailedError(f"{what}: asked ONNX Runtime for {providers[0]}, it runs on {session.get_providers()[0]}")
     return session

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edc.deploy.onnx.checked import write_checked
 from edc.errors import FailedError
-from edc.system.files import write_atomically
 
 __all__ = ["take_uint8_pixels"]
 
@@ -39,9 +39,4 @@ def take_uint8_pixels(path: Path) -> None:
     ]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-        try:
-            onnx.checker.check_model(temporary, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise FailedError(f"{path}: the ONNX checker refuses the graph with uint8 input: {error}") from error
+    write_checked(model, path, what="the graph with uint8 input")

@@ -1,0 +1,19 @@
+"""The choices that the method leaves open, by name. Importable without torch, because recipes name them too."""
+
+from typing import Literal
+
+__all__ = ["FoldKind", "MemberForm", "Method", "Perturbation"]
+
+Method = Literal["kd", "latent_be"]
+"""`kd`: one plain student learns from the mean of the teachers' answers. `latent_be`: M members that share weights
+learn one from each teacher, and are folded into one network."""
+
+Perturbation = Literal["none", "gaussian", "ods", "tdiv", "tdiv_sdiv"]
+"""In which direction images are moved, see `perturb`."""
+
+MemberForm = Literal["joint", "sequential"]
+"""`joint`: all members in one batch of M * N rows. `sequential`: one member after another, each with its own backward
+pass: memory does not depend on M, and BatchNorm's statistics are those of one member's rows at a time."""
+
+FoldKind = Literal["mean_weights", "mean_factors"]
+"""`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""

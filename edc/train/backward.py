@@ -1,0 +1,46 @@
+"""The gradients of one step, computed in as few parts as memory allows.
+
+A batch larger than `micro_batch_size` is cut first; a step then gives its loss in parts (`edc.method.step`). Each part
+has a backward pass of its own, so only one part's activations exist at a time; in a distributed run only the last part
+waits for the other processes.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from edc.method.step import Batch, Step
+
+__all__ = ["backward_through"]
+
+
+def backward_through(
+    step: Step,
+    model: nn.Module,
+    network: nn.Module,
+    batch: Batch,
+    *,
+    micro_batch_size: int | None,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Adds the gradients of the mean loss of `batch` to the parameters and returns that loss, without waiting for it.
+
+    Args:
+        model: the network as the accelerator wrapped it; `network`: the same one, bare.
+    """
+    losses: list[Tensor] = []
+    micro_batches = list(batch.in_parts(micro_batch_size))
+    last = len(micro_batches) * step.num_parts(network)
+    for micro_batch in micro_batches:
+        share = len(micro_batch.images) / len(batch.images)
+        parts = step.losses(model, network, micro_batch)
+        for _ in range(step.num_parts(network)):
+            with nullcontext() if len(losses) + 1 == last else accelerator.no_sync(model):
+                loss = next(parts) * share
+                with record_function("edc:backward"):
+                    accelerator.backward(loss)
+            losses.append(loss.detach())
+    return torch.stack(losses).sum()

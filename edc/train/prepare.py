@@ -1,0 +1,36 @@
+"""A network made ready for its training."""
+
+from accelerate import Accelerator
+from torch import nn
+
+from edc.recipe import TrainingSection
+from edc.train.compiling import compile_network, example_for
+from edc.train.placement import place
+from edc.train.sync_batchnorm import convert_sync_batchnorm, require_batchnorm_rows, require_sharable
+
+__all__ = ["prepared"]
+
+
+def prepared(
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    training: TrainingSection,
+    *,
+    label: str,
+    accelerator: Accelerator,
+) -> nn.Module:
+    """Returns the network where and as it trains: its device, memory format, BatchNorm layers, and compiled.
+
+    Raises:
+        RecipeError: a batch that the processes cannot share, or that leaves BatchNorm a single image.
+    """
+    num_processes = accelerator.num_processes
+    require_sharable(training, num_processes=num_processes)
+    require_batchnorm_rows(network, training, num_processes=num_processes, label=label)
+    network = place(network, accelerator.device, training)
+    if training.compile:  # tried ahead of the conversion, because a trial must not wait for other processes
+        example = example_for(network, image_shape, training=training, num_processes=num_processes)
+        compile_network(network, example, training=training, label=label, accelerator=accelerator)
+    if num_processes > 1 and training.sync_batchnorm:
+        network = convert_sync_batchnorm(network, accelerator.device)
+    return network
