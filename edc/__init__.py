@@ -8,7 +8,7 @@ What is named here is edc's interface for Python; everything else may change. A 
     edc.export(Path("runs/digits"), Path("export/digits"))
     edc.bench(Path("export/digits"))
 
-    student = edc.to_batch_ensemble(network, len(teachers))  one piece of it, in a loop of your own: examples/own_loop.py
+    student = edc.to_batch_ensemble(network, len(teachers))  a piece of it in your own loop: examples/own_loop.py
 """
 
 from importlib import import_module

@@ -119,16 +119,23 @@ def shared_layers(network: nn.Module) -> list[str]:
 
 
 @contextmanager
-def select_members(network: nn.Module, members: tuple[int, ...] | None) -> Iterator[None]:
-    """Within the block, a batch of `network` is for these members only, in this order; None: for all."""
-    before = [(layer, layer.selected) for _, layer in _layers(network)]
-    for layer, _ in before:
+def select_members(
+    network: nn.Module, members: tuple[int, ...] | None, *, rows: tuple[int, ...] | None = None
+) -> Iterator[None]:
+    """Within the block, a batch of `network` is for these members only, in this order; None: for all.
+
+    Args:
+        rows: how many rows of the batch each of them has, one after another; by default all have the same number.
+    """
+    before = [(layer, layer.selected, layer.rows) for _, layer in _layers(network)]
+    for layer, _, _ in before:
         layer.selected = None if members is None else _index(members, layer.rho.device)
+        layer.rows = rows
     try:
         yield
     finally:
-        for layer, previous in before:
-            layer.selected = previous
+        for layer, selected, rows_before in before:
+            layer.selected, layer.rows = selected, rows_before
 
 
 @cache

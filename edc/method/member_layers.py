@@ -61,6 +61,8 @@ class BatchEnsembleLayer(nn.Module):
         self.form = form
         self.selected: Tensor | None = None
         """Which members (A,) the next batch is for; None: all. A tensor, so that a compiled layer fits every member."""
+        self.rows: tuple[int, ...] | None = None
+        """How many rows of the next batch each of these members has; None: all have the same number."""
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Returns r (A, C_in) and s (A, C_out) of the selected members, with their gradients scaled by M."""
@@ -74,18 +76,25 @@ class BatchEnsembleLayer(nn.Module):
         return 1 + rho, 1 + sigma
 
     def forward(self, x: Tensor) -> Tensor:
-        num_members = self.ensemble_size if self.selected is None else len(self.selected)
-        if x.shape[0] % num_members:
-            raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {num_members} members")
+        rows = self._rows_of_members(len(x))
         r, s = self.factors()
         if self.form == "activation":
-            y = self.plain_forward(_scale_channels(x, r, self.channel_dim), self.weight, self.bias)
-            return _scale_channels(y, s, self.channel_dim)
+            y = self.plain_forward(_scale_channels(x, r, rows, self.channel_dim), self.weight, self.bias)
+            return _scale_channels(y, s, rows, self.channel_dim)
         outputs = [
-            self.plain_forward(rows, self.member_weight(r[m], s[m]), None if self.bias is None else self.bias * s[m])
-            for m, rows in enumerate(x.chunk(num_members))
+            self.plain_forward(part, self.member_weight(r[m], s[m]), None if self.bias is None else self.bias * s[m])
+            for m, part in enumerate(torch.split(x, rows))
+            if len(part)
         ]
-        return outputs[0] if num_members == 1 else torch.cat(outputs)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _rows_of_members(self, num_rows: int) -> list[int]:
+        """Returns how many of a batch's rows each selected member has; a layer may see each row several times."""
+        num_members = self.ensemble_size if self.selected is None else len(self.selected)
+        rows = self.rows or (1,) * num_members
+        if num_rows % sum(rows):
+            raise ValueError(f"a batch of {num_rows} rows cannot be split over {num_members} members")
+        return [number * (num_rows // sum(rows)) for number in rows]
 
     channel_dim: int
 
@@ -178,13 +187,13 @@ class BatchEnsembleLinear(BatchEnsembleLayer):
         return self.weight * torch.outer(s, r)
 
 
-def _scale_channels(x: Tensor, factor: Tensor, channel_dim: int) -> Tensor:
+def _scale_channels(x: Tensor, factor: Tensor, rows: list[int], channel_dim: int) -> Tensor:
     """Returns member-major `x` times each member's channel `factor` (A, C), in the memory format of `x`.
 
     Multiplying by a factor repeated to (A * N, C) keeps channels_last, which a view to (A, N, C, H, W) would lose. The
     factor is not rounded under autocast, as it is not in the weight form; so activations are float32 there.
     """
-    factor = factor.repeat_interleave(x.shape[0] // factor.shape[0], dim=0)
+    factor = torch.cat([f.expand(number, -1) for f, number in zip(factor, rows, strict=True)])
     shape = [x.shape[0]] + [1] * (x.ndim - 1)
     shape[channel_dim] = factor.shape[1]
     return x * factor.view(shape)

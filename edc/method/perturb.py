@@ -25,7 +25,7 @@ from edc.method.batch_ensemble import select_members
 from edc.method.kinds import Perturbation
 from edc.method.losses import cross_entropy_between, wide
 
-__all__ = ["draw_pair", "move", "perturb"]
+__all__ = ["draw_pair", "move", "perturb", "sent_to"]
 
 
 def perturb(
@@ -55,7 +55,7 @@ def perturb(
         return images
     if kind == "gaussian":
         noise = torch.randn((num_rows or len(images), *images.shape[1:]), generator=generator)[rows]
-        return move(images, _sent_to(noise, images), grey_levels=grey_levels)
+        return move(images, sent_to(noise, images.device).to(images.dtype), grey_levels=grey_levels)
     if kind == "ods":
         i = int(torch.randint(len(teachers), (), generator=generator))
         with _evaluating(teachers[i]):
@@ -112,26 +112,29 @@ def _ods_gradient(images: Tensor, network: nn.Module, generator: torch.Generator
         x = images.detach().requires_grad_()
         logits = wide(network(x))
         # One w per step, not one per image: independent of how the batch is divided over processes.
-        w = _sent_to(torch.rand(logits.shape[-1], generator=generator) * 2 - 1, logits)
+        w = sent_to(torch.rand(logits.shape[-1], generator=generator) * 2 - 1, logits.device).to(logits.dtype)
         (gradient,) = torch.autograd.grad((F.softmax(logits, dim=-1) @ w).sum(), x)
     return gradient
 
 
 @contextmanager
 def _evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Within the block, the networks are in eval mode."""
-    training = [network for network in networks if network.training]
-    for network in training:
-        network.eval()
+    """Within the block, the networks are in eval mode; after it each module is in its own mode again.
+
+    Not `network.train()`: it would wake what a user has frozen, a BatchNorm say.
+    """
+    training = [module for network in networks for module in network.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for network in training:
-            network.train()
+        for module in training:
+            module.training = True
 
 
-def _sent_to(drawn: Tensor, other: Tensor) -> Tensor:
-    """Returns what was `drawn` on the CPU in the place and type of `other`, without waiting for a GPU's queue."""
-    if other.is_cuda:
+def sent_to(drawn: Tensor, device: torch.device) -> Tensor:
+    """Returns what was `drawn` on the CPU on `device`, without waiting for a GPU's queue."""
+    if device.type == "cuda":
         drawn = drawn.pin_memory()  # a copy from anywhere else waits
-    return drawn.to(other.device, non_blocking=True).to(other.dtype)
+    return drawn.to(device, non_blocking=True)

@@ -5,6 +5,9 @@ A step computes its loss in parts whose sum it is, one for each group of members
     joint        one group of all M members: M * N rows, BatchNorm statistics over all of them, as published
     sequential   M groups of one member: memory does not depend on M
 
+Every teacher answers every image and every member learns it, or (`answers: split`) each image goes to one teacher and
+its member, drawn anew in each step: N rows instead of M * N, and the same expected gradient.
+
 Run `backward` on each part before asking for the next, so that only one part's activations exist at a time:
 
     for loss in step.losses(student, student, batch):
@@ -24,11 +27,11 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from edc.method.batch_ensemble import batchnorm_momentum_shared, ensemble_size_of, select_members
-from edc.method.kinds import MemberForm, Method, Perturbation
+from edc.method.kinds import Answers, MemberForm, Method, Perturbation
 from edc.method.losses import kd_loss, label_loss, latent_be_loss, wide
-from edc.method.perturb import perturb
+from edc.method.perturb import perturb, sent_to
 
-__all__ = ["Batch", "LabelStep", "Step", "StudentStep", "answers", "autocast_to"]
+__all__ = ["Batch", "LabelStep", "Step", "StudentStep", "answers", "autocast_to", "draw_owners"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class StudentStep:
 
     teachers: Sequence[nn.Module]
     method: Method = "latent_be"
+    answers: Answers = "all"
     perturbation: Perturbation = "none"
     grey_levels: float = 1.0
     temperature: float = 4.0
@@ -91,7 +95,8 @@ class StudentStep:
     autocast: torch.dtype | None = None
 
     def losses(self, model: nn.Module, network: nn.Module, batch: Batch) -> Iterator[Tensor]:
-        with self._autocast(batch), record_function("edc:perturbation"):
+        precision, groups = autocast_to(self.autocast, batch.images.device), self._groups(network)
+        with precision, record_function("edc:perturbation"):
             images = perturb(
                 batch.images,
                 self.perturbation,
@@ -102,37 +107,61 @@ class StudentStep:
                 rows=batch.rows,
                 num_rows=batch.num_rows,
             )
-        with self._autocast(batch), record_function("edc:teachers"):
-            teacher_logits = answers(self.teachers, images)  # (M, N, K)
-        groups = self._groups(ensemble_size_of(network))
-        for members in groups:
+        parts, labels = self._shared_out(images, batch)  # for each teacher: the images that it answers
+        with precision, record_function("edc:teachers"):
+            answered = [answers(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True)]
+        sizes = tuple(len(part) for part in parts)
+        for group in groups:  # of members, or of teachers where one network learns from all
+            rows = None if self.answers == "all" else tuple(sizes[m] for m in group)
+            members = None if len(group) == len(self.teachers) else group
             with (
-                self._autocast(batch),
+                precision,
                 record_function("edc:forward"),
-                select_members(network, members),
+                select_members(network, members, rows=rows),
                 batchnorm_momentum_shared(network, len(groups)),
             ):
-                size = ensemble_size_of(network) if members is None else len(members)
-                rows = images.repeat(size, 1, 1, 1) if size > 1 else images  # member-major: row m * N + n
-                student_logits = wide(model(rows)).view(size, len(images), -1)
-                targets = teacher_logits if members is None else teacher_logits[list(members)]
-                distil = latent_be_loss if self.method == "latent_be" else kd_loss
-                loss = distil(student_logits, targets, temperature=self.temperature)
+                if self.method == "kd" and self.answers == "all":
+                    logits, learned = wide(model(images))[None], batch.labels
+                    loss = kd_loss(logits, torch.stack(answered), temperature=self.temperature)
+                else:  # row by row, member-major: row m * N + n is image n seen by member m
+                    logits, learned = wide(model(_joined(parts, group)))[None], _joined(labels, group)
+                    loss = latent_be_loss(logits, _joined(answered, group)[None], temperature=self.temperature)
                 if self.alpha < 1:
-                    loss = (1 - self.alpha) * label_loss(student_logits, batch.labels) + self.alpha * loss
-            yield loss / len(groups)
+                    loss = (1 - self.alpha) * label_loss(logits, learned) + self.alpha * loss
+            yield sum(sizes[m] for m in group) / sum(sizes) * loss
 
     def num_parts(self, network: nn.Module) -> int:
-        return len(self._groups(ensemble_size_of(network)))
+        return len(self._groups(network))
 
-    def _groups(self, num_members: int) -> list[tuple[int, ...] | None]:
-        """Returns the members that go through the network at once, group by group; None: all there are."""
-        if self.form == "sequential" and num_members > 1:
-            return [(m,) for m in range(num_members)]
-        return [None]
+    def _groups(self, network: nn.Module) -> list[tuple[int, ...]]:
+        """Returns the members that go through the network at once, group by group."""
+        everyone = range(len(self.teachers))
+        is_sequential = self.form == "sequential" and ensemble_size_of(network) > 1
+        return [(m,) for m in everyone] if is_sequential else [tuple(everyone)]
 
-    def _autocast(self, batch: Batch) -> AbstractContextManager[object]:
-        return autocast_to(self.autocast, batch.images.device)
+    def _shared_out(self, images: Tensor, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Returns the images that each teacher answers, and their labels: all, or a part of its own."""
+        num_teachers = len(self.teachers)
+        if self.answers == "all":
+            return [images] * num_teachers, [batch.labels] * num_teachers
+        owners = draw_owners(batch.num_rows, num_teachers, batch.generator)[batch.rows]
+        order, sizes = owners.argsort(stable=True), owners.bincount(minlength=num_teachers).tolist()
+        order = sent_to(order, images.device)
+        return torch.split(images[order], sizes), torch.split(batch.labels[order], sizes)
+
+
+def draw_owners(num_rows: int, num_teachers: int, generator: torch.Generator) -> Tensor:
+    """Returns which teacher each row of a batch goes to (num_rows,).
+
+    In every M rows each teacher has one, in random order: parts are equal where M divides the batch, and so are those
+    of every process, or of a micro-batch, whose rows M divides.
+    """
+    blocks = -(-num_rows // num_teachers)
+    return torch.rand(blocks, num_teachers, generator=generator).argsort(1).flatten()[:num_rows]
+
+
+def _joined(parts: Sequence[Tensor], group: tuple[int, ...]) -> Tensor:
+    return parts[group[0]] if len(group) == 1 else torch.cat([parts[m] for m in group])
 
 
 @dataclass(frozen=True)
@@ -158,8 +187,8 @@ def autocast_to(dtype: torch.dtype | None, device: torch.device) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def answers(teachers: Sequence[nn.Module], images: Tensor) -> Tensor:
-    """Returns the teachers' logits (M, N, K) in float32 or wider to learn from, computed in inference mode."""
+def answers(teacher: nn.Module, images: Tensor) -> Tensor:
+    """Returns a teacher's logits (N, K) in float32 or wider to learn from, computed in inference mode."""
     with torch.inference_mode():
-        logits = wide(torch.stack([teacher(images) for teacher in teachers]))
+        logits = wide(teacher(images))
     return logits.clone()  # a normal tensor again: a loss may keep it for its backward pass

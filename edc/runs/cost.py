@@ -44,8 +44,13 @@ class Cost:
 
 
 def units_per_step(student: StudentSection, ensemble_size: int) -> int:
-    """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4."""
+    """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4.
+
+    Where each image goes to one teacher and one member, 4 and 10 for any M.
+    """
     perturbation = {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
+    if student.answers == "split":
+        return 1 + 3 + perturbation
     num_members = ensemble_size if student.method == "latent_be" else 1
     return ensemble_size + 3 * num_members + perturbation
 

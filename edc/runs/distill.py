@@ -78,6 +78,9 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
         require_batchnorm_rows(network, recipe.training, num_processes=accelerator.num_processes, label=label)
         if accelerator.num_processes > 1 and recipe.training.sync_batchnorm:
             require_synchronisable(network, accelerator.device)
+    for name, section in recipe.students.items():
+        if section.answers == "split":
+            _require_rows_for_all(recipe, name, num_processes=accelerator.num_processes)
     if any(section.method == "latent_be" for section in recipe.students.values()):
         _try_members(student, data, source=recipe.network.name)
     # Final weights of every network, and one checkpoint: the network, its momentum, and the best one so far.
@@ -85,6 +88,21 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
     num_teachers = 0 if recipe.teachers.checkpoints else recipe.teachers.size
     largest = max(student_bytes, teacher_bytes)
     return student_bytes * len(recipe.students) + teacher_bytes * num_teachers + 6 * largest
+
+
+def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> None:
+    """Raises `RecipeError` where a batch, divided among the teachers, would leave one of them with hardly an image."""
+    training, num_teachers = recipe.training, recipe.teachers.size
+    share = training.batch_size // num_processes
+    micro = min(training.micro_batch_size or share, share)
+    smallest = share % micro or micro  # the last micro-batch is what is left over
+    if smallest < 2 * num_teachers:
+        raise RecipeError(
+            f"students.{name}.answers: 'split' divides each batch among {num_teachers} teachers, and {smallest} images "
+            f"go through the networks at once (training.batch_size {training.batch_size} on {num_processes} "
+            f"process{'es' * (num_processes > 1)}, micro_batch_size {training.micro_batch_size}); "
+            f"{2 * num_teachers} or more are needed"
+        )
 
 
 def _try_members(student: Classifier, data: DataSet, *, source: str) -> None:

@@ -68,6 +68,7 @@ def student_step(
     return StudentStep(
         teachers=list(teachers.members),
         method=section.method,
+        answers=section.answers,
         perturbation=section.perturbation,
         grey_levels=section.perturbation_grey_levels,
         temperature=section.temperature,

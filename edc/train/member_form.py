@@ -56,7 +56,8 @@ def choose_form(
     if form is not None:
         return form, f"as {kept} says"
     rows = min(training.batch_size // accelerator.num_processes, training.micro_batch_size or training.batch_size)
-    needed = activation_bytes(network, image_shape, training) * rows * ensemble_size_of(network)
+    rows *= 1 if section.answers == "split" else ensemble_size_of(network)
+    needed = activation_bytes(network, image_shape, training) * rows
     free = _free_bytes(accelerator)
     fits = torch.tensor(float(needed <= SHARE_OF_MEMORY * free), device=accelerator.device)
     all_fit = bool(accelerator.reduce(fits, "sum") == accelerator.num_processes)  # the same on every process

@@ -1,0 +1,175 @@
+"""`answers: split`: each image goes to one teacher and to its member, at the same expected gradient."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+from command_line import edc
+from small_networks import randomise, small_network
+from torch import Tensor, nn
+
+from edc.method.batch_ensemble import member_logits, select_members, to_batch_ensemble
+from edc.method.step import Batch, StudentStep, draw_owners
+from edc.recipe import Recipe, StudentSection
+from edc.runs.cost import units_per_step
+
+M, K = 3, 5
+
+
+def frozen_norms(network: nn.Module) -> nn.Module:
+    """A batch whose statistics are not taken: only then is the loss a sum over images."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return network
+
+
+def student_of(method: str) -> nn.Module:
+    plain = small_network(0)
+    return frozen_norms(randomise(to_batch_ensemble(plain, M), 1) if method == "latent_be" else plain)
+
+
+def batch_of(num_rows: int, *, rows: slice = slice(None), seed: int = 3) -> Batch:
+    images = torch.rand((num_rows, 3, 10, 10), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(num_rows) % K
+    return Batch(images[rows], labels[rows], torch.Generator().manual_seed(seed), rows, num_rows)
+
+
+def gradient_of(step: StudentStep, network: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    network.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    losses = list_of_backward(step, network, batch)
+    for loss in losses:
+        total += loss
+    return total, {name: p.grad.clone() for name, p in network.named_parameters()}
+
+
+def list_of_backward(step: StudentStep, network: nn.Module, batch: Batch) -> list[Tensor]:
+    done = []
+    for loss in step.losses(network, network, batch):
+        loss.backward()
+        done.append(loss.detach())
+    assert len(done) == step.num_parts(network)
+    return done
+
+
+def teachers() -> list[nn.Module]:
+    return [small_network(10 + m).eval().requires_grad_(False) for m in range(M)]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.6])
+@pytest.mark.parametrize(
+    ("method", "form", "num_rows"),
+    [
+        ("kd", "joint", 3),
+        ("kd", "joint", 2),
+        ("latent_be", "joint", 3),
+        ("latent_be", "joint", 2),
+        ("latent_be", "sequential", 3),  # where a member has no row it would have no pass: refused before a run
+    ],
+)
+def test_mean_gradient_over_all_divisions_is_that_of_all(method, form, alpha, num_rows, monkeypatch):
+    """All 6 ways to give 3 images to 3 teachers; and 2 images, where one teacher has none of them."""
+    network = student_of(method)
+    batch = batch_of(num_rows)
+    common = {"teachers": teachers(), "method": method, "alpha": alpha}
+    expected_loss, expected = gradient_of(StudentStep(**common), network, batch)
+    divisions = sorted({order[:num_rows] for order in itertools.permutations(range(M))})
+    mean_loss, mean = torch.zeros((), dtype=torch.float64), Counter()
+    for owners in divisions:
+        monkeypatch.setattr("edc.method.step.draw_owners", lambda *_, owners=owners: torch.tensor(owners))
+        loss, gradient = gradient_of(StudentStep(**common, answers="split", form=form), network, batch)
+        mean_loss += loss / len(divisions)
+        for name, value in gradient.items():
+            mean[name] = mean[name] + value / len(divisions)
+    torch.testing.assert_close(mean_loss, expected_loss, rtol=0, atol=1e-10)
+    assert max(float(value.abs().max()) for value in expected.values()) > 1e-3
+    for name, value in expected.items():
+        torch.testing.assert_close(mean[name], value, rtol=0, atol=1e-10)
+
+
+def test_each_image_is_answered_by_its_teacher_and_learned_by_its_member():
+    network = student_of("latent_be")
+    ensemble, batch = teachers(), batch_of(7)
+    owners = draw_owners(7, M, torch.Generator().manual_seed(3))
+    all_logits, all_targets = member_logits(network, batch.images), torch.stack([t(batch.images) for t in ensemble])
+    expected = torch.zeros((), dtype=torch.float64)
+    for n, m in enumerate(owners.tolist()):
+        target = (all_targets[m, n] / 4).softmax(-1)
+        expected += 16 * -(target * (all_logits[m, n] / 4).log_softmax(-1)).sum() / 7
+    (loss,) = StudentStep(ensemble, answers="split").losses(network, network, batch)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["activation", "weight"])
+def test_members_may_have_different_numbers_of_rows(form):
+    network = randomise(to_batch_ensemble(small_network(0), M, form=form), 1).eval()
+    images = batch_of(6).images
+    every = member_logits(network, images)
+    with select_members(network, None, rows=(3, 1, 2)):
+        found = network(images)
+    torch.testing.assert_close(found, torch.cat([every[0, :3], every[1, 3:4], every[2, 4:]]), rtol=0, atol=1e-12)
+    with select_members(network, (2, 0), rows=(1, 5)):
+        found = network(images)
+    torch.testing.assert_close(found, torch.cat([every[2, :1], every[0, 1:]]), rtol=0, atol=1e-12)
+    assert network(images.repeat(M, 1, 1, 1)).shape == (18, K), "rows are still set"
+
+
+def test_division_is_even_and_uniform():
+    generator = torch.Generator().manual_seed(0)
+    counts = Counter()
+    for _ in range(2000):
+        owners = draw_owners(10, 4, generator)
+        assert sorted(owners[:4].tolist()) == sorted(owners[4:8].tolist()) == [0, 1, 2, 3]
+        assert owners[8] != owners[9]
+        counts.update(enumerate(owners.tolist()))
+    expected = 2000 / 4
+    chi_square = sum((counts[row, m] - expected) ** 2 / expected for row in range(10) for m in range(4))
+    assert chi_square < 59.7  # the 0.999 quantile with 30 degrees of freedom
+
+
+def test_two_halves_of_a_batch_have_the_division_of_the_whole():
+    network, ensemble = student_of("latent_be"), teachers()
+    step = StudentStep(ensemble, answers="split", perturbation="tdiv_sdiv")
+    loss, whole = gradient_of(step, network, batch_of(12))
+    losses, halves = zip(
+        *(gradient_of(step, network, batch_of(12, rows=rows)) for rows in (slice(0, 6), slice(6, 12))), strict=True
+    )
+    torch.testing.assert_close(sum(losses) / 2, loss, rtol=0, atol=1e-10)
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(half[name] for half in halves) / 2, value, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("method", "perturbation", "units"), [("kd", "none", 4), ("kd", "tdiv", 7)])
+@pytest.mark.parametrize("ensemble_size", [2, 4, 8])
+def test_cost_does_not_depend_on_the_number_of_teachers(method, perturbation, units, ensemble_size):
+    for each in {method, "latent_be"}:
+        section = StudentSection(method=each, perturbation=perturbation, answers="split")
+        assert units_per_step(section, ensemble_size) == units
+    assert units_per_step(StudentSection(answers="split", perturbation="tdiv_sdiv"), ensemble_size) == 10
+
+
+def test_default_makes_no_other_run_than_before_the_field_existed():
+    document = {"name": "r", "data": {"kind": "digits"}, "network": "wrn10x1", "students": {"a": {}}}
+    plain, split = (
+        Recipe.model_validate(document | {"students": {"a": {"answers": answers}}}) for answers in ("all", "split")
+    )
+    assert "answers" not in plain.identity()["students"]["a"]
+    assert plain.digest() == Recipe.model_validate(document).digest() != split.digest()
+    assert math.isclose(units_per_step(split.students["a"], 4), 4)
+
+
+def test_batch_too_small_for_its_teachers_is_refused_before_anything_trains(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "name: r\ndata: {kind: synthetic, image_size: 8, num_images: 64, test: 40}\nnetwork: wrn10x1\n"
+        "training: {epochs: 2, warmup_epochs: 1, batch_size: 7}\nteachers: {ensemble_size: 4}\n"
+        "students: {be: {answers: split}}\n"
+    )
+    called = edc("distill", "recipe.yaml", "--device", "cpu", cwd=tmp_path)
+    assert called.exit_code == 2
+    assert "students.be.answers: 'split' divides each batch among 4 teachers, and 7 images" in called.stderr
+    assert "8 or more are needed" in called.stderr
+    assert not (tmp_path / "runs").exists()
