@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from edc.benchmark.backends.contract import Floats, Loaded, OnnxSubject
+from edc.benchmark.backends.contract import Floats, Loaded, OnnxSource
 from edc.benchmark.backends.onnxruntime_cpu import OnnxRuntimeCpu
 from edc.benchmark.environment import environment_now
 from edc.benchmark.judge.statistics import median_ratio, quantile
@@ -52,13 +52,13 @@ def main() -> None:
 def compare(path: Path, options: argparse.Namespace) -> None:
     plan = TimingPlan(seconds_per_row=options.seconds, num_rounds=options.rounds)
     session = ort_session(path, threads=options.threads)
-    loaded = OnnxRuntimeCpu(threads=options.threads).load(OnnxSubject((path,)))
+    loaded = OnnxRuntimeCpu(threads=options.threads).load(OnnxSource((path,)))
     loaded._run = session.run  # the very same session
     shape = tuple(size if isinstance(size, int) else 8 for size in session.get_inputs()[0].shape[1:])
     images = np.random.default_rng(0).random((16 * options.batch, *shape), dtype=np.float32)
     inputs = inputs_in_rotation(images, batch=options.batch)
     worker = WorkerProcess("onnxruntime", threads=options.threads, images=images, limit_s=600)
-    worker.ask(Load("row", OnnxSubject((path,))), doing="loading")
+    worker.ask(Load("row", OnnxSource((path,))), doing="loading")
 
     def in_worker(key: str, first: int, num_runs: int) -> Samples:
         answer = worker.ask(TimeRound(key, options.batch, first, num_runs, plan.settle_ms), doing="timing")

@@ -107,7 +107,11 @@ def main() -> None:
 
 def student_of(document: dict[str, Any]) -> str:
     """Returns the key of the deployed student's first row."""
-    return next(f"{r['subject']} on {r['backend']}" for r in document["rows"] if r["subject"] == document["deploy"])
+    from edc.benchmark.document import whole_bench
+    from edc.subject import Subject
+
+    bench = whole_bench(document, name="before")
+    return next(row.key for row in bench.rows if row.identity == Subject("student", name=bench.deploy))
 
 
 def evaluate(options: Any, row: str) -> None:

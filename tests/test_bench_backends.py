@@ -23,7 +23,7 @@ from edc.benchmark.backends import (
     open_backend,
     require_installed,
 )
-from edc.benchmark.backends.contract import OnnxSubject, TorchSubject
+from edc.benchmark.backends.contract import OnnxSource, TorchSource
 from edc.benchmark.backends.torch_eager import TorchLoaded
 from edc.deploy.onnx import session as ort
 from edc.errors import ArtifactError, FailedError, NotInstalledError
@@ -38,7 +38,7 @@ ONNX_BACKENDS = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
 @pytest.mark.parametrize("backend", ONNX_BACKENDS)
 def test_one_file_computes_its_logits_at_any_batch(backend, tmp_path):
     tiny = write_tiny_onnx(tmp_path / "a.onnx")
-    loaded = open_backend(backend, threads=1).load(OnnxSubject((tiny.path,)))
+    loaded = open_backend(backend, threads=1).load(OnnxSource((tiny.path,)))
     for batch in (1, 2, 7, 1):
         images = tiny_images(batch)
         np.testing.assert_allclose(loaded.infer(images), tiny.logits(images), rtol=1e-4, atol=1e-5)
@@ -48,7 +48,7 @@ def test_one_file_computes_its_logits_at_any_batch(backend, tmp_path):
 @pytest.mark.parametrize("backend", ONNX_BACKENDS)
 def test_files_in_turn_are_averaged_as_probabilities(backend, tmp_path):
     members = [write_tiny_onnx(tmp_path / f"{seed}.onnx", seed) for seed in range(3)]
-    loaded = open_backend(backend, threads=1).load(OnnxSubject(tuple(member.path for member in members)))
+    loaded = open_backend(backend, threads=1).load(OnnxSource(tuple(member.path for member in members)))
     images = tiny_images(5)
     wanted = np.log(np.mean([member.probs(images) for member in members], axis=0))
     np.testing.assert_allclose(loaded.infer(images), wanted, rtol=1e-4, atol=1e-5)
@@ -58,7 +58,7 @@ def test_files_in_turn_are_averaged_as_probabilities(backend, tmp_path):
 @pytest.mark.parametrize("backend", ONNX_BACKENDS)
 def test_outputs_are_the_callers_to_keep(backend, tmp_path):
     """A library that hands out its own buffer would change them at the next inference."""
-    loaded = open_backend(backend, threads=1).load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+    loaded = open_backend(backend, threads=1).load(OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,)))
     images = tiny_images(2)
     first = loaded.infer(images[:1])
     before = first.copy()
@@ -70,10 +70,10 @@ def test_onnxruntime_says_what_ran(tmp_path):
     write_tiny_onnx(tmp_path / "a.onnx")
     write_tiny_onnx(tmp_path / "half.onnx", float_type=TensorProto.FLOAT16)
     backend = open_backend("onnxruntime", threads=2)
-    ran = backend.load(OnnxSubject((tmp_path / "a.onnx",))).what_ran
+    ran = backend.load(OnnxSource((tmp_path / "a.onnx",))).what_ran
     assert (ran.provider, ran.precision, ran.threads) == ("CPUExecutionProvider", "fp32", 2)
     assert ran.version == ort.import_onnxruntime().__version__
-    half = OnnxSubject((tmp_path / "half.onnx",))
+    half = OnnxSource((tmp_path / "half.onnx",))
     backend.prepare(half)
     assert backend.load(half).what_ran.precision == "fp16"
 
@@ -87,7 +87,7 @@ def test_onnxruntime_sessions_in_turn_share_one_pool_of_threads(tmp_path):
         "import os, sys\n"
         "from pathlib import Path\n"
         "from edc.benchmark.backends import open_backend\n"
-        "from edc.benchmark.backends.contract import OnnxSubject\n"
+        "from edc.benchmark.backends.contract import OnnxSource\n"
         "files = [Path(name) for name in sys.argv[1:]]\n"
         "count = lambda: len(os.listdir('/proc/self/task'))\n"
         "backend = open_backend('onnxruntime', threads=3)\n"
@@ -95,7 +95,7 @@ def test_onnxruntime_sessions_in_turn_share_one_pool_of_threads(tmp_path):
         "kept, counts = [], []\n"
         "before = count() - 2\n"  # the pool is there already: two threads, the caller is the third
         "for subject in (files[:1], files):\n"
-        "    kept.append(backend.load(OnnxSubject(tuple(subject))))\n"
+        "    kept.append(backend.load(OnnxSource(tuple(subject))))\n"
         "    counts.append(count() - before)\n"
         "print(*counts, kept[0].what_ran.threads)\n"
     )
@@ -107,7 +107,7 @@ def test_onnxruntime_sessions_in_turn_share_one_pool_of_threads(tmp_path):
 @needs_openvino
 def test_openvino_runs_float32_even_where_the_cpu_has_bfloat16(tmp_path):
     write_tiny_onnx(tmp_path / "a.onnx")
-    ran = open_backend("openvino", threads=1).load(OnnxSubject((tmp_path / "a.onnx",))).what_ran
+    ran = open_backend("openvino", threads=1).load(OnnxSource((tmp_path / "a.onnx",))).what_ran
     assert (ran.provider, ran.precision, ran.threads) == ("OpenVINO CPU", "fp32", 1)
     assert "INFERENCE_PRECISION_HINT=f32" in ran.notes
 
@@ -119,7 +119,7 @@ def test_openvino_that_computes_in_another_precision_is_refused(tmp_path, monkey
     monkeypatch.setattr(openvino_cpu, "_precisions_of", lambda compiled: Counter(fp32=1, bf16=1))
     backend = open_backend("openvino", threads=1)
     with pytest.raises(FailedError, match="pinned to f32, but its compiled graph runs bf16"):
-        backend.load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+        backend.load(OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,)))
 
 
 @needs_openvino
@@ -127,7 +127,7 @@ def test_openvino_that_computes_in_another_precision_is_refused(tmp_path, monkey
 def test_openvino_bf16_computes_with_eight_bits_of_mantissa(tmp_path):
     """Rounding errors are those of bfloat16: far over float32's, within a few of its own units in the last place."""
     tiny = write_tiny_onnx(tmp_path / "a.onnx")
-    loaded = open_backend("openvino-bf16", threads=1).load(OnnxSubject((tiny.path,)))
+    loaded = open_backend("openvino-bf16", threads=1).load(OnnxSource((tiny.path,)))
     assert (loaded.what_ran.precision, loaded.what_ran.threads) == ("bf16", 1)
     assert "INFERENCE_PRECISION_HINT=bf16" in loaded.what_ran.notes
     images = tiny_images(20)
@@ -148,7 +148,7 @@ def test_openvino_bf16_that_computes_in_another_precision_is_refused(counts, mes
     backend = open_backend("openvino-bf16", threads=1)
     monkeypatch.setattr(backend, "core", WithBfloat16(backend.core))
     with pytest.raises(FailedError, match=f"pinned to bf16, but of its .* are .*{message}"):
-        backend.load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+        backend.load(OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,)))
 
 
 class WithBfloat16:
@@ -169,7 +169,7 @@ def test_openvino_bf16_on_a_cpu_without_it_is_refused(tmp_path, monkeypatch):
     backend = open_backend("openvino-bf16", threads=1)
     monkeypatch.setattr(backend, "core", WithBfloat16(backend.core, has=False))
     with pytest.raises(FailedError, match="finds no bfloat16 in this CPU"):
-        backend.load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+        backend.load(OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,)))
 
 
 @needs_openvino
@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_loaded_is_named(backend, content, error, message,
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(error, match=message) as caught:
-        open_backend(backend, threads=1).load(OnnxSubject((path,)))
+        open_backend(backend, threads=1).load(OnnxSource((path,)))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -196,14 +196,14 @@ def test_a_file_that_cannot_be_loaded_is_named(backend, content, error, message,
 @pytest.mark.parametrize("backend", ONNX_BACKENDS)
 @pytest.mark.parametrize("shape", [(2, 1, 5, 5), (2, 4, 8, 8), (2, 3, 8, 4)])
 def test_images_of_another_shape_are_a_reason_not_a_crash(backend, shape, tmp_path):
-    loaded = open_backend(backend, threads=1).load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+    loaded = open_backend(backend, threads=1).load(OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,)))
     with pytest.raises(FailedError, match="cannot run batch 2: "):
         loaded.infer(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("backend", [*ONNX_BACKENDS, "torch", "onnxruntime-cuda"])
 def test_a_subject_of_the_other_kind_is_refused(backend):
-    subject = OnnxSubject((Path("a.onnx"),)) if needs_run(backend) else TorchSubject(Path("run"), "ensemble")
+    subject = OnnxSource((Path("a.onnx"),)) if needs_run(backend) else TorchSource(Path("run"), "ensemble")
     with pytest.raises(FailedError, match="not "):
         open_backend(backend, threads=1).load(subject)
 
@@ -258,7 +258,7 @@ def test_choosing_backends_imports_none_of_them():
 @pytest.mark.skipif(bool(gpus_now()), reason="there is a GPU to run on")
 def test_onnxruntime_cuda_that_falls_back_to_the_cpu_is_refused(tmp_path):
     """Without a GPU, ONNX Runtime lists the CUDA provider as available and computes on the CPU."""
-    subject = OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,))
+    subject = OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,))
     backend = open_backend("onnxruntime-cuda", threads=1)
     backend.prepare(subject)
     if "CUDAExecutionProvider" not in ort.import_onnxruntime().get_available_providers():

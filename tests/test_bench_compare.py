@@ -12,12 +12,13 @@ import pytest
 from rich.console import Console
 from scipy.stats import norm
 
+from edc.benchmark.document import whole_bench
 from edc.benchmark.judge.statistics import MEDIAN_SPREAD, RATIO_SPREAD, compare_accuracy, quantile
 from edc.benchmark.packed import packed, unpacked
 from edc.benchmark.regression.changes import Comparison
 from edc.benchmark.regression.compare import compare, parse_fail_on
 from edc.benchmark.regression.compatible import require_comparable
-from edc.benchmark.regression.saved_bench import load_saved, saved_bench
+from edc.benchmark.regression.saved_bench import load_saved
 from edc.benchmark.workers.timing import RowSamples
 from edc.cli.tables.compare import print_comparison
 from edc.errors import RequestError
@@ -301,7 +302,7 @@ def test_another_machine_is_refused(name: str, value: Any, message: str):
         compare(new, bench())
     assert caught.value.exit_code == 2
     with pytest.raises(RequestError, match=message):
-        require_comparable(*(saved_bench(each, name="it").environment for each in (new, bench())))
+        require_comparable(*(whole_bench(each, name="it").environment for each in (new, bench())))
 
 
 def test_another_task_or_no_common_row_is_refused():

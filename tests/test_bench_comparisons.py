@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from edc.benchmark.backends.contract import OnnxSubject
+from edc.benchmark.backends.contract import OnnxSource
 from edc.benchmark.judge.baselines import best_ensemble, compare_all, doubts_about, with_corrected_p
 from edc.benchmark.judge.rows import Row
 from edc.benchmark.judge.statistics import Estimate
-from edc.benchmark.specs import precision_class
+from edc.benchmark.old_document import subject_of_label
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
 from edc.benchmark.workers.timing import RowSamples, WarmUp
 
@@ -27,8 +27,7 @@ MS = {
 
 
 def spec_of(subject, backend, artifact=None):
-    int8, bf16 = subject.endswith("(int8)"), backend.endswith("bf16")
-    return RowSpec(subject, backend, OnnxSubject(()), artifact, "int8" if int8 else "bf16" if bf16 else "fp32")
+    return RowSpec(subject_of_label(subject), backend, OnnxSource(()), artifact)
 
 
 def timing_of(ms):
@@ -83,7 +82,7 @@ def test_form_of_the_ensemble_that_did_not_run_is_no_baseline():
     assert compared({s: t for s, t in timings.items() if not isinstance(t, NotRun)})["kd on onnxruntime"][
         "ensemble"
     ] == ("ensemble, in turn on onnxruntime", 5)
-    assert best_ensemble(list(timings), timings, backend="onnxruntime").subject == "ensemble, in turn"
+    assert best_ensemble(list(timings), timings, backend="onnxruntime").subject.label == "ensemble, in turn"
 
 
 def masks(num_lost, num_gained):
@@ -96,14 +95,14 @@ def test_forms_of_one_ensemble_are_not_tested_against_each_other():
     found = compare_all(list(SPECS.values()), TIMINGS, dict.fromkeys(SPECS.values(), right), seed=0)
     for spec, of_spec in found.items():
         for against in of_spec:
-            one_function = spec.subject.startswith("ensemble") and precision_class(spec) == "fp32"
+            one_function = spec.subject.is_ensemble and spec.precision == "fp32"
             assert (against.accuracy is None) == (one_function or against.basis == "ensemble in torch")
 
 
 def test_accuracy_is_against_the_ensemble_in_fp32_whatever_the_precision_of_the_row():
     """Eight bits that damage student and ensemble alike must not hide behind each other."""
     whole, damaged = np.ones(100, bool), np.arange(100) >= 20
-    correct = {spec: damaged if precision_class(spec) == "int8" else whole for spec in SPECS.values()}
+    correct = {spec: damaged if spec.precision == "int8" else whole for spec in SPECS.values()}
     (against,) = (
         each
         for each in compare_all(list(SPECS.values()), TIMINGS, correct, seed=0)[SPECS["kd (int8)", "onnxruntime"]]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny_onnx import CHANNELS, NUM_CLASSES, SIZE, tiny_images, write_tiny_onnx
 
-from edc.benchmark.backends.contract import OnnxSubject, TorchSubject
+from edc.benchmark.backends.contract import OnnxSource, TorchSource
 from edc.benchmark.judge.statistics import compare_accuracy
 from edc.benchmark.measure.corruptions import (
     BLUR_SHARE,
@@ -21,6 +21,7 @@ from edc.benchmark.measure.corruptions import (
     corrupt,
 )
 from edc.benchmark.measure.robustness import levels_for, robustness, robustness_of, robustness_specs, robustness_subset
+from edc.benchmark.old_document import subject_of_label
 from edc.benchmark.workers.pool import RowSpec, WorkerPool
 from edc.data import MemoryImages
 from edc.errors import RequestError
@@ -156,14 +157,16 @@ def test_record_holds_the_row_against_the_ensemble_on_the_same_images():
 
 
 def test_one_backend_of_each_subject_is_enough_and_students_in_8_bits_are_subjects():
-    onnx, torch_subject = OnnxSubject(()), TorchSubject(run=None, subject="")  # type: ignore[arg-type]
-    on_torch = [RowSpec(name, "torch", torch_subject) for name in ("teacher 0", "ensemble, in turn", "kd", "student")]
+    onnx, torch_source = OnnxSource(()), TorchSource(run=None, subject=None)  # type: ignore[arg-type]
+    on_torch = [
+        RowSpec(subject_of_label(name), "torch", torch_source)
+        for name in ("teacher 0", "ensemble, in turn", "kd", "student")
+    ]
     names = ("teacher 0", "ensemble, in turn", "ensemble, merged", "student", "student (int8)")
     on_openvino, on_ort = (
-        [RowSpec(name, backend, onnx, None, "int8" if "int8" in name else "fp32") for name in names]
-        for backend in ("openvino", "onnxruntime")
+        [RowSpec(subject_of_label(name), backend, onnx) for name in names] for backend in ("openvino", "onnxruntime")
     )
-    other = RowSpec("student", "openvino", onnx, artifact="other")
+    other = RowSpec(subject_of_label("student"), "openvino", onnx, artifact="other")
     chosen = robustness_specs([*on_torch, *on_openvino, *on_ort, other])
     assert [spec.key for spec in chosen] == [
         "kd on torch",
@@ -191,8 +194,8 @@ def test_the_subset_is_drawn_in_order_and_small_for_large_images():
 
 def test_rows_are_run_over_every_corruption_of_the_same_images(tmp_path):
     member = write_tiny_onnx(tmp_path / "member.onnx")
-    spec = RowSpec("student", "onnxruntime", OnnxSubject((member.path,)))
-    gone = RowSpec("gone", "onnxruntime", OnnxSubject((tmp_path / "gone.onnx",)))
+    spec = RowSpec(subject_of_label("student"), "onnxruntime", OnnxSource((member.path,)))
+    gone = RowSpec(subject_of_label("gone"), "onnxruntime", OnnxSource((tmp_path / "gone.onnx",)))
     pixels = np.random.default_rng(4).integers(256, size=(300, CHANNELS, SIZE, SIZE), dtype=np.uint8)
     labels = np.random.default_rng(5).integers(NUM_CLASSES, size=300)
     images = MemoryImages(torch.from_numpy(pixels), torch.from_numpy(labels))

@@ -1,5 +1,6 @@
 """GPU rows: what can be known without a GPU is tested here, what needs one is marked so and has not run yet."""
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from tiny_onnx import tiny_images, write_tiny_onnx
 
 from edc.benchmark.backends import open_backend
-from edc.benchmark.backends.contract import EngineFile, EngineSubject, Loaded, OnnxSubject, WhatRan
+from edc.benchmark.backends.contract import EngineFile, EngineSource, Loaded, OnnxSource, WhatRan
 from edc.benchmark.backends.on_cuda import EventLog
 from edc.benchmark.backends.onnxruntime_cuda import BoundSessions, require_heavy_on
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool, _timing
@@ -26,7 +27,11 @@ from edc.deploy.engine.from_onnx import Engine, engine_from_onnx, sidecar_path
 from edc.deploy.engine.run import require_batch
 from edc.deploy.onnx.session import import_onnxruntime
 from edc.errors import ArtifactError, EngineError, FailedError
+from edc.subject import Subject
 from edc.system.gpu import Gpu, gpus_now, gpus_or_reason
+
+STUDENT = Subject("student", name="student")
+MERGED = Subject("ensemble", ensemble_form="merged")
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -238,8 +243,8 @@ def copied(file: EngineFile, folder: Path, **changes: object) -> EngineFile:
 @without_gpu
 def test_engine_without_a_gpu_says_why_in_its_row(built):
     file, _ = built
-    spec = RowSpec("student", "tensorrt-rtx", EngineSubject("student", (file,)))
-    absent = RowSpec("ensemble, merged", "tensorrt-rtx", EngineSubject("ensemble, merged", ()))
+    spec = RowSpec(STUDENT, "tensorrt-rtx", EngineSource(STUDENT, (file,)))
+    absent = RowSpec(MERGED, "tensorrt-rtx", EngineSource(MERGED, ()))
     with WorkerPool(images=tiny_images(16), threads=1) as pool:
         refused = pool.load(spec)
         assert isinstance(refused, NotRun)
@@ -258,7 +263,7 @@ def test_engine_that_is_changed_missing_undescribed_or_anothers_is_refused(built
 
     def reason(file: EngineFile) -> str:
         with pytest.raises((ArtifactError, EngineError)) as caught:
-            backend.load(EngineSubject("student", (file,)))
+            backend.load(EngineSource(STUDENT, (file,)))
         return str(caught.value)
 
     assert "is an engine for tensorrt, not for tensorrt_rtx" in reason(copied(file, tmp_path, library="tensorrt"))
@@ -297,7 +302,7 @@ def test_engine_on_the_gpu_computes_the_networks_logits(built, cuda_graph, tmp_p
     tiny = write_tiny_onnx(tmp_path / "a.onnx")
     for files in ((file,), (file, file)):
         backend = open_backend("tensorrt-rtx", threads=1)
-        loaded = backend.load(EngineSubject("student", files, cuda_graph=cuda_graph))
+        loaded = backend.load(EngineSource(dataclasses.replace(STUDENT, cuda_graph=cuda_graph), files))
         for batch in (1, 8, 3):
             images = tiny_images(batch)
             wanted = tiny.logits(images) if len(files) == 1 else np.log(tiny.probs(images))
@@ -314,8 +319,8 @@ def test_engine_on_the_gpu_computes_the_networks_logits(built, cuda_graph, tmp_p
 def test_onnxruntime_on_the_gpu_computes_the_networks_logits(tmp_path):
     tiny = write_tiny_onnx(tmp_path / "a.onnx")
     backend = open_backend("onnxruntime-cuda", threads=1)
-    backend.prepare(OnnxSubject((tiny.path,)))
-    loaded = backend.load(OnnxSubject((tiny.path,)))
+    backend.prepare(OnnxSource((tiny.path,)))
+    loaded = backend.load(OnnxSource((tiny.path,)))
     assert loaded.what_ran.provider == "CUDAExecutionProvider"
     for batch in (1, 8, 3):
         images = tiny_images(batch)
@@ -327,11 +332,11 @@ def test_onnxruntime_on_the_gpu_computes_the_networks_logits(tmp_path):
 def test_torch_on_the_gpu_computes_what_torch_on_the_cpu_computes(tmp_path):
     from tiny_run import make_tiny_run
 
-    from edc.benchmark.backends.contract import TorchSubject
+    from edc.benchmark.backends.contract import TorchSource
 
     make_tiny_run(tmp_path / "tiny")
     images = tiny_images(6)
-    for name in ("ensemble", "be (members)", "be"):
-        subject = TorchSubject(tmp_path / "tiny", name)
-        on_cpu, on_gpu = (open_backend(backend, threads=1).load(subject) for backend in ("torch", "torch-cuda"))
+    for subject in (Subject("ensemble"), Subject("members", name="be"), Subject("student", name="be")):
+        source = TorchSource(tmp_path / "tiny", subject)
+        on_cpu, on_gpu = (open_backend(backend, threads=1).load(source) for backend in ("torch", "torch-cuda"))
         np.testing.assert_allclose(on_gpu.infer(images), on_cpu.infer(images), rtol=1e-4, atol=1e-4)

@@ -11,11 +11,13 @@ import pytest
 from tiny_onnx import tiny_images, write_tiny_onnx
 from tiny_run import make_tiny_run
 
-from edc.benchmark.backends.contract import OnnxSubject, TorchSubject
+from edc.benchmark.backends.contract import OnnxSource, TorchSource
+from edc.benchmark.old_document import subject_of_label
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.benchmark.workers.process import THREAD_VARIABLES
 from edc.benchmark.workers.protocol import LoadReport
 from edc.benchmark.workers.timing import TimingPlan
+from edc.subject import Subject
 
 PLAN = TimingPlan(seconds_per_row=0.05, num_rounds=10, window_ms=2.0, max_windows=10, settle_ms=0.1)
 
@@ -27,7 +29,7 @@ def members(tmp_path_factory: pytest.TempPathFactory):
 
 
 def spec_of(subject: str, *members, backend="onnxruntime") -> RowSpec:
-    return RowSpec(subject, backend, OnnxSubject(tuple(member.path for member in members)))
+    return RowSpec(subject_of_label(subject), backend, OnnxSource(tuple(member.path for member in members)))
 
 
 def kill(pool: WorkerPool) -> None:
@@ -143,7 +145,10 @@ def test_a_backend_that_is_absent_is_a_reason_in_its_rows(members, tmp_path, mon
 
 def test_a_row_that_cannot_be_loaded_says_why_everywhere(members, tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"nonsense")
-    bad, good = RowSpec("bad", "onnxruntime", OnnxSubject((tmp_path / "bad.onnx",))), spec_of("good", members[0])
+    bad, good = (
+        RowSpec(Subject("student", name="bad"), "onnxruntime", OnnxSource((tmp_path / "bad.onnx",))),
+        spec_of("good", members[0]),
+    )
     with WorkerPool(images=tiny_images(16), threads=1) as pool:
         refused = pool.load(bad)
         assert isinstance(refused, NotRun)
@@ -158,8 +163,9 @@ def test_a_row_that_cannot_be_loaded_says_why_everywhere(members, tmp_path):
 def test_torch_rows_of_a_run_are_timed_beside_others(tmp_path, members):
     _, data = make_tiny_run(tmp_path / "tiny")
     images = data.test.images.float().numpy() / 255
-    subjects = ["ensemble", "be (members)", "be", "teacher 7"]
-    specs = [RowSpec(name, "torch", TorchSubject(tmp_path / "tiny", name)) for name in subjects]
+    students = [Subject("members", name="be"), Subject("student", name="be")]
+    subjects = [Subject("ensemble"), *students, Subject("teacher", member=7)]
+    specs = [RowSpec(subject, "torch", TorchSource(tmp_path / "tiny", subject)) for subject in subjects]
     with WorkerPool(images=images, threads=1) as pool:
         pool.start(["torch", "onnxruntime"])
         loads = [pool.load(spec) for spec in specs]

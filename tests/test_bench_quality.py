@@ -11,18 +11,19 @@ from PIL import Image
 from tiny_run import make_tiny_run
 
 from edc import metrics
-from edc.benchmark.backends.contract import OnnxSubject
+from edc.benchmark.backends.contract import OnnxSource
 from edc.benchmark.measure.curves import CurvePoint, training_curves
 from edc.benchmark.measure.disagreements import disagreements
 from edc.benchmark.measure.quality import Predictions, predict_all, score_all
 from edc.benchmark.workers.pool import NotRun, RowSpec
 from edc.data import DataSet, MemoryImages
 from edc.metrics import reliability_bins
+from edc.subject import Subject
 from edc.teachers.ensemble import teacher_key
 
-STUDENT = RowSpec("student", "onnxruntime", OnnxSubject(()))
-ENSEMBLE = RowSpec("ensemble, merged", "onnxruntime", OnnxSubject(()))
-BROKEN = RowSpec("teacher 0", "onnxruntime", OnnxSubject(()))
+STUDENT = RowSpec(Subject("student", name="student"), "onnxruntime", OnnxSource(()))
+ENSEMBLE = RowSpec(Subject("ensemble", ensemble_form="merged"), "onnxruntime", OnnxSource(()))
+BROKEN = RowSpec(Subject("teacher", member=0), "onnxruntime", OnnxSource(()))
 
 
 def images_of(labels):
@@ -137,5 +138,8 @@ def test_curves_are_the_runs_own_metrics(tmp_path):
     (tmp_path / "runs/tiny/students/kd/metrics.jsonl").write_text(text + '{"epoch": 2, "lo')
     (tmp_path / "runs/teachers" / teacher_key(recipe, data, 1)[0] / "metrics.jsonl").write_text(text)
     curve = (CurvePoint(0, 2.5, 0.1), CurvePoint(1, 2.25, None))
-    assert training_curves(tmp_path / "runs/tiny", recipe, data) == {"teacher 1": curve, "kd": curve}
+    assert training_curves(tmp_path / "runs/tiny", recipe, data) == {
+        Subject("teacher", member=1): curve,
+        Subject("student", name="kd"): curve,
+    }
     assert training_curves(tmp_path / "gone", recipe, data) == {}

@@ -12,14 +12,16 @@ from scipy.stats import norm
 from tiny_onnx import tiny_images, write_tiny_onnx
 
 from edc.benchmark.backends import open_backend
-from edc.benchmark.backends.contract import OnnxSubject, WhatRan
+from edc.benchmark.backends.contract import OnnxSource, WhatRan
 from edc.benchmark.environment import environment_now
 from edc.benchmark.judge.rows import Against, Row, fastest, quality_of, row_of, speedup
 from edc.benchmark.judge.statistics import MEDIAN_SPREAD, RATIO_SPREAD, Estimate, compare_accuracy
+from edc.benchmark.old_document import subject_of_label
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
 from edc.benchmark.workers.protocol import Load, LoadReport, WarmUpRow
 from edc.benchmark.workers.timing import RowSamples, TimingPlan, WarmUp
 from edc.benchmark.workers.worker import Worker
+from edc.subject import Subject
 from edc.system.peak_memory import peak_growth
 
 LOAD = LoadReport(
@@ -40,7 +42,7 @@ def test_two_sources_of_spread_add_up_as_independent_ones_do():
 
 
 def spec_of(subject):
-    return RowSpec(subject, "onnxruntime", OnnxSubject(()))
+    return RowSpec(subject_of_label(subject), "onnxruntime", OnnxSource(()))
 
 
 def timing_of(ms, num_runs=100, batch=1):
@@ -85,7 +87,7 @@ def test_a_row_of_another_artifact_says_whose_it_is():
 
 def test_memory_is_measured_only_where_it_is_asked_for(tmp_path):
     worker = Worker(open_backend("onnxruntime", threads=1), tiny_images(16), threads=1)
-    worker.load(Load("row", OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,))))
+    worker.load(Load("row", OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,))))
     num_loads, load = [], worker.backend.load
     worker.backend.load = lambda subject: num_loads.append(1) or load(subject)
     plan = TimingPlan(window_ms=0.5, max_windows=3)
@@ -97,7 +99,9 @@ def test_memory_is_measured_only_where_it_is_asked_for(tmp_path):
 
 def test_a_row_that_did_not_run_says_why_and_has_no_figures():
     row = row_of(spec_of("student"), batch=1, load=NotRun("not there"), timing=NotRun("later"), quality=NotRun("later"))
-    assert row == Row(subject="student", backend="onnxruntime", batch=1, reason_not_run="not there")
+    assert row == Row(
+        subject=Subject("student", name="student"), backend="onnxruntime", batch=1, reason_not_run="not there"
+    )
     row = row_of(spec_of("student"), batch=64, load=LOAD, timing=NotRun("out of memory"))
     assert row.reason_not_run == "out of memory"
     assert row.load_ms == 5.0
@@ -164,9 +168,9 @@ def test_memory_of_a_block_is_what_it_adds_at_its_peak():
 
 
 def test_memory_of_a_row_does_not_depend_on_what_the_worker_did_before(tmp_path):
-    subject = OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,))
+    subject = OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,))
     worker = Worker(open_backend("onnxruntime", threads=1), tiny_images(16), threads=1)
-    worker.subjects["row"] = subject
+    worker.sources["row"] = subject
     worker.loaded["row"] = worker.backend.load(subject)
     plan = TimingPlan(window_ms=0.5, max_windows=3)
     small = worker.warm_up(WarmUpRow("row", 1, plan)).peak_memory_bytes
@@ -179,7 +183,7 @@ def test_memory_of_a_row_does_not_depend_on_what_the_worker_did_before(tmp_path)
 
 
 def test_threads_that_the_library_did_not_give_are_flagged(tmp_path):
-    subject = OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,))
+    subject = OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,))
     worker = Worker(open_backend("onnxruntime", threads=1), tiny_images(16), threads=4)
     report = worker.load(Load("row", subject))
     assert report.flags == ("threads: 1, where 4 were asked for",)

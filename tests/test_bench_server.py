@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_onnx import tiny_images, write_tiny_onnx
 
-from edc.benchmark.backends.contract import OnnxSubject
+from edc.benchmark.backends.contract import OnnxSource
 from edc.benchmark.measure.server import (
     ServerPlan,
     ServerPoint,
@@ -14,6 +14,7 @@ from edc.benchmark.measure.server import (
     num_requests_at,
     serve_loads,
 )
+from edc.benchmark.old_document import subject_of_label
 from edc.benchmark.workers.arrivals import poisson_arrivals, serve_requests
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.benchmark.workers.timing import RowSamples, WarmUp, inputs_in_rotation
@@ -125,7 +126,9 @@ def test_a_slow_network_takes_fewer_requests_instead_of_minutes():
 
 def test_real_workers_are_served_in_turn_and_keep_what_they_measured(tmp_path):
     specs = [
-        RowSpec(name, "onnxruntime", OnnxSubject((write_tiny_onnx(tmp_path / f"{name}.onnx", seed).path,)))
+        RowSpec(
+            subject_of_label(name), "onnxruntime", OnnxSource((write_tiny_onnx(tmp_path / f"{name}.onnx", seed).path,))
+        )
         for seed, name in enumerate(("student", "ensemble, merged"))
     ]
     run_ns = 200_000

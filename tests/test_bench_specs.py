@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from edc.benchmark.backends import BACKENDS
-from edc.benchmark.backends.contract import EngineSubject, OnnxSubject, TorchSubject
-from edc.benchmark.specs import also_specs, base_subject, is_ensemble, is_int8, precision_class, row_specs
+from edc.benchmark.backends.contract import EngineSource, OnnxSource, TorchSource
+from edc.benchmark.specs import also_specs, row_specs
 from edc.deploy.artifact.manifest import Manifest
 from edc.errors import RequestError
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
+from edc.subject import Subject
 
 HERE, RUN = Path("export/main"), Path("runs/main")
 RECIPE = Recipe.model_validate(
@@ -61,7 +62,7 @@ FORMS = ("teacher 0", "ensemble, in turn", "ensemble, merged", "be")
 
 
 def labels(files: Manifest, *backends: str) -> list[str]:
-    return [spec.subject for spec in row_specs(HERE, files, RECIPE, RUN, backends, None)]
+    return [spec.subject.label for spec in row_specs(HERE, files, RECIPE, RUN, backends, None)]
 
 
 def test_torch_compile_runs_what_the_comparison_needs_and_no_more():
@@ -72,11 +73,12 @@ def test_torch_compile_runs_what_the_comparison_needs_and_no_more():
 @pytest.mark.parametrize("backend", ["torch", "torch-cuda"])
 def test_torch_runs_the_networks_of_the_run_and_members_before_their_fold(backend):
     specs = row_specs(HERE, manifest(*ONNX), RECIPE, RUN, [backend], Path("data"))
-    found = {spec.subject: spec.locator for spec in specs}
-    wanted = {"teacher 0": "teacher 0", "ensemble, in turn": "ensemble", "kd": "kd"}
-    wanted |= {"be (members)": "be (members)", "be": "be"}
-    assert found == {label: TorchSubject(RUN, subject, Path("data")) for label, subject in wanted.items()}
-    assert {precision_class(spec) for spec in specs} == {"fp32"}
+    found = {spec.subject.label: spec.source for spec in specs}
+    wanted = {"teacher 0": Subject("teacher", member=0), "ensemble, in turn": Subject("ensemble")}
+    wanted |= {"kd": Subject("student", name="kd"), "be": Subject("student", name="be")}
+    wanted |= {"be (members)": Subject("members", name="be")}
+    assert found == {label: TorchSource(RUN, subject, Path("data")) for label, subject in wanted.items()}
+    assert {spec.precision for spec in specs} == {"fp32"}
 
 
 @pytest.mark.parametrize(
@@ -93,23 +95,26 @@ def test_onnx_backends_run_the_precisions_they_compute_in(backend, suffixes):
 
 
 def test_each_row_has_the_files_of_its_precision():
-    specs = {spec.subject: spec for spec in row_specs(HERE, manifest(*ONNX), RECIPE, RUN, ["onnxruntime"], None)}
-    assert specs["teacher 0"].locator == OnnxSubject((HERE / "0.onnx",))
-    assert specs["ensemble, in turn"].locator == OnnxSubject((HERE / "0.onnx", HERE / "1.onnx"))
-    assert specs["ensemble, merged"].locator == OnnxSubject((HERE / "2.onnx",))
-    assert specs["be (int8)"].locator == OnnxSubject((HERE / "11.onnx",))  # int8-cpu, the third four
-    assert [is_int8(specs[name]) for name in ("be", "be (int8)")] == [False, True]
+    specs = {spec.subject.label: spec for spec in row_specs(HERE, manifest(*ONNX), RECIPE, RUN, ["onnxruntime"], None)}
+    assert specs["teacher 0"].source == OnnxSource((HERE / "0.onnx",))
+    assert specs["ensemble, in turn"].source == OnnxSource((HERE / "0.onnx", HERE / "1.onnx"))
+    assert specs["ensemble, merged"].source == OnnxSource((HERE / "2.onnx",))
+    assert specs["be (int8)"].source == OnnxSource((HERE / "11.onnx",))  # int8-cpu, the third four
+    assert [specs[name].precision == "int8" for name in ("be", "be (int8)")] == [False, True]
 
 
 def test_rows_are_compared_within_their_precision():
     specs = row_specs(HERE, manifest(*ONNX), RECIPE, RUN, ["onnxruntime", "openvino-bf16", "onnxruntime-cuda"], None)
-    found = {(spec.backend, spec.subject): precision_class(spec) for spec in specs}
+    found = {(spec.backend, spec.subject.label): spec.precision for spec in specs}
     assert found["onnxruntime", "be"] == "fp32"
     assert found["onnxruntime", "be (int8)"] == "int8"
     assert found["onnxruntime-cuda", "ensemble, merged (fp16)"] == "fp16"
     assert found["openvino-bf16", "be"] == "bf16"
-    assert {base_subject(spec) for spec in specs} == set(FORMS)
-    assert {base_subject(spec) for spec in specs if is_ensemble(spec)} == {"ensemble, in turn", "ensemble, merged"}
+    assert {spec.subject.base.label for spec in specs} == set(FORMS)
+    assert {spec.subject.base.label for spec in specs if spec.subject.is_ensemble} == {
+        "ensemble, in turn",
+        "ensemble, merged",
+    }
 
 
 def test_engines_run_with_and_without_a_cuda_graph():
@@ -121,21 +126,22 @@ def test_engines_run_with_and_without_a_cuda_graph():
         for form in ("ensemble, merged", "be")
         for graph in ("", " (CUDA graph)")
     ]
-    assert [spec.subject for spec in specs] == wanted
-    assert {base_subject(spec) for spec in specs} == {"ensemble, merged", "be"}
+    assert [spec.subject.label for spec in specs] == wanted
+    assert {spec.subject.base.label for spec in specs} == {"ensemble, merged", "be"}
     for spec in specs:
-        assert isinstance(spec.locator, EngineSubject)
-        assert spec.locator.cuda_graph == spec.subject.endswith("(CUDA graph)")
-        assert spec.locator.precision == precision_class(spec)
-        assert [file.sha256 for file in spec.locator.files] == [
-            file.sha256 for file in files.files if HERE / file.path == spec.locator.files[0].path
+        assert isinstance(spec.source, EngineSource)
+        assert spec.source.subject.cuda_graph == spec.subject.label.endswith("(CUDA graph)")
+        assert spec.source.subject.precision == spec.precision
+        assert [file.sha256 for file in spec.source.files] == [
+            file.sha256 for file in files.files if HERE / file.path == spec.source.files[0].path
         ]
 
 
 def test_engine_backend_without_an_engine_has_rows_that_can_say_so():
     specs = row_specs(HERE, manifest(*ENGINES), RECIPE, RUN, ["tensorrt-rtx"], None)
-    assert [(spec.subject, spec.locator) for spec in specs] == [
-        (name, EngineSubject(name, ())) for name in ("ensemble, merged", "be")
+    assert [(spec.subject, spec.source) for spec in specs] == [
+        (subject, EngineSource(subject, ()))
+        for subject in (Subject("ensemble", ensemble_form="merged"), Subject("student", name="be"))
     ]
 
 
@@ -191,3 +197,17 @@ def test_keys_are_all_different():
     specs = row_specs(HERE, main, RECIPE, RUN, BACKENDS, None)
     specs += also_specs(HERE, manifest(*ONNX, *ENGINES, seed=1), RECIPE, RUN, BACKENDS, None, main=main)
     assert len({spec.key for spec in specs}) == len(specs) > 60
+
+
+def test_teachers_of_a_manifest_that_does_not_number_them_are_in_their_order():
+    unnumbered = manifest(*ONNX)
+    found = [(file.precision, file.member) for file in unnumbered.files if file.role == "teacher"]
+    assert found == [(precision, m) for precision in ("fp32", "fp16", "int8-cpu", "int8-trt") for m in (0, 1)]
+    assert {file.member for file in unnumbered.files if file.role != "teacher"} == {None}
+    files = [file.model_dump() for file in reversed(unnumbered.files)]  # numbered now, and listed the other way round
+    (spec,) = [
+        spec
+        for spec in row_specs(HERE, manifest(files=files), RECIPE, RUN, ["openvino-bf16"], None)
+        if spec.subject == Subject("teacher", member=0)
+    ]
+    assert spec.source == OnnxSource((HERE / "0.onnx",))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from edc.benchmark.backends.contract import OnnxSubject
+from edc.benchmark.backends.contract import OnnxSource
 from edc.benchmark.measure.sweep import batch_sizes, sweep
+from edc.benchmark.old_document import subject_of_label
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
 from edc.benchmark.workers.timing import RowSamples, TimingPlan, WarmUp
 
@@ -17,8 +18,8 @@ class Machine:
 
     def time(self, specs, *, batch, plan, seed, with_memory):
         assert not with_memory
-        self.asked.append((batch, [spec.subject for spec in specs]))
-        return {spec: self.timing(self.ns_of[spec.subject](batch), batch) for spec in specs}
+        self.asked.append((batch, [spec.subject.label for spec in specs]))
+        return {spec: self.timing(self.ns_of[spec.subject.label](batch), batch) for spec in specs}
 
     def timing(self, ns, batch):
         if ns is None:
@@ -51,7 +52,7 @@ def test_a_row_is_swept_until_it_saturates_breaks_or_ends():
             "four": lambda batch: ms * max(1, batch / 4),
         }
     )
-    specs = [RowSpec(name, "onnxruntime", OnnxSubject(())) for name in machine.ns_of]
+    specs = [RowSpec(subject_of_label(name), "onnxruntime", OnnxSource(())) for name in machine.ns_of]
     found = {
         each.key.split()[0]: each for each in sweep(machine, specs, batches=[1, 2, 4, 8, 16], plan=TimingPlan(), seed=0)
     }
@@ -69,7 +70,7 @@ def test_a_row_is_swept_until_it_saturates_breaks_or_ends():
 def test_batch_sizes_that_were_timed_already_are_not_timed_again():
     ms = 1_000_000
     machine = Machine({"serial": lambda batch: batch * ms, "parallel": lambda batch: ms, "absent": lambda batch: None})
-    specs = [RowSpec(name, "onnxruntime", OnnxSubject(())) for name in machine.ns_of]
+    specs = [RowSpec(subject_of_label(name), "onnxruntime", OnnxSource(())) for name in machine.ns_of]
     serial, parallel, absent = specs
     known = {
         batch: {

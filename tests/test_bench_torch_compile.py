@@ -10,7 +10,7 @@ from tiny_run import make_tiny_run
 from torch import nn
 
 from edc.benchmark.backends import _has_compiler
-from edc.benchmark.backends.contract import TorchSubject
+from edc.benchmark.backends.contract import TorchSource
 from edc.benchmark.backends.torch_compiled import TorchCompiled, TorchCompiledLoaded
 from edc.benchmark.backends.torch_eager import TorchLoaded
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
@@ -18,6 +18,9 @@ from edc.benchmark.workers.protocol import Infer, LoadReport, Refused, RoundRepo
 from edc.benchmark.workers.worker import Worker
 from edc.errors import FailedError
 from edc.runs.networks import SubjectNetworks
+from edc.subject import Subject
+
+TEACHER = Subject("teacher", member=0)
 
 pytestmark = [
     pytest.mark.skipif(not _has_compiler(), reason="no C++ compiler"),
@@ -109,7 +112,8 @@ def test_first_inference_of_each_row_holds_a_compilation_of_its_own(tmp_path):
     _, data = make_tiny_run(tmp_path / "tiny")
     images = data.test.images.float().numpy() / 255
     specs = [
-        RowSpec(name, "torch-compile", TorchSubject(tmp_path / "tiny", name)) for name in ("teacher 0", "teacher 1")
+        RowSpec(subject, "torch-compile", TorchSource(tmp_path / "tiny", subject))
+        for subject in (Subject("teacher", member=0), Subject("teacher", member=1))
     ]
     with WorkerPool(images=images, threads=1) as pool:
         loads = [pool.load(spec) for spec in specs]
@@ -124,7 +128,7 @@ def test_first_inference_of_each_row_holds_a_compilation_of_its_own(tmp_path):
 def test_compiler_that_is_missing_is_a_reason_in_the_row(tmp_path, monkeypatch):
     _, data = make_tiny_run(tmp_path / "tiny")
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
-    spec = RowSpec("teacher 0", "torch-compile", TorchSubject(tmp_path / "tiny", "teacher 0"))
+    spec = RowSpec(TEACHER, "torch-compile", TorchSource(tmp_path / "tiny", TEACHER))
     with WorkerPool(images=data.test.images.float().numpy() / 255, threads=1) as pool:
         refused = pool.load(spec)
     assert isinstance(refused, NotRun)

@@ -8,7 +8,9 @@ import pytest
 from edc.benchmark.judge.rows import Against, Row
 from edc.benchmark.judge.statistics import AccuracyComparison, Estimate
 from edc.benchmark.judge.verdict import loss_difference, row_to_ship, verdict_on
+from edc.benchmark.old_document import subject_of_label
 from edc.deploy.onnx.parity import PairedAccuracy
+from edc.subject import Subject
 
 STUDENTS = {
     "kd on onnxruntime": "fp32",
@@ -31,10 +33,21 @@ def row_of(key, ms, *verdicts, batch=1):
         Against(f"{name} on {backend}", basis, Estimate(4.03, 3.95, 4.14), accuracy_of(verdict))
         for (name, basis), verdict in zip(names, verdicts, strict=False)
     )
-    return Row(subject=subject, backend=backend, batch=batch, p50_ms=Estimate(ms, None, None), against=against)
+    return Row(
+        subject=subject_of_label(subject),
+        backend=backend,
+        batch=batch,
+        p50_ms=Estimate(ms, None, None),
+        against=against,
+    )
 
 
 ACC = dict.fromkeys(STUDENTS, 0.97)
+ENSEMBLES = [
+    Row(subject=Subject("ensemble", ensemble_form="merged"), backend=backend, batch=batch)
+    for backend in ("onnxruntime", "openvino", "torch")
+    for batch in (1, 64)
+]
 
 
 def shipped(*rows, acc=ACC):
@@ -86,7 +99,7 @@ def test_sentences_have_the_figures_and_their_intervals(verdict, words):
     row = row_of("kd on onnxruntime", 2.0, verdict)
     losses = {row.key: np.array([0.1, 0.3, 0.2]), "ensemble, merged on onnxruntime": np.array([0.1, 0.1, 0.1])}
     found = verdict_on(
-        [row], students=STUDENTS, files={row.key: "student.onnx"}, validation_acc=ACC, losses=losses, seed=0
+        [row, *ENSEMBLES], students=STUDENTS, files={row.key: "student.onnx"}, validation_acc=ACC, losses=losses, seed=0
     )
     assert found.sentences[:2] == (
         "kd is 4.03 (3.95-4.14) times as fast as the ensemble's best form (merged) in ONNX Runtime at batch 1, and "
@@ -103,6 +116,7 @@ def test_sentences_have_the_figures_and_their_intervals(verdict, words):
 
 
 def said(rows, files):
+    rows = [*rows, *ENSEMBLES]
     return verdict_on(rows, students=STUDENTS, files=files, validation_acc=ACC, losses={}, seed=0).sentences
 
 
@@ -127,7 +141,9 @@ def test_one_teacher_is_named_and_what_is_doubtful_about_the_speed():
     teacher = Against("teacher 0 on onnxruntime", "teacher", Estimate(1.01, 0.99, 1.03), accuracy_of("undecided"))
     doubtful = dataclasses.replace(row.against[0], doubts=("9.00 times as fast with 4.00 times fewer FLOPs",))
     row = dataclasses.replace(row, against=(doubtful, teacher), flags=("noise: the coefficient of variation is 12%",))
-    baseline = Row(subject="ensemble, merged", backend="onnxruntime", batch=1, flags=("drift: by 7 %",))
+    baseline = Row(
+        subject=Subject("ensemble", ensemble_form="merged"), backend="onnxruntime", batch=1, flags=("drift: by 7 %",)
+    )
     assert said([row, baseline], {})[-2:] == (
         "One teacher alone has 97.60 %: the student differs by 0.00 points (-0.80 to +0.80), not decided, at 1.01 "
         "(0.99-1.03) times its speed.",

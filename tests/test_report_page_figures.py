@@ -61,7 +61,7 @@ def test_network_is_hollow_where_it_ran_in_16_bits_or_fewer_whatever_its_name():
     }
     plain = [each for place, each in drawn.items() if "CUDA" not in place[0]]
     assert {(each.colour, each.shape) for each in plain} == {(0, "circle")}
-    assert all(bench.is_student(row) for row in rows)
+    assert all(bench.is_student(row) for row in bench.rows)
 
 
 def test_figures_are_written_one_way():

@@ -16,7 +16,8 @@ FROM_THE_BOTTOM = re.findall(
 errors console seeding subject system method recipe metrics networks data train teachers runs
 deploy.artifact deploy.ensemble deploy.onnx deploy.engine deploy.fuse deploy.onnx_files deploy.engine_files
 deploy.records deploy.export deploy.verify
-benchmark.packed benchmark.environment benchmark.progress benchmark.document benchmark.backends benchmark.workers
+benchmark.packed benchmark.keys benchmark.environment benchmark.progress benchmark.old_document benchmark.document
+benchmark.backends benchmark.workers
 benchmark.judge benchmark.measure benchmark.page benchmark.regression benchmark.specs benchmark.options
 benchmark.result benchmark.request benchmark.bench
 cli __init__ __main__

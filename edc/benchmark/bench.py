@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edc import metrics
-from edc.benchmark.backends.contract import Floats, OnnxSubject
+from edc.benchmark.backends.contract import Floats, OnnxSource
 from edc.benchmark.environment import Environment, environment_now
 from edc.benchmark.judge.baselines import best_ensemble, compare_all, with_corrected_p
 from edc.benchmark.judge.rows import Row, row_of
@@ -26,11 +26,11 @@ from edc.benchmark.page.write import write_page
 from edc.benchmark.progress import step
 from edc.benchmark.request import BenchRequest, prepare
 from edc.benchmark.result import BenchResult
-from edc.benchmark.specs import base_subject, is_ensemble, precision_class
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.benchmark.workers.protocol import LoadReport
 from edc.console import console
 from edc.errors import FailedError
+from edc.subject import Subject
 from edc.system.files import write_json
 
 __all__ = ["bench"]
@@ -182,7 +182,7 @@ def _serve(pool: WorkerPool, request: BenchRequest, options: BenchOptions, timin
         student = next((spec for spec in specs if spec.backend == backend and _is_student(spec, request)), None)
         if student is None:
             continue
-        ensemble = best_ensemble(specs, timings, backend=backend, precision=precision_class(student))
+        ensemble = best_ensemble(specs, timings, backend=backend, precision=student.precision)
         if ensemble is not None:
             pairs.append((student, ensemble))
     with step(f"{2 * len(pairs)} rows as servers at {len(plan.server.loads)} loads"):
@@ -209,13 +209,13 @@ def _rows(request: BenchRequest, measured: _Measured, *, seed: int) -> tuple[Row
 
 def _verdict(rows: tuple[Row, ...], request: BenchRequest, qualities: Qualities, *, seed: int) -> BenchVerdict | None:
     files = {
-        spec.key: spec.locator.files[0].name
+        spec.key: spec.source.files[0].name
         for spec in request.specs
-        if isinstance(spec.locator, OnnxSubject) and len(spec.locator.files) == 1
+        if isinstance(spec.source, OnnxSource) and len(spec.source.files) == 1
     }
     return verdict_on(
         rows,
-        students={spec.key: precision_class(spec) for spec in request.specs if _is_student(spec, request)},
+        students={spec.key: spec.precision for spec in request.specs if _is_student(spec, request)},
         files=files,
         validation_acc={spec.key: acc for spec, acc in qualities.validation_acc.items()},
         losses={spec.key: losses for spec, losses in qualities.losses.items()},
@@ -224,7 +224,7 @@ def _verdict(rows: tuple[Row, ...], request: BenchRequest, qualities: Qualities,
 
 
 def _is_student(spec: RowSpec, request: BenchRequest) -> bool:
-    return base_subject(spec) == request.recipe.deploy and spec.artifact is None
+    return spec.artifact is None and spec.subject.base == Subject("student", name=request.recipe.deploy)
 
 
 def _disagreements(
@@ -254,7 +254,7 @@ def _dee(request: BenchRequest, qualities: Qualities, predictions: Predictions) 
     if not nlls or len(predictions.test_labels) < len(request.data.test):
         return found
     for spec, quality in qualities.quality.items():
-        if isinstance(quality, NotRun) or quality.calibrated is None or (is_ensemble(spec) and not spec.artifact):
+        if isinstance(quality, NotRun) or quality.calibrated is None or spec.is_own_ensemble:
             continue
         value = metrics.dee(quality.calibrated.nll, nlls)
         found[spec.key] = value if np.isfinite(value) else None

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edc.benchmark.backends import BackendName, available_backends, needs_run, require_installed
+from edc.benchmark.document import whole_bench
 from edc.benchmark.measure.flops import flops_by_subject
 from edc.benchmark.options import BenchOptions
 from edc.benchmark.regression.compatible import require_rows_in_common, require_same_classes
-from edc.benchmark.regression.saved_bench import saved_bench
-from edc.benchmark.specs import also_specs, base_subject, row_specs
+from edc.benchmark.specs import also_specs, row_specs
 from edc.benchmark.workers.pool import RowSpec
 from edc.data import DataSet, load_data
 from edc.deploy.artifact.manifest import Manifest, load_manifest, verify_files
 from edc.errors import ArtifactError, DataError, RequestError, RunError
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
+from edc.runs.rows import rows_by_subject
+from edc.subject import Subject
 from edc.teachers.ensemble import teacher_key
 from edc.train.checkpoint import load_state
 
@@ -76,7 +78,7 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
         parameters |= parameters_of_other
         flops |= flops_of_other
     if options.compare_with is not None:
-        old = saved_bench(options.compare_with, name="--compare")
+        old = whole_bench(options.compare_with, name="--compare")
         require_same_classes(manifest.classes, old)
         require_rows_in_common([(spec.key, batch) for spec in specs for batch in batches], old)
     return BenchRequest(
@@ -110,21 +112,22 @@ def _also(
 
 def _flops(artifact: Path, manifest: Manifest, recipe: Recipe, specs: Sequence[RowSpec]) -> dict[str, int]:
     found = flops_by_subject(artifact, manifest, recipe)
-    return {spec.key: found[base_subject(spec)] for spec in specs if base_subject(spec) in found}
+    return {spec.key: found[spec.subject.base] for spec in specs if spec.subject.base in found}
 
 
 def _parameters(manifest: Manifest, recipe: Recipe, run: Path, specs: Sequence[RowSpec]) -> dict[str, int]:
     """Returns parameters by key: what the summary of the run says, or the manifest without it."""
     of_file = {file.role: int(file.metrics["parameters"]) for file in manifest.files if "parameters" in file.metrics}
-    found = {"teacher 0": of_file.get("teacher"), recipe.deploy: of_file.get("student")}
-    ensembles = ("ensemble, in turn", "ensemble, merged")
-    found |= dict.fromkeys(ensembles, of_file.get("ensemble"))
+    found = {
+        Subject("teacher", member=0): of_file.get("teacher"),
+        Subject("ensemble"): of_file.get("ensemble"),
+        Subject("student", name=recipe.deploy): of_file.get("student"),
+    }
     with suppress(RunError):
         if RunFolder(run).recipe().digest() != manifest.recipe_sha256:
             raise RunError(f"{run}: another artifact's run")
-        of_run = {row["subject"]: row["parameters"] for row in RunFolder(run).summary()["rows"]}
-        found |= of_run | dict.fromkeys(ensembles, of_run.get("ensemble", of_file.get("ensemble")))
-    by_key = {spec.key: found.get(base_subject(spec)) for spec in specs}
+        found |= {subject: row["parameters"] for subject, row in rows_by_subject(RunFolder(run).summary()).items()}
+    by_key = {spec.key: found.get(spec.subject.network) for spec in specs}
     return {key: parameters for key, parameters in by_key.items() if parameters is not None}
 
 

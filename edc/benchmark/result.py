@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from edc.benchmark.document import SCHEMA_VERSION
 from edc.benchmark.environment import Environment
 from edc.benchmark.judge.rows import Row, plain
 from edc.benchmark.judge.verdict import BenchVerdict
@@ -13,10 +14,9 @@ from edc.benchmark.measure.quality import Reliability
 from edc.benchmark.measure.server import ServerLoad
 from edc.benchmark.measure.sweep import Throughput
 from edc.benchmark.workers.timing import TimingPlan
+from edc.subject import Subject
 
-__all__ = ["SCHEMA_VERSION", "BenchResult"]
-
-SCHEMA_VERSION = 2
+__all__ = ["BenchResult"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class BenchResult:
     throughput: tuple[Throughput, ...] = ()
     server: tuple[ServerLoad, ...] = ()
     disagreements: Disagreements | None = None
-    curves: dict[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
+    curves: dict[Subject, tuple[CurvePoint, ...]] = field(default_factory=dict)
 
     def _of_subject(self, key: str) -> dict[str, Any]:
         """Returns what does not depend on the batch; `dee_at_least` stands in where no `dee` can be read off."""
@@ -95,7 +95,8 @@ class BenchResult:
             "throughput": [{**_document(each), "best_batch": each.best_batch} for each in self.throughput],
             "server": [_document(each) for each in self.server],
             "disagreements": None if self.disagreements is None else _disagreements(self.disagreements),
-            "curves": {name: [_document(point) for point in curve] for name, curve in self.curves.items()},
+            "curves": {each.label: [_document(point) for point in curve] for each, curve in self.curves.items()},
+            "curve_identities": {each.label: dataclasses.asdict(each) for each in self.curves},
         }
 
 

@@ -1,30 +1,19 @@
 """What a bench compares: which subjects of an artifact and its run, in which precisions, on which backends."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 from edc.benchmark.backends import BackendName, needs_run
-from edc.benchmark.backends.contract import (
-    EngineFile,
-    EngineSubject,
-    OnnxSubject,
-    PrecisionClass,
-    Subject,
-    TorchSubject,
-)
+from edc.benchmark.backends.contract import EngineFile, EngineSource, OnnxSource, Source, TorchSource
 from edc.benchmark.workers.pool import RowSpec
 from edc.deploy.artifact.manifest import Manifest, Preprocessing
 from edc.errors import RequestError
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
+from edc.subject import PrecisionClass, Subject
 
-__all__ = ["CUDA_GRAPH", "INT8", "also_specs", "base_subject", "is_ensemble", "is_int8", "precision_class", "row_specs"]
-
-CUDA_GRAPH = " (CUDA graph)"
-INT8 = " (int8)"
-"""At the end of the name of a subject that runs in 8 bits; other precisions than fp32 are named alike."""
+__all__ = ["also_specs", "row_specs"]
 
 _ONNX: dict[BackendName, tuple[str, ...]] = {
     # fp16 is left out: x86 CPUs emulate it. int8-trt is TensorRT's flavour, which these would run in float.
@@ -42,15 +31,11 @@ _CLASSES: dict[str, PrecisionClass] = {
     "int8-cpu": "int8",
     "int8-trt": "int8",
 }
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A subject that a backend can run: under which name, and in which precision."""
-
-    label: str
-    locator: Subject
-    precision: PrecisionClass = "fp32"
+_TEACHER = Subject("teacher", member=0)
+_IN_TURN = Subject("ensemble", ensemble_form="in turn")
+_MERGED = Subject("ensemble", ensemble_form="merged")
+_Found = tuple[Subject, Source]
+"""A subject that a backend can run, and where it is."""
 
 
 def row_specs(
@@ -65,15 +50,14 @@ def row_specs(
     specs = []
     for backend in backends:
         if needs_run(backend):
-            ensemble = {"teacher 0": "teacher 0", "ensemble, in turn": "ensemble"}
             # Compiling takes minutes a row: with torch.compile, what the comparison needs and no more.
-            students = {recipe.deploy: recipe.deploy}
+            students = [Subject("student", name=recipe.deploy)]
             if backend != "torch-compile":
                 students = _students(recipe, recipe.students)
-            found = _of_run(ensemble | students, run, data_root)
+            found = _of_run([_TEACHER, _IN_TURN, *students], run, data_root)
         else:
             found = _of_artifact(artifact, manifest, recipe.deploy, backend)
-        specs += [_spec(each, backend) for each in found]
+        specs += [RowSpec(subject, backend, source) for subject, source in found]
     return specs
 
 
@@ -107,102 +91,66 @@ def also_specs(
     for backend in backends:
         if not needs_run(backend):
             found = _of_artifact(other, manifest, recipe.deploy, backend)
-            found = [each for each in found if _belongs_to(each.label, recipe.deploy, with_ensemble=is_other_ensemble)]
+            roles = ("student", "ensemble") if is_other_ensemble else ("student",)
+            found = [(subject, source) for subject, source in found if subject.role in roles]
         elif has_run:
-            ensemble = {"ensemble, in turn": "ensemble"} if is_other_ensemble else {}
-            students = {recipe.deploy: recipe.deploy}
+            ensemble = [_IN_TURN] if is_other_ensemble else []
+            students = [Subject("student", name=recipe.deploy)]
             if backend != "torch-compile":
                 students = _students(recipe, (recipe.deploy,))
-            found = _of_run(ensemble | students, run, data_root)
+            found = _of_run([*ensemble, *students], run, data_root)
         else:
             continue
-        specs += [_spec(each, backend, artifact=label) for each in found]
+        specs += [RowSpec(subject, backend, source, label) for subject, source in found]
     return specs
 
 
-def precision_class(spec: RowSpec) -> PrecisionClass:
-    """Returns what a row is compared within, beside its backend."""
-    return spec.precision
-
-
-def base_subject(spec: RowSpec) -> str:
-    """Returns the subject's name without its precision and its CUDA graph."""
-    return _base(spec.subject)
-
-
-def is_ensemble(spec: RowSpec) -> bool:
-    """Returns whether the row is a form of an ensemble; of which artifact, `spec.artifact` says."""
-    return spec.subject.startswith("ensemble")
-
-
-def is_int8(spec: RowSpec) -> bool:
-    """Returns whether the row runs in 8 bits."""
-    return spec.precision == "int8"
-
-
-def _spec(found: _Found, backend: BackendName, *, artifact: str | None = None) -> RowSpec:
-    precision: PrecisionClass = "bf16" if backend == "openvino-bf16" else found.precision
-    return RowSpec(found.label, backend, found.locator, artifact, precision)
-
-
-def _students(recipe: Recipe, names: Iterable[str]) -> dict[str, str]:
-    """Returns students by label: after the fold, and before it where there is one."""
-    subjects = {}
+def _students(recipe: Recipe, names: Iterable[str]) -> list[Subject]:
+    """Returns students after the fold, and before it where there is one."""
+    subjects = []
     for name in names:
         if recipe.students[name].method == "latent_be":
-            subjects[f"{name} (members)"] = f"{name} (members)"
-        subjects[name] = name
+            subjects.append(Subject("members", name=name))
+        subjects.append(Subject("student", name=name))
     return subjects
 
 
-def _of_run(subjects: dict[str, str], run: Path, data_root: Path | None) -> list[_Found]:
-    return [_Found(label, TorchSubject(run, subject, data_root)) for label, subject in subjects.items()]
+def _of_run(subjects: Iterable[Subject], run: Path, data_root: Path | None) -> list[_Found]:
+    return [(subject, TorchSource(run, subject.network, data_root)) for subject in subjects]
 
 
-def _of_artifact(artifact: Path, manifest: Manifest, student: str, backend: BackendName) -> list[_Found]:
+def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend: BackendName) -> list[_Found]:
     """Returns the subjects that the artifact has files of, for this backend."""
-    library = _ENGINES.get(backend)
+    library, student = _ENGINES.get(backend), Subject("student", name=student_name)
     precisions = ("fp32", "tf32", "fp16", "int8-trt") if library else _ONNX[backend]
-    found = []
+    found: list[_Found] = []
     for precision in precisions:
-        suffix = "" if precision == "fp32" else f" ({_CLASSES[precision]})"
         files: dict[str, list[EngineFile]] = {}
-        for file in manifest.files:
+        for file in sorted(manifest.files, key=lambda file: file.member or 0):
             if file.format == (library or "onnx") and file.precision == precision:
                 files.setdefault(file.role, []).append(EngineFile(artifact / file.path, file.sha256))
         teachers = files.get("teacher", [])
-        labels = {
-            "teacher 0": teachers[:1],
-            "ensemble, in turn": teachers,
-            "ensemble, merged": files.get("ensemble", []),
+        subjects = {
+            _TEACHER: teachers[:1],
+            _IN_TURN: teachers,
+            _MERGED: files.get("ensemble", []),
             student: files.get("student", []),
         }
-        for label, of_label in labels.items():
-            if of_label:
-                found += _forms(f"{label}{suffix}", tuple(of_label), _CLASSES[precision], is_engine=library is not None)
+        for subject, of_subject in subjects.items():
+            if of_subject:
+                found += _forms(
+                    replace(subject, precision=_CLASSES[precision]), of_subject, is_engine=library is not None
+                )
     if library and not found:  # one row that says so, rather than none that does not
-        found = [_Found(label, EngineSubject(label, ())) for label in ("ensemble, merged", student)]
+        found = [(subject, EngineSource(subject, ())) for subject in (_MERGED, student)]
     return found
 
 
-def _forms(label: str, files: tuple[EngineFile, ...], precision: PrecisionClass, *, is_engine: bool) -> list[_Found]:
+def _forms(subject: Subject, files: list[EngineFile], *, is_engine: bool) -> list[_Found]:
     if not is_engine:
-        return [_Found(label, OnnxSubject(tuple(file.path for file in files)), precision)]
-    return [
-        _Found(label + suffix, EngineSubject(label, files, precision, cuda_graph=bool(suffix)), precision)
-        for suffix in ("", CUDA_GRAPH)
-    ]
-
-
-def _base(label: str) -> str:
-    label = label.removesuffix(CUDA_GRAPH)
-    for name in get_args(PrecisionClass):
-        label = label.removesuffix(f" ({name})")
-    return label
-
-
-def _belongs_to(label: str, student: str, *, with_ensemble: bool) -> bool:
-    return _base(label) == student or (with_ensemble and label.startswith("ensemble"))
+        return [(subject, OnnxSource(tuple(file.path for file in files)))]
+    forms = (replace(subject, cuda_graph=cuda_graph) for cuda_graph in (False, True))
+    return [(form, EngineSource(form, tuple(files))) for form in forms]
 
 
 def _ensemble_digests(manifest: Manifest) -> set[str]:

@@ -126,14 +126,15 @@ def _old_bench(
             if is_given:
                 raise RequestError(f"{option}: needs --compare OLD.json, which says what to compare with")
         return None, 0.0
+    from edc.benchmark.document import SavedEnvironment, whole_bench
     from edc.benchmark.environment import environment_now
     from edc.benchmark.regression.compare import parse_fail_on
     from edc.benchmark.regression.compatible import require_comparable
-    from edc.benchmark.regression.saved_bench import SavedEnvironment, load_saved, saved_bench
+    from edc.benchmark.regression.saved_bench import load_saved
 
     limit, old = parse_fail_on(fail_on or "5%"), load_saved(path)
     now = SavedEnvironment.model_validate(environment_now(threads=threads).to_json())
-    require_comparable(now, saved_bench(old, name=str(path)).environment)
+    require_comparable(now, whole_bench(old, name=str(path)).environment)
     return old, limit
 
 

@@ -29,8 +29,10 @@ from edc.deploy.records import engine_records, onnx_record, other_record, write_
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
+from edc.runs.rows import rows_by_subject
 from edc.runs.student import deployable, load_student
 from edc.seeding import generator_for
+from edc.subject import Subject
 from edc.teachers.ensemble import load_teachers
 
 __all__ = ["ExportOptions", "export", "preprocessing_of", "references_of", "sample_images"]
@@ -56,11 +58,11 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class _Network:
     """One network to be written: what its files must compute, and what is exported to compute it."""
 
     stem: str
-    role: str
+    subject: Subject
     reference: nn.Module
     exported: nn.Module
     metrics: dict[str, float] = field(default_factory=dict)
@@ -94,38 +96,40 @@ def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
     require_replaceable(folder)
     data = load_data(recipe.data)
     student = load_student(recipe, recipe.deploy, data, run=run)
-    subjects = _subjects(student, run, recipe, summary, data, fold_temperature=options.fold_temperature)
+    networks = _networks(student, run, recipe, summary, data, fold_temperature=options.fold_temperature)
     samples = _samples(data, recipe, options.max_batch)
     preprocessing = preprocessing_of(data, options.input_type)
-    row = _row(summary, recipe.deploy)
+    row = rows_by_subject(summary)[Subject("student", name=recipe.deploy)]
     with appearing(folder) as temporary:
         files: list[ArtifactFile] = []
         built: list[Built] = []
-        for subject in subjects:
+        for network in networks:
+            role = network.subject.role
             written = write_precisions(
-                subject.reference,
-                subject.exported,
-                temporary / subject.stem,
+                network.reference,
+                network.exported,
+                temporary / network.stem,
                 precisions=options.precisions,
                 samples=samples,
                 class_names=data.class_names,
-                metadata={"preprocessing": preprocessing.model_dump(mode="json"), "role": subject.role},
+                metadata={"preprocessing": preprocessing.model_dump(mode="json"), "role": role},
                 max_batch=options.max_batch,
                 max_drop=options.max_drop,
-                known_metrics=subject.metrics,
+                known_metrics=network.metrics,
             )
             if options.input_type == "uint8":
                 for each in written:
                     take_uint8_pixels(each.path)
             files += [
-                onnx_record(each, temporary, subject.role, data, preprocessing, options.max_batch) for each in written
+                onnx_record(each, temporary, network.subject, data, preprocessing, options.max_batch)
+                for each in written
             ]
-            if options.engines and subject.role != "teacher":
+            if options.engines and role != "teacher":
                 built += build_engines(
                     written,
-                    subject.role,
+                    role,
                     options.engines,
-                    reference=subject.reference,
+                    reference=network.reference,
                     images=samples.parity,
                     max_batch=options.max_batch,
                 )
@@ -143,7 +147,7 @@ def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
             preprocessing=preprocessing,
             calibration_temperature=row["calibration_temperature"],
             temperature_folded=options.fold_temperature,
-            differences=_differences(student, subjects[0], samples.parity, row["calibration_temperature"], options),
+            differences=_differences(student, networks[0], samples.parity, row["calibration_temperature"], options),
             files=tuple(files),
         )
         write_manifest(temporary, manifest)
@@ -163,12 +167,14 @@ def sample_images(images: Images, num_images: int, *, seed: int) -> tuple[Floats
     return (pixels.float() / 255).numpy(), images.labels[rows].numpy()
 
 
-def references_of(run: RunFolder, recipe: Recipe, data: DataSet, *, fold_temperature: bool) -> dict[str, nn.Module]:
-    """Returns the torch network that each file of an artifact must compute, by the file's path without its suffix."""
+def references_of(
+    run: RunFolder, recipe: Recipe, data: DataSet, *, fold_temperature: bool
+) -> dict[tuple[str, int | None], nn.Module]:
+    """Returns the torch network that each file of an artifact must compute, by the file's role and member."""
     summary = run.summary()
     student = load_student(recipe, recipe.deploy, data, run=run)
-    subjects = _subjects(student, run, recipe, summary, data, fold_temperature=fold_temperature)
-    return {subject.stem: subject.reference for subject in subjects}
+    networks = _networks(student, run, recipe, summary, data, fold_temperature=fold_temperature)
+    return {(network.subject.role, network.subject.member): network.reference for network in networks}
 
 
 def preprocessing_of(data: DataSet, input_type: Literal["float", "uint8"] = "float") -> Preprocessing:
@@ -199,7 +205,7 @@ def _samples(data: DataSet, recipe: Recipe, max_batch: int) -> Samples:
     )
 
 
-def _subjects(
+def _networks(
     student: nn.Module,
     run: RunFolder,
     recipe: Recipe,
@@ -207,7 +213,7 @@ def _subjects(
     data: DataSet,
     *,
     fold_temperature: bool,
-) -> list[_Subject]:
+) -> list[_Network]:
     """Returns the student, then its baseline: each teacher and the ensemble merged into one graph.
 
     There is no baseline where a teacher cannot be written as ONNX (TorchScript, converted ONNX): half of one would not
@@ -215,34 +221,36 @@ def _subjects(
     """
     cpu, shape = Accelerator(cpu=True), data.image_shape
     folded = deployable(student, recipe, recipe.deploy, data, accelerator=cpu)
-    row = _row(summary, recipe.deploy)
+    rows, deployed = rows_by_subject(summary), Subject("student", name=recipe.deploy)
+    row = rows[deployed]
     reference, exported = folded, fuse_batchnorm(folded, input_shape=shape).network
     if fold_temperature:
         temperature = row["calibration_temperature"]
         reference = _Tempered(folded, temperature)
         exported = scale_classifier(exported, calibration_temperature=temperature, input_shape=shape)
-    subjects = [_Subject("student", "student", reference, exported, _metrics(row))]
+    networks = [_Network("student", deployed, reference, exported, _metrics(row))]
     teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu).members)
     if fixed := [f"teacher {m}" for m, teacher in enumerate(teachers) if not getattr(teacher, "exportable", True)]:
         console.print(f"no baseline files: torch cannot write {', '.join(fixed)} as ONNX; bench runs them in torch")
-        return subjects
+        return networks
     fused = [fuse_batchnorm(teacher, input_shape=shape).network for teacher in teachers]
     for m, teacher in enumerate(teachers):
-        known = _metrics(_row(summary, f"teacher {m}"))
-        subjects.append(_Subject(f"baseline/teacher_{m}", "teacher", teacher, fused[m], known))
+        subject = Subject("teacher", member=m)
+        networks.append(_Network(f"baseline/teacher_{m}", subject, teacher, fused[m], _metrics(rows[subject])))
     by_size = summary["ensemble_calibrated_nll_by_size"]  # what a DEE is read off
-    known = _metrics(_row(summary, "ensemble"))
+    ensemble = Subject("ensemble", ensemble_form="merged")
+    known = _metrics(rows[ensemble.network])
     known |= {f"calibrated_nll_of_{m}": nll for m, nll in enumerate(by_size, start=1)}
     merged, merged_fused = ensemble_network(teachers), ensemble_network(fused)
-    return [*subjects, _Subject("baseline/ensemble", "ensemble", merged, merged_fused, known)]
+    return [*networks, _Network("baseline/ensemble", ensemble, merged, merged_fused, known)]
 
 
 def _differences(
-    student: nn.Module, subject: _Subject, images: Floats, temperature: float, options: ExportOptions
+    student: nn.Module, network: _Network, images: Floats, temperature: float, options: ExportOptions
 ) -> dict[str, ParityFigures]:
     """Returns how far fusing moved the student's outputs, and how far folding moved them from its members' mean."""
-    reference = network_outputs(subject.reference, images, batch_size=64)
-    fused = network_outputs(subject.exported, images, batch_size=64)
+    reference = network_outputs(network.reference, images, batch_size=64)
+    fused = network_outputs(network.exported, images, batch_size=64)
     found = {"fused_from_unfused": compare_outputs(reference, fused)}
     if ensemble_size_of(student) > 1:
         with torch.inference_mode():
@@ -253,11 +261,6 @@ def _differences(
             folded = torch.from_numpy(reference) * (temperature if options.fold_temperature else 1.0)
         found["folded_from_members"] = compare_outputs(mean.numpy(), folded.log_softmax(-1).numpy())
     return {name: ParityFigures(**{**asdict(parity), "batch_sizes": (64,)}) for name, parity in found.items()}
-
-
-def _row(summary: dict[str, Any], subject: str) -> dict[str, Any]:
-    row: dict[str, Any] = next(row for row in summary["rows"] if row["subject"] == subject)
-    return row
 
 
 def _metrics(row: dict[str, Any]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from edc.deploy.artifact.triton import triton_config, write_triton_model
 from edc.deploy.engine.from_onnx import sidecar_path
 from edc.deploy.engine_files import Built
 from edc.deploy.onnx_files import Written
+from edc.subject import Subject
 from edc.system.files import sha256_of
 
 __all__ = ["engine_records", "onnx_record", "other_record", "write_triton_repository"]
@@ -24,12 +25,13 @@ def _tensors(data: DataSet, how: Preprocessing) -> dict[str, Any]:
 
 
 def onnx_record(
-    written: Written, folder: Path, role: str, data: DataSet, how: Preprocessing, max_batch: int
+    written: Written, folder: Path, subject: Subject, data: DataSet, how: Preprocessing, max_batch: int
 ) -> ArtifactFile:
     """Returns the manifest's entry of an ONNX file."""
     return ArtifactFile(
         path=written.path.relative_to(folder).as_posix(),
-        role=role,
+        role=subject.role,
+        member=subject.member,
         format="onnx",
         precision=written.precision,
         sha256=sha256_of(written.path),

@@ -72,10 +72,9 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
     checked = 0
     for file in manifest.files:
         if file.format == "onnx" and file.precision in ("fp32", "fp16"):
-            stem = file.path.removesuffix(".onnx").removesuffix(".fp16")
             check_onnx_parity(
                 artifact / file.path,
-                references[stem],
+                references[file.role, file.member],
                 images,
                 max_batch=file.max_batch or 1,
                 precision="fp16" if file.precision == "fp16" else "fp32",

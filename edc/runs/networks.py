@@ -1,4 +1,4 @@
-"""The networks of a run by the names they have in summary.json, as another process loads them."""
+"""The networks of a run by who they are, as another process loads them."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -13,11 +13,10 @@ from edc.method.batch_ensemble import ensemble_size_of
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
 from edc.runs.student import deployable, load_student
+from edc.subject import Subject
 from edc.teachers.ensemble import load_teachers, obtain_teacher, teacher_key
 
-__all__ = ["SubjectNetworks", "load_subject", "prepare_run", "subject_names"]
-
-MEMBERS = " (members)"
+__all__ = ["SubjectNetworks", "load_subject", "prepare_run", "subjects_of"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,14 @@ class SubjectNetworks:
     members_per_network: int = 1
 
 
-def subject_names(recipe: Recipe) -> tuple[str, ...]:
-    """Returns the name of every network of a run: teachers, ensemble, students before and after the fold."""
-    students: list[str] = []
+def subjects_of(recipe: Recipe) -> tuple[Subject, ...]:
+    """Returns every network of a run: teachers, ensemble, students before and after the fold."""
+    teachers = [Subject("teacher", member=m) for m in range(recipe.teachers.size)]
+    students: list[Subject] = []
     for name, section in recipe.students.items():
-        students += [f"{name}{MEMBERS}", name] if section.method == "latent_be" else [name]
-    return (*(f"teacher {m}" for m in range(recipe.teachers.size)), "ensemble", *students)
+        students += [Subject("members", name=name)] if section.method == "latent_be" else []
+        students.append(Subject("student", name=name))
+    return (*teachers, Subject("ensemble"), *students)
 
 
 def prepare_run(run: Path, *, data_root: Path | None = None) -> None:
@@ -45,23 +46,28 @@ def prepare_run(run: Path, *, data_root: Path | None = None) -> None:
     _recipe_and_data(run.absolute(), data_root)
 
 
-def load_subject(run: Path, subject: str, *, data_root: Path | None = None) -> SubjectNetworks:
-    """Returns the networks called `subject`, one of `subject_names`; nothing is trained.
+def load_subject(run: Path, subject: Subject, *, data_root: Path | None = None) -> SubjectNetworks:
+    """Returns the networks of `subject`, one of `subjects_of`, in fp32 and whatever form; nothing is trained.
 
     Raises:
         RunError: no such network in this run, or it is not trained yet.
     """
     folder = RunFolder(run)
     recipe, data = _recipe_and_data(run.absolute(), data_root)
-    if subject not in subject_names(recipe):
-        raise RunError(f"{run}: no network {subject!r} in this run; it has {', '.join(subject_names(recipe))}")
-    if subject == "ensemble":
-        return SubjectNetworks(_teachers(folder, recipe, data, range(recipe.teachers.size)))
-    if subject.startswith("teacher "):  # no student's name has a space
-        return SubjectNetworks(_teachers(folder, recipe, data, [int(subject.removeprefix("teacher "))]))
-    name = subject.removesuffix(MEMBERS)
+    known, network = subjects_of(recipe), subject.network
+    if network not in known:
+        labels = ", ".join(each.label for each in known)
+        raise RunError(f"{run}: no network {network.label!r} in this run; it has {labels}")
+    if network.member is not None:
+        return SubjectNetworks(_teachers(folder, recipe, data, [network.member]))
+    if network.name is not None:
+        return _student(folder, recipe, data, network.name, is_folded=network.role == "student")
+    return SubjectNetworks(_teachers(folder, recipe, data, range(recipe.teachers.size)))
+
+
+def _student(folder: RunFolder, recipe: Recipe, data: DataSet, name: str, *, is_folded: bool) -> SubjectNetworks:
     network = load_student(recipe, name, data, run=folder)
-    if subject.endswith(MEMBERS):
+    if not is_folded:
         return SubjectNetworks((network,), members_per_network=ensemble_size_of(network))
     return SubjectNetworks((deployable(network, recipe, name, data, accelerator=Accelerator(cpu=True)),))
 

@@ -22,7 +22,9 @@ from edc.metrics import Labels, Metrics
 from edc.networks import count_parameters
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
+from edc.runs.rows import identity_of
 from edc.runs.student import deployable, fold_student, form_of
+from edc.subject import Subject
 from edc.system.machine import cpu_name
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.evaluate import labels_of, predict_logits
@@ -66,22 +68,24 @@ def summarise(
     to_row = partial(_row, test_labels=test_labels, validation_labels=validation_labels, nlls=nlls)
     sizes = [count_parameters(teacher) for teacher in teachers.members]
     rows = [
-        to_row(f"teacher {m}", "teacher", predictions, parameters=sizes[m]) for m, predictions in enumerate(per_teacher)
+        to_row(Subject("teacher", member=m), predictions, parameters=sizes[m])
+        for m, predictions in enumerate(per_teacher)
     ]
-    rows.append(to_row("ensemble", "ensemble", ensemble, parameters=sum(sizes)))
+    rows.append(to_row(Subject("ensemble"), ensemble, parameters=sum(sizes)))
     fold_choice = {}
     for name, network in students.items():
         form = form_of(recipe, name, run=run)
         if ensemble_size_of(network) > 1:
             members, parameters = predict(network), count_parameters(network)
-            rows.append(to_row(f"{name} (members)", "members", members, parameters=parameters, form=form))
+            rows.append(to_row(Subject("members", name=name), members, parameters=parameters, form=form))
             folds = {kind: fold_student(network, recipe, name, data, kind=kind) for kind in get_args(FoldKind)}
             fold_choice[name] = {
                 kind: metrics.nll(metrics.ensemble_log_probs(predict(plain).validation), validation_labels)
                 for kind, plain in folds.items()
             }
         plain = deployable(network, recipe, name, data, accelerator=accelerator)
-        rows.append(to_row(name, "student", predict(plain), parameters=count_parameters(plain), form=form))
+        student = Subject("student", name=name)
+        rows.append(to_row(student, predict(plain), parameters=count_parameters(plain), form=form))
     return {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
@@ -114,8 +118,7 @@ class Predictions:
 
 
 def _row(
-    subject: str,
-    kind: str,
+    subject: Subject,
     predictions: Predictions,
     *,
     parameters: int,
@@ -137,7 +140,7 @@ def _row(
         dee=metrics.dee(result.calibrated.nll, nlls),
         diversity=metrics.diversity(predictions.test) if num_members > 1 else None,
     )
-    row = {"subject": subject, "kind": kind, "parameters": parameters, "forwards": num_members, **_plain(result)}
+    row = {**identity_of(subject), "parameters": parameters, "forwards": num_members, **_plain(result)}
     return row if form is None else row | {"member_form": form}
 
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from edc.benchmark.backends.contract import Backend
 from edc.errors import NotInstalledError
+from edc.subject import PrecisionClass
 from edc.system.gpu import gpus_now
 from edc.system.machine import cpu_flags
 
@@ -14,6 +15,8 @@ __all__ = [
     "BACKENDS",
     "BackendName",
     "available_backends",
+    "computes_in",
+    "in_fp32",
     "is_installed",
     "needs_run",
     "open_backend",
@@ -44,6 +47,8 @@ _MODULES: dict[BackendName, str] = {
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
+_IN_FP32: dict[BackendName, BackendName] = {"openvino-bf16": "openvino"}
+"""Backends that compute in bf16 whatever the file says, and the one that takes the file at its word."""
 _INSTALL = {
     "onnxruntime": "pip install onnxruntime-gpu",  # the wheel for both: it needs no GPU for the CPU provider
     "openvino": "pip install 'edc[openvino]'",
@@ -71,6 +76,16 @@ def available_backends(*, quick: bool = False) -> tuple[BackendName, ...]:
 def needs_run(name: BackendName) -> bool:
     """Returns whether the backend takes networks of a run, rather than files of an artifact."""
     return _MODULES[name] == "torch"
+
+
+def computes_in(name: BackendName, precision: PrecisionClass) -> PrecisionClass:
+    """Returns in which precision the backend runs a file of `precision`."""
+    return "bf16" if name in _IN_FP32 else precision
+
+
+def in_fp32(name: BackendName) -> BackendName:
+    """Returns the backend that runs the same files in fp32."""
+    return _IN_FP32.get(name, name)
 
 
 def is_installed(name: BackendName) -> bool:

@@ -2,42 +2,42 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edc.subject import Subject
+
 __all__ = [
     "Backend",
     "EngineFile",
-    "EngineSubject",
+    "EngineSource",
     "Floats",
     "Loaded",
     "Nanoseconds",
-    "OnnxSubject",
-    "PrecisionClass",
-    "Subject",
-    "TorchSubject",
+    "OnnxSource",
+    "Source",
+    "TorchSource",
     "WhatRan",
 ]
 
 Floats = NDArray[np.float32]
 Nanoseconds = NDArray[np.int64]
-PrecisionClass = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
-class TorchSubject:
-    """A network of a run, by the name it has in summary.json: "teacher 0", "ensemble", "kd", "latent_be (members)"."""
+class TorchSource:
+    """A network of a run."""
 
     run: Path
-    subject: str
+    subject: Subject
     data_root: Path | None = None
     """Where the run's images are now, if not where its recipe says."""
 
 
 @dataclass(frozen=True)
-class OnnxSubject:
+class OnnxSource:
     """One ONNX file, or the members of an ensemble to be run in turn and their probabilities averaged."""
 
     files: tuple[Path, ...]
@@ -52,18 +52,19 @@ class EngineFile:
 
 
 @dataclass(frozen=True)
-class EngineSubject:
-    """One engine, or the members of an ensemble to be run in turn; none where the artifact has none of `what`."""
+class EngineSource:
+    """One engine, or the members of an ensemble to be run in turn; none where the artifact has none of `subject`.
 
-    what: str
+    Engines keep the precision of the graph that they were built from: the subject's. With a CUDA graph, what the GPU is
+    asked is recorded once and replayed, so that the host has less to do.
+    """
+
+    subject: Subject
     files: tuple[EngineFile, ...]
-    precision: PrecisionClass = "fp32"
-    """That of the graph they were built from, which they keep."""
-    cuda_graph: bool = False
-    """Whether what the GPU is asked is recorded once and replayed, so that the host has less to do."""
 
 
-Subject = TorchSubject | OnnxSubject | EngineSubject
+Source = TorchSource | OnnxSource | EngineSource
+"""Where a backend finds what it is to run."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class WhatRan:
 
 
 class Loaded(Protocol):
-    """A subject ready to run. What has a default holds for most: classes inherit it."""
+    """A source ready to run. What has a default holds for most: classes inherit it."""
 
     what_ran: WhatRan
     file_bytes: int
@@ -111,16 +112,16 @@ class Backend(Protocol):
     """A library, imported and set to a number of threads. Making one raises `NotInstalledError` if it is absent."""
 
     is_warm: bool = False
-    """Whether `prepare` did what the library sets up once; else the first subject is loaded, run and thrown away."""
+    """Whether `prepare` did what the library sets up once; else the first source is loaded, run and thrown away."""
 
     def take_process(self) -> None:
         """Sets up what only a backend with a process of its own may; called once, before anything is loaded."""
         return
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, source: Source) -> None:
         """Does what loading needs and is not loading (reads the data set for its shapes); not timed, may be nothing."""
         ...
 
-    def load(self, subject: Subject) -> Loaded:
-        """Returns `subject` ready to run, raising an `EdcError` if it cannot be loaded or would fall back; timed."""
+    def load(self, source: Source) -> Loaded:
+        """Returns `source` ready to run, raising an `EdcError` if it cannot be loaded or would fall back; timed."""
         ...

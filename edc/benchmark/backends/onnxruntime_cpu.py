@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, OnnxSubject, Subject, WhatRan
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, OnnxSource, Source, WhatRan
 from edc.deploy.onnx.precision import precision_of_graph
 from edc.deploy.onnx.session import CPU, import_onnxruntime, ort_errors, ort_session, share_threads
 from edc.errors import ArtifactError, FailedError, first_line
@@ -30,13 +30,13 @@ class OnnxRuntimeCpu(Backend):
         share_threads(self.threads)
         self._shares_threads = True
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, source: Source) -> None:
         """Reads what precision the graphs are in: the CPU provider computes in the types of the graph."""
-        for path in onnx_files(subject):
+        for path in onnx_files(source):
             self.precisions[path] = graph_precision(path)
 
-    def load(self, subject: Subject) -> "OnnxRuntimeLoaded":
-        files = onnx_files(subject)
+    def load(self, source: Source) -> "OnnxRuntimeLoaded":
+        files = onnx_files(source)
         sessions = [
             ort_session(path, providers=(CPU,), threads=self.threads, shares_threads=self._shares_threads)
             for path in files
@@ -73,14 +73,14 @@ class OnnxRuntimeLoaded(Loaded):
             raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {one_line(error)}") from error
 
 
-def onnx_files(subject: Subject) -> tuple[Path, ...]:
-    """Returns the files of an ONNX subject, which must be there."""
-    if not isinstance(subject, OnnxSubject) or not subject.files:
-        raise FailedError(f"an ONNX backend runs ONNX files, not {subject}")
-    missing = [path for path in subject.files if not path.is_file()]
+def onnx_files(source: Source) -> tuple[Path, ...]:
+    """Returns the files of an ONNX source, which must be there."""
+    if not isinstance(source, OnnxSource) or not source.files:
+        raise FailedError(f"an ONNX backend runs ONNX files, not {source}")
+    missing = [path for path in source.files if not path.is_file()]
     if missing:
         raise ArtifactError(f"{missing[0]}: no such file; export again with: edc export")
-    return subject.files
+    return source.files
 
 
 def graph_precision(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, Nanoseconds, Subject, WhatRan
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, Nanoseconds, Source, WhatRan
 from edc.benchmark.backends.onnxruntime_cpu import graph_precision, one_line, onnx_files
 from edc.deploy.onnx.precision import HEAVY_OPERATORS
 from edc.deploy.onnx.session import import_onnxruntime, ort_errors
@@ -32,15 +32,15 @@ class OnnxRuntimeCuda(Backend):
         self.ort = import_onnxruntime()
         self.precisions: dict[Path, str] = {}
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, source: Source) -> None:
         """Reads what precision the graphs are in, and loads CUDA's libraries where pip put them."""
-        for path in onnx_files(subject):
+        for path in onnx_files(source):
             self.precisions[path] = graph_precision(path)
         if hasattr(self.ort, "preload_dlls"):  # since 1.21
             self.ort.preload_dlls()
 
-    def load(self, subject: Subject) -> "BoundSessions":
-        files = onnx_files(subject)
+    def load(self, source: Source) -> "BoundSessions":
+        files = onnx_files(source)
         sessions = [self._session(path) for path in files]
         what_ran = WhatRan(
             provider=sessions[0].get_providers()[0],

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, Subject, WhatRan
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, WhatRan
 from edc.benchmark.backends.onnxruntime_cpu import onnx_files
 from edc.errors import FailedError, first_line
 from edc.metrics.ensemble import ensemble_log_probs
@@ -39,11 +39,11 @@ class OpenVinoCpu(Backend):
         self.version = str(openvino.__version__).split("-", maxsplit=1)[0]
         self.core = openvino.Core()
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, source: Source) -> None:
         """Nothing: a file is all that loading needs."""
 
-    def load(self, subject: Subject) -> "OpenVinoLoaded":
-        files = onnx_files(subject)
+    def load(self, source: Source) -> "OpenVinoLoaded":
+        files = onnx_files(source)
         if self.precision == "bf16" and "BF16" not in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise FailedError("openvino-bf16: OpenVINO finds no bfloat16 in this CPU and would run float32")
         compiled = [self._compile(path) for path in files]

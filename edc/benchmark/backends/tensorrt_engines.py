@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edc.benchmark.backends.contract import Backend, EngineFile, EngineSubject, Loaded, Subject, WhatRan
+from edc.benchmark.backends.contract import Backend, EngineFile, EngineSource, Loaded, Source, WhatRan
 from edc.benchmark.backends.on_cuda import CudaLoaded, captured
 from edc.deploy.engine.from_onnx import Engine, Library, import_tensorrt, sidecar_path
 from edc.deploy.engine.run import EngineRunner
@@ -24,32 +24,32 @@ class TensorRtEngines(Backend):
         torch.set_num_threads(threads)
         self.version = str(import_tensorrt(library).__version__)
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, source: Source) -> None:
         """Nothing: files are all that loading needs."""
 
-    def load(self, subject: Subject) -> Loaded:
-        if not isinstance(subject, EngineSubject):
-            raise FailedError(f"{self.library} runs engines, not {subject}")
-        if not subject.files:
+    def load(self, source: Source) -> Loaded:
+        if not isinstance(source, EngineSource):
+            raise FailedError(f"{self.library} runs engines, not {source}")
+        if not source.files:
             raise FailedError(
-                f"no {self.library} engine of {subject.what} in the artifact; edc export --trt builds engines, with "
-                "TensorRT where it and a GPU are, else with TensorRT-RTX"
+                f"no {self.library} engine of {source.subject.label} in the artifact; edc export --trt builds engines, "
+                "with TensorRT where it and a GPU are, else with TensorRT-RTX"
             )
-        engines = [read_engine(file, self.library) for file in subject.files]
-        runners = [EngineRunner(file.path, engine) for file, engine in zip(subject.files, engines, strict=True)]
+        engines = [read_engine(file, self.library) for file in source.files]
+        runners = [EngineRunner(file.path, engine) for file, engine in zip(source.files, engines, strict=True)]
         what_ran = WhatRan(
             provider=f"{self.library} on {torch.cuda.get_device_name()}",
-            precision=subject.precision,
+            precision=source.subject.precision,
             version=self.version,
             threads=torch.get_num_threads(),
             notes=(
                 "TF32 on" if any(engine.tf32 for engine in engines) else "TF32 off",
-                "CUDA graph" if subject.cuda_graph else "no CUDA graph",
+                "CUDA graph" if source.subject.cuda_graph else "no CUDA graph",
                 "pinned buffers",
             ),
         )
         return CudaLoaded(
-            lambda images: _bound(runners, images, cuda_graph=subject.cuda_graph),
+            lambda images: _bound(runners, images, cuda_graph=source.subject.cuda_graph),
             what_ran,
             file_bytes=sum(engine.bytes for engine in engines),
             max_batch=min(engine.max_batch for engine in engines),

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edc.benchmark.backends.contract import Floats, Loaded, Subject
+from edc.benchmark.backends.contract import Floats, Loaded, Source
 from edc.benchmark.backends.torch_eager import TorchEager, TorchLoaded
 from edc.errors import FailedError
 from edc.runs.networks import SubjectNetworks
@@ -28,7 +28,7 @@ __all__ = ["TorchCompiled", "TorchCompiledLoaded"]
 
 
 class TorchCompiled(TorchEager):
-    """Compiles on as many threads as it computes with, each subject into a cache folder of its own."""
+    """Compiles on as many threads as it computes with, each source into a cache folder of its own."""
 
     def __init__(self, *, threads: int) -> None:
         super().__init__(threads=threads)
@@ -40,23 +40,23 @@ class TorchCompiled(TorchEager):
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         self.folder = Path(tempfile.mkdtemp(prefix="edc-torch-compile-"))
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-        self.folders: dict[Subject, Path] = {}
+        self.folders: dict[Source, Path] = {}
 
-    def prepare(self, subject: Subject) -> None:
+    def prepare(self, source: Source) -> None:
         """Reads the data set; the first time also compiles something small: Inductor's own import takes seconds."""
-        super().prepare(subject)
+        super().prepare(source)
         if not self.is_warm:
             self.is_warm = True
             self._compile_into(self.folder / "warm")
-            with suppress(RuntimeError), torch.inference_mode():  # the subject itself will say what is wrong
+            with suppress(RuntimeError), torch.inference_mode():  # the source itself will say what is wrong
                 _compiled(torch.nn.Conv2d(3, 4, 3), _Counter())(torch.rand(1, 3, 8, 8))
 
-    def load(self, subject: Subject) -> Loaded:
-        self._compile_into(self.folders.setdefault(subject, self.folder / str(len(self.folders))))
-        return TorchCompiledLoaded(self.networks(subject))
+    def load(self, source: Source) -> Loaded:
+        self._compile_into(self.folders.setdefault(source, self.folder / str(len(self.folders))))
+        return TorchCompiledLoaded(self.networks(source))
 
     def _compile_into(self, folder: Path) -> None:
-        """Sets the cache folder: empty for a new subject, so that what it takes to compile is what it takes alone."""
+        """Sets the cache folder: empty for a new source, so that what it takes to compile is what it takes alone."""
         from torch._inductor.utils import clear_caches
 
         folder.mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from edc.benchmark.backends.contract import Loaded, Subject, WhatRan
+from edc.benchmark.backends.contract import Loaded, Source, WhatRan
 from edc.benchmark.backends.on_cuda import CudaLoaded, require_cuda
 from edc.benchmark.backends.torch_eager import Members, TorchEager
 
@@ -17,9 +17,9 @@ class TorchCuda(TorchEager):
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
-    def load(self, subject: Subject) -> Loaded:
+    def load(self, source: Source) -> Loaded:
         require_cuda("torch-cuda")
-        members = Members(self.networks(subject), device="cuda")
+        members = Members(self.networks(source), device="cuda")
         what_ran = WhatRan(
             provider=f"torch eager on {torch.cuda.get_device_name()}",
             precision="fp32",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, Subject, TorchSubject, WhatRan
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, TorchSource, WhatRan
 from edc.deploy.ensemble import ensemble_log_probs
 from edc.errors import FailedError, first_line
 from edc.runs.networks import SubjectNetworks, load_subject, prepare_run
@@ -24,16 +24,16 @@ class TorchEager(Backend):
         self.threads = threads
         torch.set_num_threads(threads)
 
-    def prepare(self, subject: Subject) -> None:
-        wanted = _checked(subject)
+    def prepare(self, source: Source) -> None:
+        wanted = _checked(source)
         prepare_run(wanted.run, data_root=wanted.data_root)
 
-    def load(self, subject: Subject) -> Loaded:
-        return TorchLoaded(self.networks(subject))
+    def load(self, source: Source) -> Loaded:
+        return TorchLoaded(self.networks(source))
 
-    def networks(self, subject: Subject) -> SubjectNetworks:
-        """Returns the networks of a subject, on the CPU."""
-        wanted = _checked(subject)
+    def networks(self, source: Source) -> SubjectNetworks:
+        """Returns the networks of a source, on the CPU."""
+        wanted = _checked(source)
         return load_subject(wanted.run, wanted.subject, data_root=wanted.data_root)
 
 
@@ -95,7 +95,7 @@ def _ready(network: nn.Module, device: str) -> nn.Module:
     return network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
 
 
-def _checked(subject: Subject) -> TorchSubject:
-    if not isinstance(subject, TorchSubject):
-        raise FailedError(f"torch: runs networks of a run, not {subject}")
-    return subject
+def _checked(source: Source) -> TorchSource:
+    if not isinstance(source, TorchSource):
+        raise FailedError(f"torch: runs networks of a run, not {source}")
+    return source

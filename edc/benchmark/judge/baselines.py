@@ -7,6 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from edc.benchmark.backends import in_fp32
 from edc.benchmark.judge.rows import Against, Basis, Row, fastest, speedup
 from edc.benchmark.judge.statistics import (
     AccuracyComparison,
@@ -16,14 +17,16 @@ from edc.benchmark.judge.statistics import (
     holm,
     images_per_second,
 )
-from edc.benchmark.specs import CUDA_GRAPH, base_subject, is_ensemble, precision_class
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
+from edc.subject import Subject
 
 __all__ = ["best_ensemble", "compare_all", "doubts_about", "with_corrected_p"]
 
 ON_GPU = ("torch-cuda", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 DOUBT = 1.5
 """A speed-up that differs from images per second, or exceeds the saving in FLOPs, by this factor is doubted."""
+FIRST_TEACHER = Subject("teacher", member=0)
+"""The one that stands for all in a bench."""
 Correct = NDArray[np.bool_]
 Timings = Mapping[RowSpec, Timing | NotRun]
 
@@ -111,11 +114,7 @@ def best_ensemble(
     specs: Sequence[RowSpec], timings: Timings, *, backend: str, precision: str = "fp32"
 ) -> RowSpec | None:
     """Returns the fastest form of the artifact's own ensemble on a backend and in a precision: the fair baseline."""
-    forms = [
-        spec
-        for spec in specs
-        if (spec.backend, precision_class(spec)) == (backend, precision) and is_ensemble(spec) and not spec.artifact
-    ]
+    forms = [spec for spec in specs if (spec.backend, spec.precision) == (backend, precision) and spec.is_own_ensemble]
     return fastest({spec: timings[spec] for spec in forms if spec in timings})
 
 
@@ -154,9 +153,9 @@ def _baselines(spec: RowSpec, specs: Sequence[RowSpec], timings: Timings) -> dic
     """Returns what `spec` is held to, and as what; never itself."""
     torch = "torch-cuda" if spec.backend in ON_GPU else "torch"
     wanted: list[tuple[RowSpec | None, Basis]] = [
-        (best_ensemble(specs, timings, backend=spec.backend, precision=precision_class(spec)), "ensemble"),
+        (best_ensemble(specs, timings, backend=spec.backend, precision=spec.precision), "ensemble"),
         (best_ensemble(specs, timings, backend=torch), "ensemble in torch"),
-        (None if is_ensemble(spec) else _teacher(spec, specs), "teacher"),
+        (None if spec.subject.is_ensemble else _teacher(spec, specs), "teacher"),
         (_in_fp32(spec, specs), "fp32"),
     ]
     found: dict[RowSpec, Basis] = {}
@@ -168,34 +167,24 @@ def _baselines(spec: RowSpec, specs: Sequence[RowSpec], timings: Timings) -> dic
 
 def _teacher(spec: RowSpec, specs: Sequence[RowSpec]) -> RowSpec | None:
     """Returns the row of one teacher alone, on the same backend and in the same precision."""
-    wanted = (None, "teacher 0", spec.backend, precision_class(spec), spec.subject.endswith(CUDA_GRAPH))
-    return next(
-        (
-            o
-            for o in specs
-            if (o.artifact, base_subject(o), o.backend, precision_class(o), o.subject.endswith(CUDA_GRAPH)) == wanted
-        ),
-        None,
-    )
+    subject = dataclasses.replace(FIRST_TEACHER, precision=spec.subject.precision, cuda_graph=spec.subject.cuda_graph)
+    return next((o for o in specs if (o.artifact, o.subject, o.backend) == (None, subject, spec.backend)), None)
 
 
 def _in_fp32(spec: RowSpec, specs: Sequence[RowSpec]) -> RowSpec | None:
     """Returns the row of the same network in fp32 on the same backend, for a row that is in less."""
-    if precision_class(spec) == "fp32":
+    if spec.precision == "fp32":
         return None
-    wanted = (spec.artifact, base_subject(spec), spec.backend.removesuffix("-bf16"), "fp32")
-    return next((o for o in specs if (o.artifact, base_subject(o), o.backend, precision_class(o)) == wanted), None)
+    wanted = (spec.artifact, spec.subject.base, in_fp32(spec.backend), "fp32")
+    return next((o for o in specs if (o.artifact, o.subject.base, o.backend, o.precision) == wanted), None)
 
 
 def _accuracy(
     baseline: RowSpec, spec: RowSpec, correct: Mapping[RowSpec, Correct], *, seed: int
 ) -> AccuracyComparison | None:
     """Returns the paired comparison; none between two forms of one ensemble, which are one function."""
-    same_function = is_ensemble(baseline) and is_ensemble(spec) and _of_ensemble(baseline) == _of_ensemble(spec)
+    are_ensembles = baseline.subject.is_ensemble and spec.subject.is_ensemble
+    same_function = are_ensembles and (baseline.artifact, baseline.precision) == (spec.artifact, spec.precision)
     if same_function or baseline == spec or baseline not in correct or spec not in correct:
         return None
     return compare_accuracy(correct[baseline], correct[spec], seed=seed)
-
-
-def _of_ensemble(spec: RowSpec) -> tuple[str | None, str]:
-    return spec.artifact, precision_class(spec)

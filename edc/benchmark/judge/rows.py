@@ -19,10 +19,12 @@ from edc.benchmark.judge.statistics import (
     median_ratio,
     quantile,
 )
+from edc.benchmark.keys import row_key
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
 from edc.benchmark.workers.protocol import LoadReport
 from edc.benchmark.workers.timing import RowSamples
 from edc.metrics import Quality
+from edc.subject import Subject
 
 __all__ = ["Against", "Basis", "Row", "RowQuality", "fastest", "plain", "quality_of", "row_of", "speedup"]
 
@@ -69,7 +71,7 @@ class Against:
 class Row:
     """What the tables show and bench.json holds. Figures that could not be taken are None."""
 
-    subject: str
+    subject: Subject
     backend: str
     batch: int
     what_ran: WhatRan | None = None
@@ -100,20 +102,19 @@ class Row:
     @property
     def key(self) -> str:
         """What `RowSpec.key` is."""
-        return (
-            f"{self.artifact}: {self.subject} on {self.backend}"
-            if self.artifact
-            else f"{self.subject} on {self.backend}"
-        )
+        return row_key(self.subject.label, self.backend, self.artifact)
 
     @property
     def precision(self) -> str | None:
         return self.what_ran.precision if self.what_ran else None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the row as JSON values; tuples become lists, records objects."""
+        """Returns the row as JSON values; tuples become lists, records objects.
+
+        `identity` says whose row it is, to programs; `subject` says it to people.
+        """
         document = dataclasses.asdict(self)
-        document["precision"] = self.precision
+        document |= {"subject": self.subject.label, "identity": document["subject"], "precision": self.precision}
         return plain(document)  # type: ignore[no-any-return]
 
 

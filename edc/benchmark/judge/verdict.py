@@ -9,6 +9,7 @@ from scipy.stats import bootstrap
 
 from edc.benchmark.judge.rows import Against, Basis, Row
 from edc.benchmark.judge.statistics import MARGIN, AccuracyComparison, Estimate
+from edc.subject import Subject
 
 __all__ = ["BenchVerdict", "loss_difference", "row_to_ship", "verdict_on"]
 
@@ -80,6 +81,7 @@ def verdict_on(
     """Returns the sentences, or None if no student could be held to an ensemble on its own backend.
 
     Args:
+        rows: all of the bench, the baselines too.
         students: by key, the precision of the rows to choose from.
         files: by key, the name of a row's file, if it is one.
         validation_acc: by key, the accuracy on validation images.
@@ -93,23 +95,24 @@ def verdict_on(
         batch: _holding(rows, batch, students, validation_acc, MARGIN)
         for batch in sorted({each.batch for each in rows})
     }
+    baseline = next(each for each in rows if (each.key, each.batch) == (against.baseline, row.batch))
     sentences = (
-        _speed_and_accuracy(row, against, against.accuracy, against.speedup),
+        _speed_and_accuracy(row, baseline.subject, against.accuracy, against.speedup),
         _file_to_ship(row, candidates, files),
         _calibration(row, against, losses, seed=seed),
         _one_teacher(row),
-        _doubts(row, next((each for each in rows if (each.key, each.batch) == (against.baseline, row.batch)), None)),
+        _doubts(row, baseline),
     )
     return BenchVerdict(tuple(filter(None, sentences)), against.baseline, row.key, row.batch)
 
 
-def _speed_and_accuracy(row: Row, against: Against, accuracy: AccuracyComparison, speedup: Estimate) -> str:
-    form = against.baseline.rsplit(" on ", 1)[0].removeprefix("ensemble, ")
+def _speed_and_accuracy(row: Row, ensemble: Subject, accuracy: AccuracyComparison, speedup: Estimate) -> str:
+    form = f"{ensemble.ensemble_form}{ensemble.how_it_runs}"
     of_row, of_ensemble = accuracy.paired.candidate_accuracy, accuracy.paired.reference_accuracy
     return (
-        f"{row.subject} is {_times(speedup)} times as fast as the ensemble's best form ({form}) in {_backend(row)} at "
-        f"batch {row.batch}, and right on {100 * of_row:.2f} % of the test images where the ensemble is right on "
-        f"{100 * of_ensemble:.2f} %: {_points(accuracy)}, {WORDS[accuracy.verdict]} at the "
+        f"{row.subject.label} is {_times(speedup)} times as fast as the ensemble's best form ({form}) in "
+        f"{_backend(row)} at batch {row.batch}, and right on {100 * of_row:.2f} % of the test images where the "
+        f"ensemble is right on {100 * of_ensemble:.2f} %: {_points(accuracy)}, {WORDS[accuracy.verdict]} at the "
         f"{100 * accuracy.margin:g}-point margin."
     )
 
@@ -118,7 +121,7 @@ def _file_to_ship(row: Row, candidates: Mapping[int, Sequence[Row]], files: Mapp
     """Returns which of the student's files is fastest, which cannot be told from it, and what larger batches say."""
 
     def named(each: Row) -> str:
-        return f"{files.get(each.key, each.subject)} in {_backend(each)}"
+        return f"{files.get(each.key, each.subject.label)} in {_backend(each)}"
 
     limit = row.p50_ms.high if row.p50_ms and row.p50_ms.high else _p50(row)
     equals = [each for each in candidates[row.batch] if each.key != row.key and each.p50_ms]
@@ -147,11 +150,11 @@ def _one_teacher(row: Row) -> str:
     return f"One teacher alone has {acc:.2f} %: the student differs by {_points(against.accuracy)}, {verdict}{speed}."
 
 
-def _doubts(row: Row, baseline: Row | None) -> str:
+def _doubts(row: Row, baseline: Row) -> str:
     """Returns what was flagged while the speed-up was measured, and why it may be wrong."""
     against = _against(row, "ensemble")
     doubts = list(against.doubts) if against else []
-    flags = {flag.split(":")[0] for each in (row, baseline) if each is not None for flag in each.flags}
+    flags = {flag.split(":")[0] for each in (row, baseline) for flag in each.flags}
     if flags:
         doubts.append(f"flagged while it was measured: {', '.join(sorted(flags))}")
     return f"Doubts about the speed: {'; '.join(doubts)}." if doubts else ""

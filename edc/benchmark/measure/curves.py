@@ -8,6 +8,7 @@ from pathlib import Path
 from edc.data import DataSet
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
+from edc.subject import Subject
 from edc.teachers.ensemble import teacher_key
 
 __all__ = ["CurvePoint", "training_curves"]
@@ -22,17 +23,17 @@ class CurvePoint:
     validation_acc: float | None
 
 
-def training_curves(run: Path, recipe: Recipe, data: DataSet) -> dict[str, tuple[CurvePoint, ...]]:
+def training_curves(run: Path, recipe: Recipe, data: DataSet) -> dict[Subject, tuple[CurvePoint, ...]]:
     """Returns the curve of every teacher and student that left one; nothing where the run is gone."""
     folder = RunFolder(run)
     if not folder.recipe_path.is_file():
         return {}
-    paths = {name: folder.student_path(name) for name in recipe.students}
+    paths = {Subject("student", name=name): folder.student_path(name) for name in recipe.students}
     if not recipe.teachers.checkpoints:
         keys = (teacher_key(recipe, data, m)[0] for m in range(recipe.teachers.size))
-        paths = {f"teacher {m}": folder.teachers_path / key for m, key in enumerate(keys)} | paths
-    curves = {name: _curve(path / "metrics.jsonl") for name, path in paths.items()}
-    return {name: curve for name, curve in curves.items() if curve}
+        paths = {Subject("teacher", member=m): folder.teachers_path / key for m, key in enumerate(keys)} | paths
+    curves = {subject: _curve(path / "metrics.jsonl") for subject, path in paths.items()}
+    return {subject: curve for subject, curve in curves.items() if curve}
 
 
 def _curve(path: Path) -> tuple[CurvePoint, ...]:

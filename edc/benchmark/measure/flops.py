@@ -10,27 +10,30 @@ from onnx import shape_inference
 from edc.deploy.artifact.manifest import Manifest
 from edc.deploy.onnx.precision import HEAVY_OPERATORS
 from edc.recipe import Recipe
+from edc.subject import Subject
 
 __all__ = ["flops_by_subject", "flops_of_graph"]
 
 
-def flops_by_subject(artifact: Path, manifest: Manifest, recipe: Recipe) -> dict[str, int]:
-    """Returns the FLOPs of an image by `base_subject`, for subjects whose fp32 file is in the artifact.
+def flops_by_subject(artifact: Path, manifest: Manifest, recipe: Recipe) -> dict[Subject, int]:
+    """Returns the FLOPs of an image by `Subject.base`, for subjects whose fp32 file is in the artifact.
 
     All students of a run have one architecture; one with its members unfolded runs it once a member.
     """
     files: dict[str, list[int]] = {}
-    for file in manifest.files:
+    for file in sorted(manifest.files, key=lambda file: file.member or 0):
         if file.format == "onnx" and file.precision == "fp32":
             files.setdefault(file.role, []).append(flops_of_graph(artifact / file.path))
-    found: dict[str, int] = {}
+    found: dict[Subject, int] = {}
     if teachers := files.get("teacher"):
-        found |= {"teacher 0": teachers[0], "ensemble, in turn": sum(teachers)}
+        found |= {Subject("teacher", member=m): flops for m, flops in enumerate(teachers)}
+        found[Subject("ensemble", ensemble_form="in turn")] = sum(teachers)
     if ensemble := files.get("ensemble"):
-        found["ensemble, merged"] = ensemble[0]
-    if student := files.get("student"):
-        found |= dict.fromkeys(recipe.students, student[0])
-        found |= {f"{name} (members)": recipe.teachers.size * student[0] for name in recipe.students}
+        found[Subject("ensemble", ensemble_form="merged")] = ensemble[0]
+    for flops in files.get("student", []):
+        for name in recipe.students:
+            found[Subject("student", name=name)] = flops
+            found[Subject("members", name=name)] = recipe.teachers.size * flops
     return found
 
 

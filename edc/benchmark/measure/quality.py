@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from edc import metrics
 from edc.benchmark.backends.contract import Floats
 from edc.benchmark.judge.rows import RowQuality, quality_of
-from edc.benchmark.specs import is_ensemble, precision_class
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
 from edc.data import DataSet, Images, evaluation_batches
 from edc.data.data_set import take
@@ -133,7 +132,7 @@ def score_all(predictions: Predictions, specs: Sequence[RowSpec]) -> Qualities:
 
 def _ensemble_outputs(predictions: Predictions, specs: Sequence[RowSpec], spec: RowSpec) -> Floats | None:
     """Returns what the artifact's ensemble says on this row's backend, in fp32 if that ran; all forms say the same."""
-    forms = [other for other in specs if other.backend == spec.backend and is_ensemble(other) and not other.artifact]
-    forms.sort(key=lambda form: precision_class(form) != "fp32")
+    forms = [other for other in specs if other.backend == spec.backend and other.is_own_ensemble]
+    forms.sort(key=lambda form: form.precision != "fp32")
     outputs = (predictions.test[form] for form in forms)
     return next((each for each in outputs if not isinstance(each, NotRun)), None)

@@ -18,11 +18,11 @@ from edc.benchmark.backends.contract import Floats
 from edc.benchmark.judge.statistics import compare_accuracy
 from edc.benchmark.measure.corruptions import SEVERITIES, CorruptionKind, corrupt, kinds_for
 from edc.benchmark.measure.quality import float_batches
-from edc.benchmark.specs import base_subject, is_ensemble, precision_class
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
 from edc.data import Images
 from edc.data.data_set import take
 from edc.seeding import generator_for
+from edc.subject import Subject
 
 __all__ = ["levels_for", "robustness", "robustness_of", "robustness_specs", "robustness_subset"]
 
@@ -46,14 +46,12 @@ def robustness_specs(specs: Sequence[RowSpec]) -> list[RowSpec]:
     What the backends compute is the same, so one of them is enough: the first of onnxruntime, openvino, torch and the
     rest that has the subject; of an ensemble's forms, the merged one.
     """
-    chosen: dict[tuple[str | None, str, str], RowSpec] = {}
+    chosen: dict[tuple[str | None, Subject, str], RowSpec] = {}
     for backend in (*PREFERENCE, *BACKENDS):
-        for spec in sorted((s for s in specs if s.backend == backend), key=lambda spec: "merged" not in spec.subject):
-            precision, subject = precision_class(spec), base_subject(spec)
-            is_student = not is_ensemble(spec) and not subject.startswith("teacher ")
-            if precision == "fp32" or (precision == "int8" and is_student):
-                name = "ensemble" if is_ensemble(spec) else subject
-                chosen.setdefault((spec.artifact, name, precision), spec)
+        here = [spec for spec in specs if spec.backend == backend]
+        for spec in sorted(here, key=lambda spec: spec.subject.ensemble_form != "merged"):
+            if spec.precision == "fp32" or (spec.precision == "int8" and spec.subject.is_student):
+                chosen.setdefault((spec.artifact, spec.subject.network, spec.precision), spec)
     return [spec for spec in specs if spec in chosen.values()]
 
 
@@ -96,7 +94,7 @@ def robustness(
             for number, batch in enumerate(batches)
         )
         ran = {spec: each for spec, each in pool.predict(specs, corrupted).items() if not isinstance(each, NotRun)}
-        of_ensemble = next((ran[spec] for spec in ran if is_ensemble(spec) and not spec.artifact), None)
+        of_ensemble = next((ran[spec] for spec in ran if spec.is_own_ensemble), None)
         for spec, outputs in ran.items():
             record = robustness_of(
                 outputs,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from edc.benchmark.page.document import Bench, Series, base_name
+from edc.benchmark.page.document import Bench, Series
 from edc.benchmark.page.svg import Drawing
 
 __all__ = ["Figure", "Panel", "Switch", "legend_mark", "series_of"]
@@ -74,6 +74,6 @@ def legend_mark(series: Series) -> Markup:
 def series_of(bench: Bench, keys: Iterable[str]) -> tuple[Series, ...]:
     """Returns the networks of the keys, the student first, then ensembles; the last says what hollow is."""
     series = [bench.series(key) for key in keys]
-    filled = {base_name(each.name): replace(each, name=base_name(each.name), is_hollow=False) for each in series}
+    filled = {each.network: replace(each, name=each.network, is_hollow=False) for each in series}
     hollow = [replace(each, name="hollow: 16 bits or fewer") for each in series if each.is_hollow]
     return (*sorted(filled.values(), key=lambda each: each.colour), *hollow[:1])

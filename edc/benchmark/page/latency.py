@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from edc.benchmark.page.document import Bench, key_of
+from edc.benchmark.document import SavedRow
+from edc.benchmark.page.document import Bench
 from edc.benchmark.page.numbers import fixed, milliseconds
 from edc.benchmark.page.svg import Drawing, Scale, axes, log_scale
 
@@ -22,18 +22,19 @@ def place(percentile: float) -> float:
 
 def latency_quantiles(bench: Bench, *, backend: str, batch: int, width: float, height: float) -> Drawing | None:
     """Returns a curve a row: latency against percentile, the tail drawn out; None if no row has quantiles."""
-    rows = [
-        row
+    curves = [
+        (row, row.latency_quantiles_ms)
         for row in bench.rows
-        if (row["backend"], row["batch"]) == (backend, batch) and _is_positive(row.get("latency_quantiles_ms"))
+        if (row.backend, row.batch) == (backend, batch) and _is_positive(row.latency_quantiles_ms)
     ]
-    if not rows:
+    curves.sort(key=lambda curve: bench.is_student(curve[0]))  # the student on top
+    if not curves:
         return None
     drawing = Drawing(
         width, height, f"latency at each percentile on {backend} at batch {batch}; the table has the figures"
     )
     x = Scale(0, PLACE_OF_MAXIMUM, 52, width - 24)
-    values = [value for row in rows for value in row["latency_quantiles_ms"]]
+    values = [value for _, quantiles in curves for value in quantiles or ()]
     y = log_scale(values, height - 42, 40)
     axes(
         drawing,
@@ -47,27 +48,26 @@ def latency_quantiles(bench: Bench, *, backend: str, batch: int, width: float, h
     )
     for each in (50, 90, 99):
         drawing.line((x(place(each)), y.start), (x(place(each)), y.end), "g")
-    for row in sorted(rows, key=bench.is_student):  # the student on top
-        quantiles = row["latency_quantiles_ms"]
-        series = bench.series(key_of(row))
+    for row, known in curves:
+        quantiles, series = known or (), bench.series(row.key)
         last = len(quantiles) - 1
         points = [(x(place(100 * n / last)), y(value)) for n, value in enumerate(quantiles)]
-        drawing.polyline(points, f"s c{series.colour}", dash=series.dash, tip=_tip(row), step=3)
+        drawing.polyline(points, f"s c{series.colour}", dash=series.dash, tip=_tip(row, quantiles), step=3)
         for each in (50, 90, 99, 100):
             at = round(each * last / 100)
             drawing.marker(points[at], series.shape, f"{series.css} q")
     return drawing
 
 
-def rounds_line(medians: Mapping[str, float] | None, *, width: float = 88, height: float = 20) -> Drawing | None:
+def rounds_line(medians: Mapping[int, float], *, width: float = 88, height: float = 20) -> Drawing | None:
     """Returns the medians of the rounds in order: level is a quiet machine, a slope is drift.
 
     The height of the cell is always from 0.8 to 1.25 times the median of the rounds, so that rows compare; what lies
     outside is drawn at the edge.
     """
-    if not medians or len(medians) < 2:
+    if len(medians) < 2:
         return None
-    numbers = sorted((int(number), value) for number, value in medians.items())
+    numbers = sorted(medians.items())
     values = sorted(value for _, value in numbers)
     middle = values[len(values) // 2]
     if middle <= 0:
@@ -92,10 +92,9 @@ def _percentile_name(at: float) -> str:
     return names[at]
 
 
-def _tip(row: Mapping[str, Any]) -> str:
-    quantiles = row["latency_quantiles_ms"]
+def _tip(row: SavedRow, quantiles: Sequence[float]) -> str:
     named = ((50, "p50"), (90, "p90"), (99, "p99"), (100, "slowest"))
     figures = [f"{name} {milliseconds(quantiles[each * (len(quantiles) - 1) // 100])} ms" for each, name in named]
     spread = quantiles[-2] / quantiles[len(quantiles) // 2] if len(quantiles) > 2 else 1.0
     figures.append(f"p99 is {fixed(spread, 2)} times p50")
-    return "\n".join([f"{key_of(dict(row))}, batch {row['batch']}", f"{row.get('num_samples', 0):,} samples", *figures])
+    return "\n".join([f"{row.key}, batch {row.batch}", f"{row.num_samples:,} samples", *figures])

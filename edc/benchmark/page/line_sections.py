@@ -15,10 +15,10 @@ __all__ = ["robustness", "server", "throughput", "training"]
 
 
 def robustness(bench: Bench) -> Figure:
-    keys = [key for key, details in bench.details.items() if details.get("robustness")]
+    keys = [key for key, details in bench.details.items() if details.robustness]
     backend = bench.main_backend(keys)
     shown = bench.protagonists(backend, keys) if backend else []
-    records = {key: bench.details[key]["robustness"] for key in shown}
+    records = {key: bench.details[key].robustness or () for key in shown}
     corruptions = dict.fromkeys(row["corruption"] for rows in records.values() for row in rows)
     corruptions.pop("none", None)
     panels: list[Panel] = []
@@ -50,7 +50,7 @@ def _images(bench: Bench, records: Mapping[str, Sequence[Mapping[str, Any]]]) ->
     if not numbers:
         return "Test images"
     words = " to ".join(fixed(number, 0) for number in dict.fromkeys((numbers[0], numbers[-1])))
-    total = bench.document.get("num_test_images")
+    total = bench.document.num_test_images
     return f"{words} of the {total:,} test images" if total and total > numbers[-1] else f"{words} test images"
 
 
@@ -62,10 +62,11 @@ def _by_backend(bench: Bench, entries: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def _small_multiples(
-    bench: Bench, part: str, draw: Callable[[Sequence[Mapping[str, Any]], Bench], Drawing | None]
+    bench: Bench,
+    entries: Sequence[Mapping[str, Any]],
+    draw: Callable[[Sequence[Mapping[str, Any]], Bench], Drawing | None],
 ) -> tuple[tuple[Panel, ...], tuple[Series, ...]]:
     """Returns one panel with a drawing a backend, and who is in it."""
-    entries = bench.document.get(part) or []
     groups = _by_backend(bench, entries)
     drawings = {backend: drawing for backend, group in groups.items() if (drawing := draw(group, bench)) is not None}
     panels = (Panel((), "", tuple(drawings.values()), titles=tuple(drawings)),) if drawings else ()
@@ -73,15 +74,15 @@ def _small_multiples(
 
 
 def throughput(bench: Bench) -> Figure:
-    panels, series = _small_multiples(bench, "throughput", lines.throughput)
+    panels, series = _small_multiples(bench, bench.document.throughput, lines.throughput)
     lead = "Images per second as batches grow, until a larger batch gains less than 5 %."
     missing = "Throughput against batch size: not measured in this bench."
     return Figure("throughput", "Throughput", "Throughput", lead, missing, panels=panels, series=series)
 
 
 def server(bench: Bench) -> Figure:
-    panels, series = _small_multiples(bench, "server", lines.server_load)
-    groups = _by_backend(bench, bench.document.get("server") or [])
+    panels, series = _small_multiples(bench, bench.document.server, lines.server_load)
+    groups = _by_backend(bench, bench.document.server)
     beneath = {
         backend: tuple(f"{bench.subject_of(entry['key'])}: {capacity(entry)}" for entry in group)
         for backend, group in groups.items()
@@ -102,7 +103,8 @@ def server(bench: Bench) -> Figure:
 
 def training(bench: Bench) -> Figure:
     curves = bench.curves
-    teachers = {name: rows for name, rows in curves.items() if name.startswith("teacher")}
+    identities = bench.document.curve_identities
+    teachers = {name: rows for name, rows in curves.items() if identities[name].role == "teacher"}
     students = {name: rows for name, rows in curves.items() if name not in teachers}
     made = {
         "loss of teachers": lines.training(teachers, bench, field="loss", label="loss"),
@@ -120,7 +122,7 @@ def training(bench: Bench) -> Figure:
         "Training curves: the run was not at hand when this bench was made.",
         panels=(Panel((), "", tuple(drawn.values()), titles=tuple(drawn)),) if drawn else (),
         series=(
-            *series_of(bench, students),
-            *(replace(bench.series(name), name="teachers") for name in list(teachers)[:1]),
+            *sorted(map(bench.series_of_curve, students), key=lambda each: each.colour),
+            *(replace(bench.series_of_curve(name), name="teachers") for name in list(teachers)[:1]),
         ),
     )

@@ -136,6 +136,7 @@ def training(
         name: [(row["epoch"] + 1, value(row[field])) for row in rows if row.get(field) is not None]
         for name, rows in curves.items()
     }
+    identities = bench.document.curve_identities
     values = [each for line in lines.values() for _, each in line]
     if not values:
         return None
@@ -152,12 +153,12 @@ def training(
         x_ticks=[t for t in x.ticks(4) if t == int(t)],
         y_ticks=y.ticks(5),
     )
-    for name, line in sorted(lines.items(), key=lambda item: item[0] == bench.deploy):
+    for name, line in sorted(lines.items(), key=lambda item: identities[item[0]] == bench.deployed):
         if not line:
             continue
-        series, (epoch, final) = bench.series(name), line[-1]
+        series, (epoch, final) = bench.series_of_curve(name), line[-1]
         tip = f"{name}\nepoch {epoch}: {label} {fixed(final, 3)}"
-        css = f"s thin c{series.colour}" if name.startswith("teacher") else f"s c{series.colour}"
+        css = f"s thin c{series.colour}" if identities[name].role == "teacher" else f"s c{series.colour}"
         points = [(x(at), y(height)) for at, height in line]
         drawing.polyline(points, css, dash=series.dash, tip=tip)
         drawing.marker(points[-1], series.shape, series.css, tip=tip)

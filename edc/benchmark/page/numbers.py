@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from edc.benchmark.document import SavedEstimate
+
 __all__ = [
     "MISSING",
     "fixed",
@@ -19,6 +21,7 @@ __all__ = [
     "typeset",
 ]
 
+Estimated = Mapping[str, Any] | SavedEstimate
 MISSING = "\u2013"
 MINUS = "\u2212"
 """As wide as a digit, which a hyphen is not."""
@@ -43,7 +46,7 @@ def signed(value: float | None, digits: int, *, scale: float = 1) -> str:
     return f"+{text}" if value is not None and text[0] != MINUS and text.strip("0.,") else text
 
 
-def interval(estimate: Mapping[str, Any] | None, digits: int, *, scale: float = 1, sign: bool = False) -> str:
+def interval(estimate: Estimated | None, digits: int, *, scale: float = 1, sign: bool = False) -> str:
     """Returns `4.03 (3.95-4.14)`, `-0.2 (-0.8 to +0.4)`, or what is known of it where a bound is not.
 
     Args:
@@ -51,11 +54,10 @@ def interval(estimate: Mapping[str, Any] | None, digits: int, *, scale: float = 
     """
     if estimate is None:
         return MISSING
-    write = signed if sign else fixed
-    value = write(estimate["value"], digits, scale=scale)
+    write, figures = signed if sign else fixed, dict(estimate)
+    value = write(figures["value"], digits, scale=scale)
     low, high = (
-        None if estimate.get(bound) is None else write(estimate[bound], digits, scale=scale)
-        for bound in ("low", "high")
+        None if (bound := figures.get(name)) is None else write(bound, digits, scale=scale) for name in ("low", "high")
     )
     if low is None and high is None:
         return value
@@ -70,13 +72,13 @@ def ms_digits(value: float) -> int:
     return 3 if value < 10 else 2 if value < 100 else 1 if value < 1000 else 0
 
 
-def milliseconds(estimate: Mapping[str, Any] | float | None) -> str:
+def milliseconds(estimate: Estimated | float | None) -> str:
     """Returns a latency in ms, with its interval if it has one; without the unit."""
     if estimate is None:
         return MISSING
-    if isinstance(estimate, Mapping):
-        return interval(estimate, ms_digits(estimate["value"]))
-    return fixed(estimate, ms_digits(estimate))
+    if isinstance(estimate, int | float):
+        return fixed(estimate, ms_digits(estimate))
+    return interval(estimate, ms_digits(dict(estimate)["value"]))
 
 
 def megabytes(num_bytes: float | None) -> str:

@@ -4,15 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
-from edc.benchmark.page.document import Bench, Series, key_of
+from edc.benchmark.document import SavedEstimate, SavedRow
+from edc.benchmark.page.document import Bench, Series
 from edc.benchmark.page.numbers import fixed, interval, milliseconds, signed
 from edc.benchmark.page.svg import Drawing, Scale, axes, log_scale, scale
 
 __all__ = ["MEASURES", "Measure", "front", "pareto"]
 
-Row = dict[str, Any]
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
@@ -27,37 +26,32 @@ class Measure:
     name: str
     axis: str
     sign: int
-    value: Callable[[Row], float | None]
+    value: Callable[[SavedRow], float | None]
 
 
-def _quality(row: Row, kind: str, name: str) -> float | None:
-    values = (row.get("quality") or {}).get(kind)
-    return None if values is None else float(values[name])
+def _accuracy(row: SavedRow) -> float | None:
+    return None if row.quality is None else 100 * row.quality.raw.acc
 
 
-def _accuracy(row: Row) -> float | None:
-    share = _quality(row, "raw", "acc")
-    return None if share is None else 100 * share
+def _nll(row: SavedRow) -> float | None:
+    return None if row.quality is None else row.quality.raw.nll
+
+
+def _calibrated_nll(row: SavedRow) -> float | None:
+    return None if row.quality is None else row.quality.calibrated_nll
 
 
 MEASURES = (
     Measure("accuracy", "accuracy, %", 1, _accuracy),
-    Measure(
-        "NLL", "NLL, nats; less is better, so the axis is upside down", -1, lambda row: _quality(row, "raw", "nll")
-    ),
-    Measure(
-        "cNLL",
-        "calibrated NLL, nats; less is better, so the axis is upside down",
-        -1,
-        lambda row: _quality(row, "calibrated", "nll"),
-    ),
+    Measure("NLL", "NLL, nats; less is better, so the axis is upside down", -1, _nll),
+    Measure("cNLL", "calibrated NLL, nats; less is better, so the axis is upside down", -1, _calibrated_nll),
 )
 
 
 @dataclass(frozen=True)
 class _Point:
-    row: Row
-    key: str
+    row: SavedRow
+    median: SavedEstimate
     series: Series
     ms: float
     quality: float
@@ -65,8 +59,7 @@ class _Point:
     @property
     def interval(self) -> tuple[float, float]:
         """Of the median in ms; the median itself where a bound is not known."""
-        low, high = (self.row["p50_ms"].get(bound) or self.ms for bound in ("low", "high"))
-        return low, high
+        return self.median.low or self.ms, self.median.high or self.ms
 
 
 @dataclass(frozen=True)
@@ -95,17 +88,16 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 def pareto(bench: Bench, *, batch: int, measure: Measure, width: float, height: float) -> Drawing | None:
     """Returns the picture for one batch and measure, or None if no row has both figures."""
     points = [
-        _Point(row, key_of(row), bench.series(key_of(row)), row["p50_ms"]["value"], quality)
+        _Point(row, row.p50_ms, bench.series(row.key), row.p50_ms.value, quality)
         for row in bench.rows
-        if row["batch"] == batch and row.get("p50_ms") and (quality := measure.value(row)) is not None
+        if row.batch == batch and row.p50_ms and (quality := measure.value(row)) is not None
     ]
     if not points:
         return None
     drawing = Drawing(
         width, height, f"{measure.name} against median latency at batch {batch}; the table has the figures"
     )
-    bounds = [bound for point in points for bound in point.row["p50_ms"].values() if bound]
-    x = log_scale([*bounds, *(point.ms for point in points)], 52, width - 14, margin=0.09)
+    x = log_scale([ms for point in points for ms in (*point.interval, point.ms)], 52, width - 14, margin=0.09)
     least = 0.5 if measure.sign > 0 else 0.01
     y = scale([point.quality for point in points], height - 42, 40, margin=0.12, least=least)
     if measure.sign < 0:
@@ -126,7 +118,7 @@ def pareto(bench: Bench, *, batch: int, measure: Measure, width: float, height: 
             (x(point.ms), y(point.quality)),
             point.series.shape,
             point.series.css,
-            tip=_tip(point),
+            tip=_tip(point.row),
             size="large" if bench.is_student(point.row) else "medium",
             target=f"row-{bench.number(point.row)}",
         )
@@ -160,7 +152,7 @@ def _sampling_error(drawing: Drawing, bench: Bench, points: Sequence[_Point], y:
     Returns:
         The boxes of what was drawn.
     """
-    num_images = bench.document.get("num_test_images")
+    num_images = bench.document.num_test_images
     if not num_images:
         return []
     share = max(point.quality for point in points) / 100
@@ -185,7 +177,7 @@ def _sampling_error(drawing: Drawing, bench: Bench, points: Sequence[_Point], y:
 def _label(drawing: Drawing, points: Sequence[_Point], x: Scale, y: Scale, taken: list[_Taken], *, css: str) -> None:
     """Writes the backend beside each marker, in the first free place around it; where there is none, hovering tells."""
     for point in points:
-        words, at, height = str(point.row["backend"]), x(point.ms), y(point.quality)
+        words, at, height = point.row.backend, x(point.ms), y(point.quality)
         if any(other.words == words and math.hypot(at - other.x, height - other.y) < NEAR for other in taken):
             continue
         width = LETTER_WIDTH * len(words)
@@ -210,20 +202,20 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _tip(point: _Point) -> str:
+def _tip(row: SavedRow) -> str:
     """Returns the row in a few lines."""
-    row, raw = point.row, point.row["quality"]["raw"]
-    calibrated = row["quality"].get("calibrated")
     lines = [
-        f"{point.key}, batch {row['batch']}" + (f", {row['precision']}" if row.get("precision") else ""),
-        f"p50 {milliseconds(row['p50_ms'])} ms, {fixed(row.get('images_per_second'), 0)} images/s",
-        f"accuracy {fixed(raw['acc'], 2, scale=100)} %, NLL {fixed(raw['nll'], 3)}, ECE {fixed(raw['ece'], 3)}"
-        + (f", cNLL {fixed(calibrated['nll'], 3)}" if calibrated else ""),
+        f"{row.key}, batch {row.batch}" + (f", {row.precision}" if row.precision else ""),
+        f"p50 {milliseconds(row.p50_ms)} ms, {fixed(row.images_per_second, 0)} images/s",
     ]
-    for against in row.get("against") or []:
-        accuracy = against.get("accuracy")
+    if row.quality:
+        raw, calibrated = row.quality.raw, row.quality.calibrated
+        scores = f"accuracy {fixed(raw.acc, 2, scale=100)} %, NLL {fixed(raw.nll, 3)}, ECE {fixed(raw.ece, 3)}"
+        lines.append(scores + (f", cNLL {fixed(calibrated.nll, 3)}" if calibrated else ""))
+    for against in row.against:
+        accuracy = against.accuracy
         by = f"; accuracy {signed(accuracy['difference']['value'], 2, scale=100)} points" if accuracy else ""
-        if against.get("speedup"):
-            lines.append(f"{interval(against['speedup'], 2)} times as fast as {against['baseline']}{by}")
-    lines += [f"flag: {flag}" for flag in row.get("flags") or []]
+        if against.speedup:
+            lines.append(f"{interval(against.speedup, 2)} times as fast as {against.baseline}{by}")
+    lines += [f"flag: {flag}" for flag in row.flags]
     return "\n".join(lines)

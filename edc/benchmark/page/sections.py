@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from edc.benchmark.page import line_sections
 from edc.benchmark.page.calibration import reliability
-from edc.benchmark.page.document import Bench, Series, key_of
+from edc.benchmark.page.document import Bench, Series
 from edc.benchmark.page.figure import Figure, Panel, Switch, series_of
 from edc.benchmark.page.latency import latency_quantiles
 from edc.benchmark.page.pareto import MEASURES, pareto
@@ -42,11 +42,11 @@ def _panel(choice: tuple[int, ...], caption: str, both: Sequence[Drawing | None]
 
 
 def _pareto(bench: Bench) -> Figure:
-    panels, first = [], (bench.verdict or {}).get("batch")
+    panels, first = [], bench.verdict and bench.verdict.batch
     for n, batch in enumerate(bench.batches):
         for m, measure in enumerate(MEASURES):
             both = [pareto(bench, batch=batch, measure=measure, width=w, height=h) for w, h in (WIDE, NARROW)]
-            shown = [key_of(r) for r in bench.rows if r["batch"] == batch and r.get("p50_ms") and r.get("quality")]
+            shown = [row.key for row in bench.rows if row.batch == batch and row.p50_ms and row.quality]
             caption = f"{measure.name} against latency, batch {batch}"
             panels.append(_panel((n, m), caption, both, series_of(bench, shown)))
     batches = tuple(f"{batch:,}" for batch in bench.batches)
@@ -66,12 +66,12 @@ def _pareto(bench: Bench) -> Figure:
 
 
 def _calibration(bench: Bench) -> Figure:
-    keys = [key for key, details in bench.details.items() if details.get("reliability")]
+    keys = [key for key, details in bench.details.items() if details.reliability]
     backend = bench.main_backend(keys)
     shown = bench.protagonists(backend, keys) if backend else []
     panels = []
     for n, kind in enumerate(("raw", "calibrated")):
-        bins = {key: (bench.details[key]["reliability"] or {}).get(kind) for key in shown}
+        bins = {key: (bench.details[key].reliability or {}).get(kind) for key in shown}
         known = {key: each for key, each in bins.items() if each}
         caption = "as they are" if kind == "raw" else "after one temperature fitted on validation"
         wide, narrow = (
@@ -103,17 +103,17 @@ def _latency(bench: Bench) -> Figure:
     backends = [
         backend
         for backend in bench.backends
-        if any(row.get("latency_quantiles_ms") for row in bench.rows if row["backend"] == backend)
+        if any(row.latency_quantiles_ms for row in bench.rows if row.backend == backend)
     ]
     for n, backend in enumerate(backends):
         for m, batch in enumerate(bench.batches):
             both = [
                 latency_quantiles(bench, backend=backend, batch=batch, width=w, height=h) for w, h in (WIDE, NARROW)
             ]
-            shown = [key_of(row) for row in bench.rows if (row["backend"], row["batch"]) == (backend, batch)]
+            shown = [row.key for row in bench.rows if (row.backend, row.batch) == (backend, batch)]
             panels.append(_panel((n, m), f"{backend}, batch {batch}", both, series_of(bench, shown)))
-    main = bench.main_backend(key_of(row) for row in bench.rows)
-    first = (bench.verdict or {}).get("batch")
+    main = bench.main_backend(row.key for row in bench.rows)
+    first = bench.verdict and bench.verdict.batch
     switches = (
         Switch("backend", tuple(backends), backends.index(main) if main in backends else 0),
         Switch(

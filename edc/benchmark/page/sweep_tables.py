@@ -17,7 +17,7 @@ def _keyed(bench: Bench, entry: Mapping[str, Any], *cells: Cell) -> Line:
 
 def throughput_table(bench: Bench) -> Table:
     """Returns images per second by batch size."""
-    entries = bench.document.get("throughput") or []
+    entries = bench.document.throughput
     batches = sorted({point["batch"] for entry in entries for point in entry.get("points") or []})
     lines = []
     for entry in entries:
@@ -34,7 +34,7 @@ def throughput_table(bench: Bench) -> Table:
 def server_table(bench: Bench) -> Table:
     """Returns latency by offered rate."""
     groups = []
-    for entry in bench.document.get("server") or []:
+    for entry in bench.document.server:
         bound = "" if entry.get("bound_ms") is None else f" within {tick(entry['bound_ms'])} ms"
         lines = tuple(
             Line(
@@ -84,7 +84,7 @@ BESIDE: dict[str, tuple[str, Callable[[Any], str]]] = {
 def robustness_table(bench: Bench) -> Table:
     """Returns quality by corruption and severity, and what is known of it beside the ensemble on the same images."""
     groups = []
-    records = [record for details in bench.details.values() for record in details.get("robustness") or []]
+    records = [record for details in bench.details.values() for record in details.robustness or ()]
     beside = {name: column for name, column in BESIDE.items() if any(each.get(name) is not None for each in records)}
     for key, details in bench.details.items():
         lines = [
@@ -100,7 +100,7 @@ def robustness_table(bench: Bench) -> Table:
                     *(write(record.get(name)) for name, (_, write) in beside.items()),
                 )
             )
-            for record in details.get("robustness") or []
+            for record in details.robustness or ()
         ]
         groups.append((key, tuple(lines)))
     measures = ("acc %", "NLL", "ECE", "Brier", "cNLL", "cECE")

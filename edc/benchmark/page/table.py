@@ -1,11 +1,11 @@
 """What a table of the page is, before the template writes it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup, escape
 
-from edc.benchmark.page.document import Bench, Series, key_of
+from edc.benchmark.document import SavedRow
+from edc.benchmark.page.document import Bench, Series
 
 __all__ = ["Cell", "Line", "Table", "line_of", "with_breaks", "with_quiet_interval"]
 
@@ -35,9 +35,9 @@ class Table:
     is_open: bool = True
 
 
-def line_of(bench: Bench, row: dict[str, Any], *cells: Cell, identity: str = "") -> Line:
+def line_of(bench: Bench, row: SavedRow, *cells: Cell, identity: str = "") -> Line:
     """Returns the line of a row: its subject, then the cells."""
-    series = bench.series(key_of(row))
+    series = bench.series(row.key)
     return Line((series.name, *cells), series, bench.is_student(row), identity)
 
 

@@ -1,10 +1,10 @@
 """The tables of the page: every figure of bench.json, in figures."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from markupsafe import Markup
 
+from edc.benchmark.document import SavedRow
 from edc.benchmark.page.comparison_table import comparison_table
 from edc.benchmark.page.document import Bench
 from edc.benchmark.page.latency import rounds_line
@@ -15,8 +15,6 @@ from edc.console import count
 
 __all__ = ["tables"]
 
-Row = dict[str, Any]
-
 
 def tables(bench: Bench) -> list[Table]:
     """Returns the tables that have a line, in the order of the page."""
@@ -25,36 +23,36 @@ def tables(bench: Bench) -> list[Table]:
 
 
 def _grouped(
-    bench: Bench, rows: Iterable[Row], line: Callable[[Row], Line | None]
+    bench: Bench, rows: Iterable[SavedRow], line: Callable[[SavedRow], Line | None]
 ) -> tuple[tuple[str, tuple[Line, ...]], ...]:
     """Returns the lines by backend, in the order of the document."""
     rows = list(rows)
     groups = []
     for backend in bench.backends:
-        lines = [made for row in rows if row["backend"] == backend and (made := line(row)) is not None]
+        lines = [made for row in rows if row.backend == backend and (made := line(row)) is not None]
         if lines:
             groups.append((backend, tuple(lines)))
     return tuple(groups)
 
 
 def _quality(bench: Bench) -> Table:
-    def line(row: Row) -> Line | None:
-        quality = row.get("quality")
+    def line(row: SavedRow) -> Line | None:
+        quality = row.quality
         if quality is None:
             return None
-        raw, calibrated = quality["raw"], quality.get("calibrated") or {}
-        parameters = row.get("parameters")
+        raw, calibrated = quality.raw, quality.calibrated
+        parameters = row.parameters
         return line_of(
             bench,
             row,
-            fixed(raw["acc"], 2, scale=100),
-            *(fixed(raw[name], 3) for name in ("nll", "ece", "brier")),
-            *(fixed(calibrated.get(name), 3) for name in ("nll", "ece", "brier")),
-            fixed(quality.get("calibration_temperature"), 3),
-            fixed(quality.get("agreement"), 1, scale=100),
+            fixed(raw.acc, 2, scale=100),
+            *(fixed(getattr(raw, name), 3) for name in ("nll", "ece", "brier")),
+            *(fixed(getattr(calibrated, name, None), 3) for name in ("nll", "ece", "brier")),
+            fixed(quality.calibration_temperature, 3),
+            fixed(quality.agreement, 1, scale=100),
             _dee(row),
             MISSING if parameters is None else count(parameters),
-            megabytes(row.get("file_bytes")),
+            megabytes(row.file_bytes),
         )
 
     columns = (
@@ -76,37 +74,37 @@ def _quality(bench: Bench) -> Table:
         "c: after one temperature T, fitted for this file on validation images. agree: same class as the ensemble. "
         "DEE: how many teachers an ensemble needs for the same cNLL; >: more than there are."
     )
-    number = bench.document.get("num_test_images")
+    number = bench.document.num_test_images
     title = f"Quality on {number:,} test images" if number else "Quality"
     return Table("quality", title, columns, _grouped(bench, bench.by_key.values(), line), note=note)
 
 
-def _dee(row: Row) -> str:
+def _dee(row: SavedRow) -> str:
     """Returns the deep ensemble equivalent; 0 says worse than one teacher, `dee_at_least` better than all of them."""
-    value, num_teachers = row.get("dee"), row.get("dee_at_least")
+    value, num_teachers = row.dee, row.dee_at_least
     if value is None:
         return MISSING if num_teachers is None else f">{num_teachers:,}"
     return "<1" if value == 0 else fixed(value, 2)
 
 
 def _speed(bench: Bench) -> Table:
-    def line(row: Row) -> Line | None:
+    def line(row: SavedRow) -> Line | None:
         number = bench.number(row)
-        flags = row.get("flags") or []
-        spark = rounds_line(row.get("round_medians_ms"))
-        if row.get("reason_not_run") and not row.get("num_samples"):
-            cells = (f"{row['batch']:,}", Markup('<a href="#flags">did not run</a>'), *[MISSING] * 7)
+        flags = row.flags
+        spark = rounds_line(row.round_medians_ms)
+        if row.reason_not_run and not row.num_samples:
+            cells = (f"{row.batch:,}", Markup('<a href="#flags">did not run</a>'), *[MISSING] * 7)
             return line_of(bench, row, *cells, identity=f"row-{number}")
         shown = Markup('<a href="#flag-{}">{}</a>').format(number, len(flags)) if flags else ""
         return line_of(
             bench,
             row,
-            f"{row['batch']:,}",
-            *(milliseconds(row.get(name)) for name in ("p50_ms", "p90_ms", "p99_ms")),
-            fixed(row.get("images_per_second"), 0),
+            f"{row.batch:,}",
+            *(milliseconds(getattr(row, name)) for name in ("p50_ms", "p90_ms", "p99_ms")),
+            fixed(row.images_per_second, 0),
             spark.markup() if spark else MISSING,
-            f"{row.get('num_samples') or 0:,}",
-            megabytes(row.get("peak_memory_bytes")),
+            f"{row.num_samples:,}",
+            megabytes(row.peak_memory_bytes),
             shown,
             identity=f"row-{number}",
         )
@@ -121,12 +119,12 @@ def _speed(bench: Bench) -> Table:
 
 
 def _what_ran(bench: Bench) -> Table:
-    def line(row: Row) -> Line | None:
-        ran = row.get("what_ran")
+    def line(row: SavedRow) -> Line | None:
+        ran = row.what_ran
         if ran is None:
             return None
         notes = ", ".join(ran.get("notes") or ())
-        times = (milliseconds(row.get(name)) for name in ("load_ms", "first_inference_ms"))
+        times = (milliseconds(getattr(row, name)) for name in ("load_ms", "first_inference_ms"))
         cells = (ran["provider"], ran["precision"], ran["version"], notes, str(ran["threads"]), *times)
         return line_of(bench, row, *cells)
 
@@ -141,11 +139,11 @@ PARTS = ("copy_in", "compute", "copy_out", "enqueue")
 
 
 def _parts(bench: Bench) -> Table:
-    def line(row: Row) -> Line | None:
-        parts = row.get("parts_ms") or {}
+    def line(row: SavedRow) -> Line | None:
+        parts = row.parts_ms
         if not parts:
             return None
-        return line_of(bench, row, f"{row['batch']:,}", *(milliseconds(parts.get(part)) for part in PARTS))
+        return line_of(bench, row, f"{row.batch:,}", *(milliseconds(parts.get(part)) for part in PARTS))
 
     columns = ("network", "batch", "copy in ms", "compute ms", "copy out ms", "enqueue ms")
     return Table("parts", "Where a GPU's time goes", columns, _grouped(bench, bench.rows, line))

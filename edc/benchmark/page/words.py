@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from edc.benchmark.page.document import Bench, against_on, key_of
+from edc.benchmark.document import SavedAgainst, SavedRow
+from edc.benchmark.page.document import Bench, against_on
 from edc.benchmark.page.numbers import MISSING, fixed, interval, megabytes, milliseconds, size, typeset
 
 __all__ = [
@@ -76,22 +77,22 @@ def subtitle(bench: Bench) -> str:
     """Returns what was measured, on what and when, in a line."""
     document, machine = bench.document, bench.environment
     parts = [f"student {bench.deploy}"] if bench.deploy else []
-    if document.get("ensemble_size"):
-        parts.append(f"ensemble of {document['ensemble_size']}")
-    if document.get("num_test_images"):
-        parts.append(f"{document['num_test_images']:,} test images")
-    if machine.get("cpu"):
-        threads = machine.get("threads")
+    if document.ensemble_size:
+        parts.append(f"ensemble of {document.ensemble_size}")
+    if document.num_test_images:
+        parts.append(f"{document.num_test_images:,} test images")
+    if machine.cpu:
+        threads = machine.threads
         words = f"{threads} thread{'' if threads == 1 else 's'} on " if threads else ""
-        parts.append(f"{words}{machine['cpu']}")
-    if machine.get("started"):
-        parts.append(_moment(machine["started"]))
-    return " · ".join(parts) + (" · quick" if document.get("quick") else "")
+        parts.append(f"{words}{machine.cpu}")
+    if machine.started:
+        parts.append(_moment(machine.started))
+    return " · ".join(parts) + (" · quick" if document.quick else "")
 
 
 def sentences(bench: Bench) -> list[str]:
     """Returns the verdict; the first sentence is the one to quote."""
-    return [typeset(sentence) for sentence in (bench.verdict or {}).get("sentences") or []]
+    return [typeset(sentence) for sentence in (bench.verdict.sentences if bench.verdict else ())]
 
 
 def reservations(bench: Bench) -> list[str]:
@@ -99,19 +100,21 @@ def reservations(bench: Bench) -> list[str]:
 
     A doubt that a sentence of the verdict says already is not said again.
     """
-    verdict = bench.verdict or {}
-    said = " ".join(verdict.get("sentences") or [])
+    verdict = bench.verdict
+    if verdict is None:
+        return []
+    said = " ".join(verdict.sentences)
     found = []
-    for role in ("row", "baseline"):
-        row = bench.row(verdict.get(role), verdict.get("batch"))
+    for key in (verdict.row, verdict.baseline):
+        row = bench.row(key, verdict.batch)
         if row is None:
             continue
-        for against in row.get("against") or [] if role == "row" else []:
-            if against["baseline"] == verdict["baseline"] or against.get("basis") == "teacher":
-                new = [doubt for doubt in against.get("doubts") or [] if doubt not in said]
-                found += [typeset(f"The speed-up against {against['baseline']} is in doubt: {doubt}") for doubt in new]
-        if row.get("flags"):
-            found.append(typeset(f"{key_of(row)}, batch {row['batch']:,}, is flagged: {'; '.join(row['flags'])}"))
+        for against in row.against if key == verdict.row else ():
+            if against.baseline == verdict.baseline or against.basis == "teacher":
+                new = [doubt for doubt in against.doubts if doubt not in said]
+                found += [typeset(f"The speed-up against {against.baseline} is in doubt: {doubt}") for doubt in new]
+        if row.flags:
+            found.append(typeset(f"{row.key}, batch {row.batch:,}, is flagged: {'; '.join(row.flags)}"))
     return found
 
 
@@ -120,40 +123,41 @@ def facts(bench: Bench) -> list[Fact]:
     verdict = bench.verdict
     if verdict is None:
         return []
-    row, baseline = (bench.row(verdict.get(role), verdict.get("batch")) for role in ("row", "baseline"))
+    row, baseline = (bench.row(key, verdict.batch) for key in (verdict.row, verdict.baseline))
     if row is None or baseline is None:
         return []
-    against: Mapping[str, Any] = next((a for a in row.get("against") or [] if a["baseline"] == verdict["baseline"]), {})
-    accuracy = against.get("accuracy") or {}
+    nothing = SavedAgainst(baseline=verdict.baseline)
+    against = next((each for each in row.against if each.baseline == verdict.baseline), nothing)
+    accuracy = against.accuracy or {}
     found = []
-    if against.get("speedup"):
-        beside = f"{_median(row)} ms against {_median(baseline)} ms, batch {row['batch']:,}"
-        if against.get("flops_ratio") is not None:
-            beside += f"; {fixed(against['flops_ratio'], 2)} times fewer FLOPs"
-        found.append(Fact("times as fast", interval(against["speedup"], 2), beside))
+    if against.speedup:
+        beside = f"{_median(row)} ms against {_median(baseline)} ms, batch {row.batch:,}"
+        if against.flops_ratio is not None:
+            beside += f"; {fixed(against.flops_ratio, 2)} times fewer FLOPs"
+        found.append(Fact("times as fast", interval(against.speedup, 2), beside))
     if accuracy.get("difference"):
         beside = f"{decision(accuracy)} at the {fixed(accuracy.get('margin'), 1, scale=100)}-point margin, against "
-        beside += against.get("accuracy_baseline") or against["baseline"]
+        beside += against.accuracy_baseline or against.baseline
         found.append(Fact("accuracy, points", _points(accuracy), beside))
     found += _against_one_teacher(row)
     # As in the verdict: 8 bits may make an ensemble fast, but what it is worth is what it says in fp32.
-    full = bench.row(against.get("accuracy_baseline"), verdict.get("batch")) or baseline
-    ours, theirs = (((r.get("quality") or {}).get("calibrated") or {}).get("nll") for r in (row, full))
+    full = bench.row(against.accuracy_baseline, verdict.batch) or baseline
+    ours, theirs = (None if each.quality is None else each.quality.calibrated_nll for each in (row, full))
     if ours is not None and theirs is not None:
         found.append(Fact("calibrated NLL", fixed(ours, 3), f"ensemble {fixed(theirs, 3)}"))
-    if row.get("file_bytes") and baseline.get("file_bytes"):
-        found.append(Fact("MB", megabytes(row["file_bytes"]), f"ensemble {megabytes(baseline['file_bytes'])}"))
+    if row.file_bytes and baseline.file_bytes:
+        found.append(Fact("MB", megabytes(row.file_bytes), f"ensemble {megabytes(baseline.file_bytes)}"))
     return found
 
 
-def _against_one_teacher(row: dict[str, Any]) -> list[Fact]:
+def _against_one_teacher(row: SavedRow) -> list[Fact]:
     """Returns how the row does against what costs as much without any distillation, if that was measured."""
     against = against_on(row, "teacher")
-    accuracy = (against or {}).get("accuracy") or {}
+    accuracy = (against and against.accuracy) or {}
     if against is None or not accuracy.get("difference"):
         return []
-    speedup = "" if against.get("speedup") is None else f"{interval(against['speedup'], 2)} times as fast; "
-    beside = f"points of accuracy, {decision(accuracy)}; {speedup}{against['baseline']}"
+    speedup = "" if against.speedup is None else f"{interval(against.speedup, 2)} times as fast; "
+    beside = f"points of accuracy, {decision(accuracy)}; {speedup}{against.baseline}"
     return [Fact("against one teacher", _points(accuracy), beside)]
 
 
@@ -169,11 +173,7 @@ def _points(accuracy: Mapping[str, Any]) -> str:
 
 def flagged(bench: Bench) -> list[Flagged]:
     """Returns the rows with flags."""
-    return [
-        Flagged(number, key_of(row), row["batch"], tuple(row["flags"]))
-        for number, row in enumerate(bench.rows)
-        if row.get("flags")
-    ]
+    return [Flagged(number, row.key, row.batch, row.flags) for number, row in enumerate(bench.rows) if row.flags]
 
 
 def doubted(bench: Bench) -> list[Doubted]:
@@ -182,14 +182,14 @@ def doubted(bench: Bench) -> list[Doubted]:
         Doubted(
             f"{number}-{at}",
             number,
-            key_of(row),
-            row["batch"],
-            against["baseline"],
-            tuple(map(typeset, against["doubts"])),
+            row.key,
+            row.batch,
+            against.baseline,
+            tuple(map(typeset, against.doubts)),
         )
         for number, row in enumerate(bench.rows)
-        for at, against in enumerate(row.get("against") or [])
-        if against.get("doubts")
+        for at, against in enumerate(row.against)
+        if against.doubts
     ]
 
 
@@ -197,14 +197,14 @@ def not_run(bench: Bench) -> list[tuple[str, str, str]]:
     """Returns (key, batch sizes, reason) of the rows that did not run, those of one reason together."""
     batches: dict[tuple[str, str], list[str]] = {}
     for row in bench.rows:
-        if row.get("reason_not_run"):
-            batches.setdefault((key_of(row), row["reason_not_run"]), []).append(f"{row['batch']:,}")
+        if row.reason_not_run:
+            batches.setdefault((row.key, row.reason_not_run), []).append(f"{row.batch:,}")
     return [(key, ", ".join(sizes), reason) for (key, reason), sizes in batches.items()]
 
 
 def disagreements(bench: Bench) -> tuple[str, list[Disagreement]]:
     """Returns what is said about them, and the images; empty words if the bench holds none."""
-    part = bench.document.get("disagreements")
+    part = bench.document.disagreements
     if not part:
         return "", []
     shown = part.get("images") or []
@@ -233,7 +233,7 @@ def _disagreement(bench: Bench, image: Mapping[str, Any]) -> Disagreement:
 
 
 def _class_name(bench: Bench, number: int | str) -> str:
-    names = bench.document.get("class_names") or []
+    names = bench.document.class_names
     return str(names[number]) if isinstance(number, int) and 0 <= number < len(names) else str(number)
 
 
@@ -282,5 +282,5 @@ def _moment(text: str) -> str:
         return text
 
 
-def _median(row: Mapping[str, Any]) -> str:
-    return milliseconds(None if row.get("p50_ms") is None else row["p50_ms"]["value"])
+def _median(row: SavedRow) -> str:
+    return milliseconds(row.p50_ms and row.p50_ms.value)

@@ -40,8 +40,8 @@ def page_from_bench(document: dict[str, Any]) -> str:
     figures = sections(bench)
     return _template().render(
         bench=bench,
-        document={name: document.get(name) for name in SAID_AS_IT_IS},
-        machine_flags=bench.environment.get("flags") or (),
+        document={name: getattr(bench.document, name) for name in SAID_AS_IT_IS},
+        machine_flags=bench.environment.flags,
         subtitle=words.subtitle(bench),
         sentences=words.sentences(bench),
         reservations=words.reservations(bench),
@@ -54,11 +54,11 @@ def page_from_bench(document: dict[str, Any]) -> str:
         tables=tables(bench),
         said=said,
         images=images,
-        machine=words.environment(bench.environment),
-        plan=words.environment(document.get("plan") or {}),
+        machine=words.environment(bench.environment.model_dump(exclude_unset=True)),
+        plan=words.environment(bench.document.plan),
         mark=legend_mark,
         markers=marker_definitions(),
-        num_not_run=sum(bool(row.get("reason_not_run")) for row in bench.rows),
+        num_not_run=sum(bool(row.reason_not_run) for row in bench.rows),
         with_breaks=with_breaks,
         with_quiet_interval=with_quiet_interval,
     )

@@ -20,10 +20,10 @@ from typing import Any
 
 from scipy.stats import iqr, norm
 
+from edc.benchmark.document import SavedEstimate, SavedRow, WholeBench, whole_bench
 from edc.benchmark.judge.statistics import MARGIN, RATIO_SPREAD, Estimate, compare_accuracy
 from edc.benchmark.regression.changes import CONFIDENCE, Change, ChangeVerdict, Comparison
 from edc.benchmark.regression.compatible import require_rows_in_common, same_images, warnings_of
-from edc.benchmark.regression.saved_bench import SavedBench, SavedEstimate, SavedRow, saved_bench
 from edc.benchmark.workers.probe import PROBE_LIMIT
 from edc.benchmark.workers.timing import DRIFT_LIMIT, drift
 from edc.errors import RequestError
@@ -74,7 +74,7 @@ def compare(
         RequestError: another processor, GPU, number of threads or task, or no row in common; or a document that is no
             bench.
     """
-    after, before = saved_bench(new, name="this bench"), saved_bench(old, name="saved bench")
+    after, before = whole_bench(new, name="this bench"), whole_bench(old, name="saved bench")
     warnings = warnings_of(after, before)
     rows_after, rows_before = _by_place(after), _by_place(before)
     require_rows_in_common(rows_after.keys(), before)
@@ -103,7 +103,7 @@ def compare(
     return Comparison(tuple(changes), warnings, factor, fail_on, relative)
 
 
-def _by_place(bench: SavedBench) -> dict[tuple[str, int], SavedRow]:
+def _by_place(bench: WholeBench) -> dict[tuple[str, int], SavedRow]:
     return {(row.key, row.batch): row for row in bench.rows}
 
 
@@ -219,7 +219,7 @@ def _drift(row: SavedRow) -> float:
     return abs(math.log1p(drift(row.round_medians_ms)))
 
 
-def _quality_changes(after: SavedBench, before: SavedBench, *, fail_on: float) -> list[Change]:
+def _quality_changes(after: WholeBench, before: WholeBench, *, fail_on: float) -> list[Change]:
     """Returns how accuracy and NLL of each subject changed, on as many test images; once, whatever the batches."""
     then_by_key = {row.key: row.quality for row in before.rows if row.quality is not None}
     now_by_key = {row.key: row.quality for row in after.rows if row.quality is not None}

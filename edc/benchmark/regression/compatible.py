@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from edc.benchmark.regression.saved_bench import SavedBench, SavedEnvironment
+from edc.benchmark.document import SavedEnvironment, WholeBench
 from edc.errors import RequestError
 
 __all__ = ["require_comparable", "require_rows_in_common", "require_same_classes", "same_images", "warnings_of"]
@@ -27,19 +27,19 @@ def require_comparable(new: SavedEnvironment, old: SavedEnvironment) -> None:
             )
 
 
-def require_same_classes(class_names: Sequence[str], old: SavedBench) -> None:
+def require_same_classes(class_names: Sequence[str], old: WholeBench) -> None:
     """Raises `RequestError` if the saved bench is of another task."""
     if tuple(class_names) != old.class_names:
         raise RequestError("--compare: the saved bench is of a network with other classes; compare benches of one task")
 
 
-def require_rows_in_common(places: Collection[tuple[str, int]], old: SavedBench) -> None:
+def require_rows_in_common(places: Collection[tuple[str, int]], old: WholeBench) -> None:
     """Raises `RequestError` if none of the rows, as (key, batch), is in the saved bench."""
     if not any((row.key, row.batch) in places for row in old.rows):
         raise RequestError("--compare: the saved bench has no row in common with this one (subject, backend, batch)")
 
 
-def warnings_of(new: SavedBench, old: SavedBench) -> tuple[str, ...]:
+def warnings_of(new: WholeBench, old: WholeBench) -> tuple[str, ...]:
     """Returns what differs between two benches that may be compared, in sentences.
 
     Raises:
@@ -73,7 +73,7 @@ def warnings_of(new: SavedBench, old: SavedBench) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def same_images(new: SavedBench, old: SavedBench) -> bool:
+def same_images(new: WholeBench, old: WholeBench) -> bool:
     """Returns whether quality was taken on the same images, as far as both benches say."""
     if new.num_test_images != old.num_test_images:
         return False

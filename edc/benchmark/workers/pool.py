@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from edc.benchmark.backends import BackendName
-from edc.benchmark.backends.contract import Floats, PrecisionClass, Subject
+from edc.benchmark.backends import BackendName, computes_in
+from edc.benchmark.backends.contract import Floats, Source
+from edc.benchmark.keys import row_key
 from edc.benchmark.workers.probe import Probe
 from edc.benchmark.workers.process import WorkerProcess
 from edc.benchmark.workers.protocol import (
@@ -27,26 +28,35 @@ from edc.benchmark.workers.protocol import (
 )
 from edc.benchmark.workers.timing import RowSamples, Samples, TimingPlan, WarmUp, flags_of, interleave
 from edc.errors import FailedError
+from edc.subject import PrecisionClass, Subject
 
 __all__ = ["NotRun", "RowSpec", "Timing", "WorkerPool"]
 
 
 @dataclass(frozen=True)
 class RowSpec:
-    """What a row runs: a subject under the name that tables show, where to find it, and on which backend."""
+    """What a row runs: a subject, on which backend, and where the backend finds it."""
 
-    subject: str
+    subject: Subject
     backend: BackendName
-    locator: Subject
+    source: Source
     artifact: str | None = None
     """Which artifact it is from, if not the one that is benched."""
-    precision: PrecisionClass = "fp32"
-    """What it is compared within: see `precision_class`."""
 
     @property
     def key(self) -> str:
-        prefix = f"{self.artifact}: " if self.artifact else ""
-        return f"{prefix}{self.subject} on {self.backend}"
+        """What the row is called: two rows that differ have two keys, as labels hold no colon."""
+        return row_key(self.subject.label, self.backend, self.artifact)
+
+    @property
+    def precision(self) -> PrecisionClass:
+        """What the row is compared within, beside its backend."""
+        return computes_in(self.backend, self.subject.precision)
+
+    @property
+    def is_own_ensemble(self) -> bool:
+        """Whether it is a form of the ensemble that the benched artifact replaces."""
+        return self.subject.is_ensemble and self.artifact is None
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,9 @@ class WorkerPool:
 
     def load(self, spec: RowSpec) -> LoadReport | NotRun:
         """Loads a row into its backend's worker; every row is loaded before it is asked for anything else."""
-        answer: LoadReport | NotRun = self._ask(spec, Load(spec.key, spec.locator), doing=f"loading {spec.subject}")
+        answer: LoadReport | NotRun = self._ask(
+            spec, Load(spec.key, spec.source), doing=f"loading {spec.subject.label}"
+        )
         if isinstance(answer, NotRun):
             self._lost[spec] = answer.reason
         else:
@@ -134,7 +146,7 @@ class WorkerPool:
             for spec in specs:
                 if spec in failed:
                     continue
-                answer = self._ask(spec, Infer(spec.key, images), doing=f"predicting with {spec.subject}")
+                answer = self._ask(spec, Infer(spec.key, images), doing=f"predicting with {spec.subject.label}")
                 if isinstance(answer, NotRun):
                     failed[spec] = answer
                 else:
@@ -153,7 +165,7 @@ class WorkerPool:
         warm: dict[RowSpec, WarmUpReport] = {}
         for spec in specs:
             request = WarmUpRow(spec.key, batch, plan, with_memory=with_memory)
-            report = self._ask(spec, request, doing=f"warming up {spec.subject}")
+            report = self._ask(spec, request, doing=f"warming up {spec.subject.label}")
             if isinstance(report, NotRun):
                 failed[spec] = report
             else:
@@ -165,7 +177,7 @@ class WorkerPool:
         def round_of(spec: RowSpec) -> Callable[[int, int], Samples | None]:
             def run(first: int, num_runs: int) -> Samples | None:
                 round_asked = TimeRound(spec.key, batch, first, num_runs, plan.settle_ms)
-                answer: RoundReport | NotRun = self._ask(spec, round_asked, doing=f"timing {spec.subject}")
+                answer: RoundReport | NotRun = self._ask(spec, round_asked, doing=f"timing {spec.subject.label}")
                 if isinstance(answer, NotRun):
                     failed[spec] = answer
                     return None
@@ -185,7 +197,7 @@ class WorkerPool:
     def serve(self, spec: RowSpec, arrivals_ns: Samples) -> Samples | NotRun:
         """Returns the latency in nanoseconds of each request of one image that arrives as `arrivals_ns` say, (N,)."""
         answer: Samples | NotRun = self._ask(
-            spec, ServeRequests(spec.key, arrivals_ns), doing=f"serving {spec.subject}"
+            spec, ServeRequests(spec.key, arrivals_ns), doing=f"serving {spec.subject.label}"
         )
         return answer
 
@@ -227,7 +239,7 @@ class WorkerPool:
 
     def _load_again(self, spec: RowSpec, worker: WorkerProcess) -> None:
         try:
-            worker.ask(Load(spec.key, spec.locator), doing=f"loading {spec.subject} again")
+            worker.ask(Load(spec.key, spec.source), doing=f"loading {spec.subject.label} again")
         except FailedError as error:
             self._lost[spec] = str(error)
 

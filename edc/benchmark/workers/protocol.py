@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edc.benchmark.backends.contract import Floats, Subject, WhatRan
+from edc.benchmark.backends.contract import Floats, Source, WhatRan
 from edc.benchmark.workers.timing import Samples, TimingPlan, WarmUp
 
 __all__ = [
@@ -21,10 +21,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Load:
-    """Load `subject` under `key` and run it once on the first image; answered by a `LoadReport`."""
+    """Load `source` under `key` and run it once on the first image; answered by a `LoadReport`."""
 
     key: str
-    subject: Subject
+    source: Source
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from edc.benchmark.backends import BackendName, open_backend
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, Subject
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source
 from edc.benchmark.workers.arrivals import serve_requests
 from edc.benchmark.workers.probe import probe_ns
 from edc.benchmark.workers.protocol import (
@@ -69,7 +69,7 @@ class Worker:
     def __init__(self, backend: Backend, images: Floats, *, threads: int) -> None:
         self.backend, self.images, self.threads = backend, images, threads
         self.loaded: dict[str, Loaded] = {}
-        self.subjects: dict[str, Subject] = {}
+        self.sources: dict[str, Source] = {}
         self.inputs: dict[int, list[Floats]] = {}
 
     def answer(self, request: Request) -> Answer:
@@ -89,17 +89,17 @@ class Worker:
             return Refused(str(error))
 
     def load(self, request: Load) -> LoadReport:
-        self.backend.prepare(request.subject)
+        self.backend.prepare(request.source)
         image = self.inputs_of(1)[0]
         if not self.loaded and not self.backend.is_warm:
             # Thrown away: what a library sets up once, at its first inference, is not the first row's own.
-            self.backend.load(request.subject).infer(image)
+            self.backend.load(request.source).infer(image)
         start = perf_counter_ns()
-        loaded = self.backend.load(request.subject)
+        loaded = self.backend.load(request.source)
         after_load = perf_counter_ns()
         loaded.infer(image)
         after_first = perf_counter_ns()
-        self.loaded[request.key], self.subjects[request.key] = loaded, request.subject
+        self.loaded[request.key], self.sources[request.key] = loaded, request.source
         # What is loaded stays: without this, the collector would walk it all in the middle of a timing.
         gc.collect()
         gc.freeze()
@@ -122,7 +122,7 @@ class Worker:
         if loaded.on_gpu or not request.with_memory:  # on a GPU, host memory is not what a row takes
             return WarmUpReport(warm_up(loaded.infer, inputs, plan=request.plan), peak_memory_bytes=None)
         with peak_growth() as memory:
-            fresh = self.backend.load(self.subjects[request.key])
+            fresh = self.backend.load(self.sources[request.key])
             for batch in inputs[:2]:
                 fresh.infer(batch)
         del fresh

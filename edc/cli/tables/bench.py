@@ -96,7 +96,7 @@ def _print_table(title: str, columns: list[Column], result: BenchResult, console
         if row.backend != backend:
             backend = row.backend
             table.add_section()
-        name = f"{row.artifact}: {row.subject}" if row.artifact else row.subject
+        name = f"{row.artifact}: {row.subject.label}" if row.artifact else row.subject.label
         style = "bold" if row.key in result.students else None
         table.add_row(name, row.backend, *(cell(rows) for _, cell in columns), style=style)
     console.print(table)

@@ -11,6 +11,8 @@ from rich.table import Table
 from edc.console import count, duration
 from edc.errors import RunError
 from edc.runs.cost import Cost
+from edc.runs.rows import rows_by_subject
+from edc.subject import Subject
 
 __all__ = ["mean_rows", "print_costs", "print_summaries"]
 
@@ -30,13 +32,15 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     forms = _member_forms(summaries)
     caption = "c: after one temperature fitted on validation; runs: forward passes an image costs"
     for name, by_seed in forms.items():
-        caption += f"\n{name}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
+        label = Subject("student", name=name).label
+        caption += f"\n{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("network")
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
+    deployed = Subject("student", name=first["deploy"])
     for row in mean_rows(summaries):
-        table.add_row(row["subject"], *row["cells"], style="bold" if row["subject"] == first["deploy"] else None)
+        table.add_row(row["label"], *row["cells"], style="bold" if row["subject"] == deployed else None)
     console.print(table)
     for name, by_seed in forms.items():
         if len(set(by_seed.values())) > 1:
@@ -52,40 +56,49 @@ def _member_forms(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[int, st
     """Returns the form of the members of each student that has some, by seed."""
     forms: dict[str, dict[int, str]] = {}
     for summary in sorted(summaries, key=lambda summary: int(summary["seed"])):
-        for row in summary["rows"]:
-            if row["kind"] == "student" and "member_form" in row:
-                forms.setdefault(row["subject"], {})[summary["seed"]] = row["member_form"]
+        for subject, row in rows_by_subject(summary).items():
+            if subject.role == "student" and subject.name is not None and "member_form" in row:
+                forms.setdefault(subject.name, {})[summary["seed"]] = row["member_form"]
     return forms
 
 
 def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows to show: the teachers as their mean, every other network by itself; cells are text."""
+    """Returns the rows to show: the teachers as their mean, every other network by itself; cells are text.
+
+    Each row has its `subject` (None: the teachers), its `label` and its `cells`.
+    """
     if len({summary["name"] for summary in summaries}) > 1:
         names = ", ".join(sorted({summary["name"] for summary in summaries}))
         raise RunError(f"runs of different recipes ({names}) cannot be averaged; show them one at a time")
     ensemble_size = summaries[0]["ensemble_size"]
-    rows = []
-    for subject in ["teacher", *(row["subject"] for row in summaries[0]["rows"] if row["kind"] != "teacher")]:
-        if subject == "teacher":  # the same ones in every run: the spread is over the teachers
-            group = [row for row in summaries[0]["rows"] if row["kind"] == "teacher"]
-            label = f"one teacher (mean of {len(group)})"
-        else:
-            group = [row for summary in summaries for row in summary["rows"] if row["subject"] == subject]
-            label = f"ensemble of {ensemble_size}" if subject == "ensemble" else subject
-            if subject == "ensemble":
-                group = group[:1]
-        cells = [
-            _spread([100 * row["raw"]["acc"] for row in group], 2),
-            _spread([row["raw"]["nll"] for row in group], 3),
-            _spread([row["raw"]["ece"] for row in group], 3),
-            _spread([row["calibrated"]["nll"] for row in group], 3),
-            _spread([row["calibrated"]["ece"] for row in group], 3),
-            "1" if subject == "teacher" else _dee(group, ensemble_size),
-            count(group[0]["parameters"]),
-            str(group[0]["forwards"]),
-        ]
-        rows.append({"subject": label, "cells": cells})
+    by_subject = [rows_by_subject(summary) for summary in summaries]
+    # The teachers are the same in every run: the spread is over them.
+    teachers = [row for subject, row in by_subject[0].items() if subject.role == "teacher"]
+    rows: list[dict[str, Any]] = [
+        {"subject": None, "label": f"one teacher (mean of {len(teachers)})", "cells": _cells(teachers, "1")}
+    ]
+    for subject in by_subject[0]:
+        if subject.role == "teacher":
+            continue
+        group = [of_run[subject] for of_run in by_subject if subject in of_run]
+        label = f"ensemble of {ensemble_size}" if subject.is_ensemble else subject.label
+        if subject.is_ensemble:
+            group = group[:1]
+        rows.append({"subject": subject, "label": label, "cells": _cells(group, _dee(group, ensemble_size))})
     return rows
+
+
+def _cells(group: Sequence[dict[str, Any]], dee: str) -> list[str]:
+    return [
+        _spread([100 * row["raw"]["acc"] for row in group], 2),
+        _spread([row["raw"]["nll"] for row in group], 3),
+        _spread([row["raw"]["ece"] for row in group], 3),
+        _spread([row["calibrated"]["nll"] for row in group], 3),
+        _spread([row["calibrated"]["ece"] for row in group], 3),
+        dee,
+        count(group[0]["parameters"]),
+        str(group[0]["forwards"]),
+    ]
 
 
 def print_costs(costs: Sequence[Cost], *, console: Console) -> None:

@@ -63,6 +63,9 @@ class ArtifactFile(_Section):
 
     path: Annotated[str, Field(description="relative to the manifest, with forward slashes")]
     role: Annotated[str, Field(description="student, teacher, ensemble, recipe, triton or engine description")]
+    member: Annotated[
+        int | None, Field(ge=0, description="which teacher, from 0; null: not a teacher's, or not said")
+    ] = None
     format: Literal["onnx", "tensorrt", "tensorrt_rtx", "other"]
     precision: Literal["fp32", "fp16", "int8-cpu", "int8-trt", "tf32", "none"]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -128,6 +131,20 @@ class Manifest(_Section):
     ] = {}
     files: Annotated[tuple[ArtifactFile, ...], Field(min_length=1)]
     notes: dict[str, str] = {}
+
+    @field_validator("files")
+    @classmethod
+    def _teachers_numbered(cls, files: tuple[ArtifactFile, ...]) -> tuple[ArtifactFile, ...]:
+        """Numbers the teachers of a manifest that does not: an older edc listed them in their order."""
+        seen: dict[tuple[str, str], int] = {}
+        numbered = []
+        for file in files:
+            if file.role == "teacher":
+                number = seen.get((file.format, file.precision), 0)
+                seen[file.format, file.precision] = number + 1
+                file = file if file.member is not None else file.model_copy(update={"member": number})  # noqa: PLW2901
+            numbered.append(file)
+        return tuple(numbered)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

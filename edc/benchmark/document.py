@@ -1,0 +1,282 @@
+"""bench.json: its one schema. The page, `--compare` and whoever else reads a bench read it here.
+
+What nobody reads is not declared, and is ignored. A page shows as much as there is (`BenchDocument`); a comparison
+needs what every bench has (`WholeBench`).
+"""
+
+from typing import Annotated, Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from edc.benchmark.keys import row_key
+from edc.benchmark.old_document import with_identities
+from edc.benchmark.packed import unpacked
+from edc.errors import RequestError
+from edc.subject import Subject
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "BenchDocument",
+    "SavedAgainst",
+    "SavedDetail",
+    "SavedEnvironment",
+    "SavedEstimate",
+    "SavedQuality",
+    "SavedRow",
+    "SavedScores",
+    "SavedVerdict",
+    "WholeBench",
+    "bench_document",
+    "whole_bench",
+]
+
+SCHEMA_VERSION = 2
+
+Positive = Annotated[float, Field(gt=0)]
+Figures = dict[str, Any]
+"""A leaf that is shown as it is."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_missing(cls, content: Any) -> Any:
+        """Null stands for nothing where nothing is an empty list and the like."""
+        if not isinstance(content, dict):
+            return content
+        fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
+        empty = {name for name, field in fields.items() if field.default is not None}
+        return {name: value for name, value in content.items() if value is not None or name not in empty}
+
+
+class SavedEstimate(_Section):
+    """A positive figure (a time, a ratio of times) and its interval."""
+
+    value: Positive
+    low: Positive | None
+    high: Positive | None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        low, high = self.low or self.value, self.high or self.value
+        if not low <= self.value <= high:
+            raise ValueError(f"{self.value:g} is not between {low:g} and {high:g}")
+        return self
+
+
+class SavedScores(_Section):
+    acc: Annotated[float, Field(ge=0, le=1)]
+    nll: Annotated[float, Field(ge=0)]
+    ece: float | None = None
+    brier: float | None = None
+
+
+class SavedQuality(_Section):
+    raw: SavedScores
+    calibrated: SavedScores | None
+    calibration_temperature: float | None = None
+    agreement: float | None = None
+
+    @property
+    def calibrated_nll(self) -> float | None:
+        return None if self.calibrated is None else self.calibrated.nll
+
+
+class SavedAgainst(_Section):
+    """A row compared with another, which is named by its key."""
+
+    baseline: str
+    basis: str | None = None
+    speedup: SavedEstimate | None = None
+    accuracy: Figures | None = None
+    accuracy_baseline: str | None = None
+    flops_ratio: float | None = None
+    throughput_ratio: float | None = None
+    doubts: tuple[str, ...] = ()
+
+
+class SavedRow(_Section):
+    """One subject on one backend at one batch size."""
+
+    identity: Subject
+    backend: str
+    batch: Annotated[int, Field(gt=0)]
+    artifact: str | None = None
+    precision: str | None = None
+    """What really ran."""
+    what_ran: Figures | None = None
+    p50_ms: SavedEstimate | None = None
+    p90_ms: SavedEstimate | None = None
+    p99_ms: SavedEstimate | None = None
+    images_per_second: float | None = None
+    num_samples: int = 0
+    load_ms: float | None = None
+    first_inference_ms: float | None = None
+    peak_memory_bytes: float | None = None
+    file_bytes: float | None = None
+    parameters: int | None = None
+    dee: float | None = None
+    dee_at_least: int | None = None
+    quality: SavedQuality | None = None
+    against: tuple[SavedAgainst, ...] = ()
+    flags: tuple[str, ...] = ()
+    reason_not_run: str | None = None
+    round_medians_ms: dict[int, float] = {}
+    probe_us: Positive | None = None
+    latency_quantiles_ms: tuple[float, ...] | None = None
+    parts_ms: dict[str, SavedEstimate | None] = {}
+
+    @property
+    def key(self) -> str:
+        """What the row is called: as `RowSpec.key`."""
+        return row_key(self.identity.label, self.backend, self.artifact)
+
+    @property
+    def network(self) -> str:
+        """What the row is called, whatever its backend."""
+        return self.identity.label if self.artifact is None else f"{self.artifact}: {self.identity.label}"
+
+
+class WholeRow(SavedRow):
+    """A row of a whole bench says what it could not measure."""
+
+    p50_ms: SavedEstimate | None
+    quality: SavedQuality | None
+    flags: tuple[str, ...]
+    reason_not_run: str | None
+
+
+class SavedEnvironment(_Section):
+    """What must be alike (cpu, gpu, threads), what only causes a warning, and what is only shown."""
+
+    model_config = ConfigDict(extra="allow")
+
+    cpu: str | None = None
+    num_cpus: int | None = None
+    memory_bytes: int | None = None
+    system: str | None = None
+    python: str | None = None
+    packages: dict[str, str] = {}
+    threads: int | None = None
+    governor: str | None = None
+    turbo: bool | None = None
+    started: str | None = None
+    gpu: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+class WholeEnvironment(SavedEnvironment):
+    """A whole bench knows what it ran on."""
+
+    cpu: str
+    threads: int
+
+
+class SavedVerdict(_Section):
+    """What is said of one row against the ensemble's best form, both named by key."""
+
+    sentences: tuple[str, ...] = ()
+    baseline: str
+    row: str
+    batch: int
+
+
+class SavedDetail(_Section):
+    """`correct`: which test images the row is right on, as `packed.packed` writes it."""
+
+    correct: str | None = None
+    reliability: dict[str, tuple[Figures, ...] | None] | None = None
+    robustness: tuple[Figures, ...] | None = None
+
+
+class BenchDocument(_Section):
+    """As much of a bench as there is: parts may be missing or null."""
+
+    schema_version: int | None = None
+    artifact: str = ""
+    deploy: str = ""
+    ensemble_size: int | None = None
+    command: str | None = None
+    quick: bool = False
+    seed: int | None = None
+    class_names: tuple[str, ...] = ()
+    num_test_images: Annotated[int, Field(ge=0)] = 0
+    test_digest: str | None = None
+    plan: dict[str, Any] = {}
+    environment: SavedEnvironment = SavedEnvironment()
+    verdict: SavedVerdict | None = None
+    rows: tuple[SavedRow, ...] = ()
+    details: dict[str, SavedDetail] = {}
+    throughput: tuple[Figures, ...] = ()
+    server: tuple[Figures, ...] = ()
+    disagreements: Figures | None = None
+    curves: dict[str, tuple[Figures, ...]] = {}
+    curve_identities: dict[str, Subject] = {}
+
+    @field_validator("verdict", mode="before")
+    @classmethod
+    def _empty_is_none(cls, verdict: Any) -> Any:
+        return verdict or None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_identities(cls, document: Any) -> Any:
+        return with_identities(document) if isinstance(document, dict) else document
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for key in self.details:
+            try:
+                self.correct(key)
+            except ValueError as error:
+                raise ValueError(f"details.{key}.correct: {error}") from None
+        seen: set[tuple[str, int]] = set()
+        for row in self.rows:
+            if (row.key, row.batch) in seen:
+                raise ValueError(f"{row.key} at batch {row.batch} is there twice")
+            seen.add((row.key, row.batch))
+        return self
+
+    def correct(self, key: str) -> NDArray[np.bool_] | None:
+        """Returns which test images (N,) the row is right on, if the bench says so."""
+        text = self.details[key].correct if key in self.details else None
+        return None if text is None else unpacked(text, num_images=self.num_test_images)
+
+
+class WholeBench(BenchDocument):
+    """What is compared, and what must be alike for that."""
+
+    artifact: str
+    deploy: str
+    class_names: tuple[str, ...]
+    num_test_images: Annotated[int, Field(ge=0)]
+    plan: dict[str, Any]
+    environment: WholeEnvironment
+    rows: Annotated[tuple[WholeRow, ...], Field(min_length=1)]
+
+
+Read = TypeVar("Read", bound=BenchDocument)
+
+
+def bench_document(document: dict[str, Any], *, name: str = "bench") -> BenchDocument:
+    """Returns as much of a bench as the document holds; raises `RequestError` as `whole_bench` does."""
+    return _read(BenchDocument, document, name)
+
+
+def whole_bench(document: dict[str, Any], *, name: str) -> WholeBench:
+    """Returns a bench; raises `RequestError` with `name` and the first thing that is wrong or missing."""
+    return _read(WholeBench, document, name)
+
+
+def _read(kind: type[Read], document: dict[str, Any], name: str) -> Read:
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        first, *others = error.errors()
+        place = ".".join(str(part) for part in first["loc"]) or "document"
+        more = f" (and {len(others)} more)" if others else ""
+        raise RequestError(f"{name}: {place}: {first['msg']}{more}; not what `edc bench` writes") from None

@@ -1,0 +1,40 @@
+"""The rows of summary.json by who they are about."""
+
+from typing import Any
+
+from edc.subject import Subject
+
+__all__ = ["identity_of", "rows_by_subject"]
+
+
+def identity_of(subject: Subject) -> dict[str, Any]:
+    """Returns the fields of a row that say whose it is; `subject` is for people, the others are for programs."""
+    row: dict[str, Any] = {"subject": subject.label, "kind": subject.role}
+    if subject.name is not None:
+        row["name"] = subject.name
+    if subject.member is not None:
+        row["member"] = subject.member
+    return row
+
+
+def rows_by_subject(summary: dict[str, Any]) -> dict[Subject, dict[str, Any]]:
+    """Returns the rows of summary.json by subject, in their order.
+
+    Rows of an edc that wrote neither name nor member are told by their kind and their order: teachers by number, and
+    members right before the student that they are folded into, whose `subject` was its bare name.
+    """
+    rows: list[dict[str, Any]] = summary["rows"]
+    found: dict[Subject, dict[str, Any]] = {}
+    num_teachers = 0
+    for row, following in zip(rows, [*rows[1:], {}], strict=True):
+        name, member = row.get("name"), row.get("member")
+        match row["kind"]:
+            case "teacher":
+                member = num_teachers if member is None else member
+                num_teachers += 1
+            case "members":
+                name = following.get("subject") if name is None else name
+            case "student":
+                name = row["subject"] if name is None else name
+        found[Subject(row["kind"], name=name, member=member)] = row
+    return found

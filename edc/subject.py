@@ -1,0 +1,79 @@
+"""Which network something is about: a frozen value. It has a label for people, and nobody reads the label back."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+__all__ = ["EnsembleForm", "PrecisionClass", "Role", "Subject"]
+
+Role = Literal["teacher", "ensemble", "members", "student"]
+"""One teacher; all of them; a student with its members, before the fold; a student as it is deployed."""
+EnsembleForm = Literal["in turn", "merged"]
+PrecisionClass = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+
+RESERVED = ("teacher", "ensemble", "members")
+"""Words of labels. A student may be called so too; its label then begins with the word student."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network of a run or of an artifact, and how it runs.
+
+    Two subjects that differ have two labels: a student's name holds no space, no comma and no parenthesis.
+    """
+
+    role: Role
+    name: str | None = None
+    """The student's, of a student and of its members."""
+    member: int | None = None
+    """Which teacher, from 0."""
+    precision: PrecisionClass = "fp32"
+    """Of the file; what a backend makes of it by itself is the backend's."""
+    ensemble_form: EnsembleForm | None = None
+    """None: whichever."""
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        of_student, of_teacher = self.role in ("student", "members"), self.role == "teacher"
+        if (self.name is not None, self.member is not None) != (of_student, of_teacher):
+            raise ValueError(f"{self.role}: a student has a name, a teacher has a number, and nothing else has one")
+        if self.ensemble_form is not None and self.role != "ensemble":
+            raise ValueError(f"{self.role}: only an ensemble has a form")
+
+    @property
+    def label(self) -> str:
+        """What tables show: `teacher 0`, `ensemble, merged (int8)`, `kd (members)`, `kd (fp16) (CUDA graph)`."""
+        return f"{self._network_label}{self.how_it_runs}"
+
+    @property
+    def how_it_runs(self) -> str:
+        """The end of the label: what is not fp32 and plain."""
+        precision = "" if self.precision == "fp32" else f" ({self.precision})"
+        return f"{precision} (CUDA graph)" if self.cuda_graph else precision
+
+    @property
+    def _network_label(self) -> str:
+        if self.role == "teacher":
+            return f"teacher {self.member}"
+        if self.role == "ensemble":
+            return f"ensemble, {self.ensemble_form}" if self.ensemble_form else "ensemble"
+        student = f"student {self.name}" if self.name in RESERVED else str(self.name)
+        return f"{student} (members)" if self.role == "members" else student
+
+    @property
+    def is_ensemble(self) -> bool:
+        return self.role == "ensemble"
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is a student, folded or with its members."""
+        return self.role in ("student", "members")
+
+    @property
+    def base(self) -> "Subject":
+        """The same in fp32, and without a CUDA graph."""
+        return replace(self, precision="fp32", cuda_graph=False)
+
+    @property
+    def network(self) -> "Subject":
+        """Which network of a run it is, however it runs."""
+        return replace(self.base, ensemble_form=None)
