@@ -3,10 +3,10 @@
 What is named here is edc's interface for Python; everything else may change. A name is loaded when it is first used:
 `import edc` itself loads neither torch nor anything else that is heavy.
 
-    recipe = edc.load_recipe(Path("recipes/digits.yaml"))   the whole job, as the commands do it
-    edc.distill(recipe, run=Path("runs/digits"))
-    edc.export(Path("runs/digits"), Path("export/digits"))
-    edc.bench(Path("export/digits"))
+    recipe = edc.load_recipe("recipes/digits.yaml")     the whole job, as the commands do it
+    edc.distill(recipe, run="runs/digits")
+    edc.export("runs/digits", "export/digits")
+    edc.bench("export/digits")
 
     student = edc.to_batch_ensemble(network, len(teachers))  a piece of it in your own loop: examples/own_loop.py
 """

@@ -112,3 +112,24 @@ def test_own_loop_distils_timm_networks_in_forty_lines():
     assert accuracies.keys() == {"one teacher", "ensemble", "student"}
     assert accuracies["student"] > 90
     assert accuracies["student"] > accuracies["one teacher"]
+
+
+def test_whole_job_goes_through_the_front_door(tmp_path, monkeypatch):
+    """As the docstring of edc has it, with less to measure: the figures are those of the files left on disk."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(
+        "name: tiny\ndata: {kind: synthetic, image_size: 8, num_images: 64, test: 40}\nnetwork: cifar_resnet8\n"
+        "training: {epochs: 2, warmup_epochs: 1, batch_size: 16}\nteachers: {ensemble_size: 2}\n"
+        "students: {be: {answers: split}}\n"
+    )
+    summary = edc.distill(edc.load_recipe("recipe.yaml"), run="runs/tiny")
+    assert summary == json.loads(Path("runs/tiny/summary.json").read_text())
+    manifest = edc.export("runs/tiny", "export/tiny", edc.ExportOptions(max_batch=2))
+    assert manifest.run == "tiny"
+    options = edc.BenchOptions(
+        run=Path("runs/tiny"), backends=("onnxruntime",), batches=(1,), quick=True, robustness=False
+    )
+    result = edc.bench("export/tiny", options)
+    student = next(row for row in summary["rows"] if row["kind"] == "student")
+    found = next(row for row in result.rows if row.subject.is_student)
+    assert found.quality.raw.acc == pytest.approx(student["raw"]["acc"])

@@ -14,9 +14,9 @@ from bench_document import NO_GPU, STUDENT, bench_document, key_of, small_docume
 from page_reader import Page, bounds, lines_of, number
 
 from edc.benchmark.page import page_from_bench, write_page
-from edc.benchmark.page.calibration import ece_of
+from edc.benchmark.page.charts.calibration import ece_of
+from edc.benchmark.page.charts.pareto import MEASURES
 from edc.benchmark.page.numbers import interval, milliseconds, typeset
-from edc.benchmark.page.pareto import MEASURES
 
 SECTIONS = (
     "verdict", "pareto", "calibration", "latency", "throughput", "server", "robustness", "disagreements", "training",

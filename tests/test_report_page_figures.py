@@ -6,12 +6,12 @@ import pytest
 from bench_document import STUDENT
 from page_reader import MINUS
 
-from edc.benchmark.page.calibration import wilson
+from edc.benchmark.page.charts.calibration import wilson
+from edc.benchmark.page.charts.pareto import front
+from edc.benchmark.page.charts.svg import Scale
 from edc.benchmark.page.document import Bench
 from edc.benchmark.page.numbers import interval, milliseconds, tick, typeset
-from edc.benchmark.page.pareto import front
-from edc.benchmark.page.svg import Scale
-from edc.benchmark.page.sweep_tables import capacity
+from edc.benchmark.page.tables.sweep import capacity
 
 
 def test_front_is_what_no_other_point_beats():

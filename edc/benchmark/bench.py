@@ -29,6 +29,7 @@ from edc.benchmark.result import BenchResult
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.benchmark.workers.protocol import LoadReport
 from edc.console import console
+from edc.deploy.artifact.manifest import load_manifest
 from edc.errors import FailedError
 from edc.subject import Subject
 from edc.system.files import write_json
@@ -38,16 +39,22 @@ __all__ = ["bench"]
 Timings = Mapping[RowSpec, Timing | NotRun]
 
 
-def bench(artifact: Path, options: BenchOptions) -> BenchResult:
+def bench(artifact: Path | str, options: BenchOptions | None = None) -> BenchResult:
     """Measures every subject on every backend, writes `bench.json` and `report.html` into the artifact.
 
     Quality comes first, timing after it, and nothing is written before the end: an interrupted bench leaves the
     files of the last one.
 
+    Args:
+        options: by default all backends that run here, with the artifact's run in `runs/`.
+
     Raises:
         EdcError: as `edc.benchmark.request.prepare`, before anything is measured.
         FailedError: not one row ran; the files of the last bench are still there.
     """
+    artifact = Path(artifact)
+    if options is None:
+        options = BenchOptions(run=Path("runs") / load_manifest(artifact).run)
     request = prepare(artifact, options)
     environment = environment_now(threads=options.threads)
     measured = _measure(request, options)

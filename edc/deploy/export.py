@@ -28,7 +28,7 @@ from edc.deploy.onnx_files import Samples, write_precisions
 from edc.deploy.records import engine_records, onnx_record, other_record, write_triton_repository
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
-from edc.runs.folder import RunFolder
+from edc.runs.folder import RunFolder, run_folder
 from edc.runs.rows import rows_by_subject
 from edc.runs.student import deployable, load_student
 from edc.seeding import generator_for
@@ -80,7 +80,7 @@ class _Tempered(nn.Module):
         return logits / self.temperature
 
 
-def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
+def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptions | None = None) -> Manifest:
     """Writes the artifact of a finished run to `folder` and returns its manifest.
 
     The student is exported with BatchNorm and (unless told not to) the calibration temperature folded in; each teacher
@@ -92,6 +92,7 @@ def export(run: RunFolder, folder: Path, options: ExportOptions) -> Manifest:
         ArtifactError: `folder` holds something that is not an artifact.
         ParityError: a file does not compute what the network computes; nothing is written.
     """
+    run, folder, options = run_folder(run), Path(folder), options or ExportOptions()
     summary, recipe = run.summary(), run.recipe(data_root=options.data_root)
     require_replaceable(folder)
     data = load_data(recipe.data)

@@ -14,12 +14,13 @@ from edc.recipe import Recipe
 __all__ = ["load_recipe", "recipe_from_document"]
 
 
-def load_recipe(path: Path, *, overrides: Iterable[str] = (), data_root: Path | None = None) -> Recipe:
+def load_recipe(path: Path | str, *, overrides: Iterable[str] = (), data_root: Path | None = None) -> Recipe:
     """Returns the recipe in `path` with `a.b=value` overrides applied.
 
     Raises:
         RecipeError: one message with every mistake, each by its field path.
     """
+    path = Path(path)
     try:
         text = path.read_text()
     except FileNotFoundError:

@@ -1,5 +1,6 @@
 """The steps of a run: data, teachers, students, and what became of them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from edc.errors import RecipeError, first_line
 from edc.method.batch_ensemble import member_logits, to_batch_ensemble
 from edc.networks import Classifier, build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe
-from edc.runs.folder import RunFolder
+from edc.runs.folder import RunFolder, run_folder
 from edc.runs.student import build_plain, train_student
 from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
@@ -21,8 +22,9 @@ from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, r
 __all__ = ["distill", "require_trainable"]
 
 
-def distill(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> dict[str, Any]:
+def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
     """Runs `recipe` to its end in the folder `run`, going on where an earlier call stopped, and returns the summary."""
+    run, accelerator = run_folder(run), accelerator or Accelerator()
     finished = by_main(lambda: _finished(recipe, run), accelerator)
     if finished is not None:
         return finished

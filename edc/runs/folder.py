@@ -21,7 +21,7 @@ from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
 from edc.system.files import write_atomically, write_json
 
-__all__ = ["RunFolder", "newest_run"]
+__all__ = ["RunFolder", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
 
@@ -139,6 +139,11 @@ class RunFolder:
 
     def write_summary(self, document: dict[str, Any]) -> None:
         write_json(self.summary_path, document)
+
+
+def run_folder(run: RunFolder | Path | str) -> RunFolder:
+    """Returns the run that a caller in Python names, by its folder or as what it is."""
+    return run if isinstance(run, RunFolder) else RunFolder(Path(run))
 
 
 def newest_run(runs: Path) -> RunFolder:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edc.benchmark.document import SavedAgainst, SavedRow, bench_document
-from edc.benchmark.page.svg import SHAPES
+from edc.benchmark.page.charts.svg import SHAPES
 from edc.subject import Subject
 
 __all__ = ["Bench", "Series", "against_on"]

@@ -8,12 +8,12 @@ import jinja2
 from markupsafe import Markup
 
 from edc.benchmark.page import words
+from edc.benchmark.page.charts.all_charts import sections
+from edc.benchmark.page.charts.figure import legend_mark
+from edc.benchmark.page.charts.svg import marker_definitions
 from edc.benchmark.page.document import Bench
-from edc.benchmark.page.figure import legend_mark
-from edc.benchmark.page.sections import sections
-from edc.benchmark.page.svg import marker_definitions
-from edc.benchmark.page.table import with_breaks, with_quiet_interval
-from edc.benchmark.page.tables import tables
+from edc.benchmark.page.tables.all_tables import tables
+from edc.benchmark.page.tables.table import with_breaks, with_quiet_interval
 from edc.system.files import write_atomically
 
 __all__ = ["page_from_bench", "write_page"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from edc.benchmark.page.document import Bench
 from edc.benchmark.page.numbers import MISSING, fixed, interval, milliseconds, tick
-from edc.benchmark.page.table import Cell, Line, Table
+from edc.benchmark.page.tables.table import Cell, Line, Table
 
 __all__ = ["capacity", "robustness_table", "server_table", "throughput_table"]
 

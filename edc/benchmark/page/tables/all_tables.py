@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 from markupsafe import Markup
 
 from edc.benchmark.document import SavedRow
-from edc.benchmark.page.comparison_table import comparison_table
+from edc.benchmark.page.charts.latency import rounds_line
 from edc.benchmark.page.document import Bench
-from edc.benchmark.page.latency import rounds_line
 from edc.benchmark.page.numbers import MISSING, fixed, megabytes, milliseconds
-from edc.benchmark.page.sweep_tables import robustness_table, server_table, throughput_table
-from edc.benchmark.page.table import Line, Table, line_of
+from edc.benchmark.page.tables.comparison import comparison_table
+from edc.benchmark.page.tables.sweep import robustness_table, server_table, throughput_table
+from edc.benchmark.page.tables.table import Line, Table, line_of
 from edc.console import count
 
 __all__ = ["tables"]

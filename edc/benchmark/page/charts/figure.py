@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from edc.benchmark.page.charts.svg import Drawing
 from edc.benchmark.page.document import Bench, Series
-from edc.benchmark.page.svg import Drawing
 
 __all__ = ["Figure", "Panel", "Switch", "legend_mark", "series_of"]
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edc.benchmark.page.charts.svg import Drawing, Scale, axes
 from edc.benchmark.page.document import Series
 from edc.benchmark.page.numbers import fixed
-from edc.benchmark.page.svg import Drawing, Scale, axes
 from edc.metrics.reliability import ReliabilityBin, ece_of_bins
 
 __all__ = ["ece_of", "reliability", "wilson"]

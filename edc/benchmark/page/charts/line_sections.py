@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from edc.benchmark.page import lines
+from edc.benchmark.page.charts import lines
+from edc.benchmark.page.charts.figure import Figure, Panel, Switch, series_of
+from edc.benchmark.page.charts.svg import Drawing
 from edc.benchmark.page.document import Bench, Series
-from edc.benchmark.page.figure import Figure, Panel, Switch, series_of
 from edc.benchmark.page.numbers import fixed
-from edc.benchmark.page.svg import Drawing
-from edc.benchmark.page.sweep_tables import capacity
+from edc.benchmark.page.tables.sweep import capacity
 
 __all__ = ["robustness", "server", "throughput", "training"]
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edc.benchmark.page.charts.svg import Drawing, Scale, axes, log_scale, scale
 from edc.benchmark.page.document import Bench, Series
 from edc.benchmark.page.numbers import fixed, milliseconds, tick
-from edc.benchmark.page.svg import Drawing, Scale, axes, log_scale, scale
 
 __all__ = ["ROBUSTNESS", "RobustnessMeasure", "robustness", "robustness_scale", "server_load", "throughput", "training"]
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from edc.benchmark.page import line_sections
-from edc.benchmark.page.calibration import reliability
+from edc.benchmark.page.charts import line_sections
+from edc.benchmark.page.charts.calibration import reliability
+from edc.benchmark.page.charts.figure import Figure, Panel, Switch, series_of
+from edc.benchmark.page.charts.latency import latency_quantiles
+from edc.benchmark.page.charts.pareto import MEASURES, pareto
+from edc.benchmark.page.charts.svg import Drawing
 from edc.benchmark.page.document import Bench, Series
-from edc.benchmark.page.figure import Figure, Panel, Switch, series_of
-from edc.benchmark.page.latency import latency_quantiles
-from edc.benchmark.page.pareto import MEASURES, pareto
-from edc.benchmark.page.svg import Drawing
 
 __all__ = ["sections"]
 
