@@ -13,9 +13,10 @@ from scipy.stats import entropy
 from tiny_onnx import tiny_images, write_tiny_onnx
 from torch import nn
 
-from edc.benchmark.backends.contract import OnnxSubject, TorchSubject
+from edc.benchmark.backends.contract import OnnxSource, TorchSource
 from edc.errors import ArtifactError, DataError, FailedError
 from edc.recipe import DataSection
+from edc.subject import Subject
 
 ROOT = TESTS.parent
 PAGE = (ROOT / "docs/extending.md").read_text()
@@ -38,11 +39,11 @@ def test_backend_runs_a_file_and_averages_members_as_probabilities(tmp_path):
     members = [write_tiny_onnx(tmp_path / f"{seed}.onnx", seed) for seed in range(2)]
     images = tiny_images(3)
     for member in members:
-        backend.prepare(OnnxSubject((member.path,)))
-        loaded = backend.load(OnnxSubject((member.path,)))
+        backend.prepare(OnnxSource((member.path,)))
+        loaded = backend.load(OnnxSource((member.path,)))
         np.testing.assert_allclose(loaded.infer(images), member.logits(images), rtol=1e-4, atol=1e-5)
         assert (loaded.what_ran.precision, loaded.file_bytes) == ("fp32", member.path.stat().st_size)
-    both = backend.load(OnnxSubject(tuple(member.path for member in members)))
+    both = backend.load(OnnxSource(tuple(member.path for member in members)))
     wanted = np.log(np.mean([member.probs(images) for member in members], axis=0))
     np.testing.assert_allclose(both.infer(images), wanted, rtol=1e-4, atol=1e-5)
 
@@ -51,17 +52,17 @@ def test_backend_inherits_what_the_contract_gives(tmp_path):
     backend = example("A backend").OnnxReference(threads=1)
     backend.take_process()
     assert not backend.is_warm
-    loaded = backend.load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+    loaded = backend.load(OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,)))
     assert (loaded.max_batch, loaded.on_gpu, loaded.num_compilations(), loaded.parts_of_last(3)) == (None, False, 0, {})
 
 
 def test_backend_refuses_what_it_cannot_run(tmp_path):
     backend = example("A backend").OnnxReference(threads=1)
     with pytest.raises(ArtifactError, match="no such file"):
-        backend.load(OnnxSubject((tmp_path / "a.onnx",)))
+        backend.load(OnnxSource((tmp_path / "a.onnx",)))
     with pytest.raises(FailedError):
-        backend.load(TorchSubject(tmp_path, "kd"))
-    loaded = backend.load(OnnxSubject((write_tiny_onnx(tmp_path / "a.onnx").path,)))
+        backend.load(TorchSource(tmp_path, Subject("student", "kd")))
+    loaded = backend.load(OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,)))
     for shape in ((2, 1, 5, 5), (2, 4, 8, 8), (2, 3, 4, 8)):
         with pytest.raises(FailedError, match=r"onnx-reference cannot run batch 2: .+"):
             loaded.infer(np.zeros(shape, np.float32))
