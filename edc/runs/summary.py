@@ -130,9 +130,9 @@ def _row(
     """Returns what one network is worth. Its DEE is read from `nlls`, those of ensembles of 1 to M teachers."""
     num_members = len(predictions.test)
     result = metrics.evaluate(
-        metrics.ensemble_log_probs(predictions.test),
+        predictions.test,
         test_labels,
-        validation_log_probs=metrics.ensemble_log_probs(predictions.validation),
+        validation_log_probs=predictions.validation,
         validation_labels=validation_labels,
     )
     result = dataclasses.replace(
