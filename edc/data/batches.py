@@ -1,7 +1,7 @@
 """Batches that are a function of (seed, epoch, position), so that a resumed or distributed run sees the same images.
 
 Every process draws the same order for the global batch and takes its own rows. Augmentation is seeded too: per batch
-for images in memory, per image for files.
+for images in memory, per image for files; `randaugment` per image for both.
 """
 
 import signal
@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import RandAugment
 
 from edc.data.images import FileImages, Images, MemoryImages, sample_seed
 from edc.errors import DataError, EdcError
 from edc.recipe import DataSection
-from edc.seeding import generator_for
+from edc.seeding import derive_seed, generator_for
 from edc.system.machine import num_cpus
 from edc.system.memory import keep_no_freed_memory
 from edc.system.signals import STOP_SIGNALS
 
-__all__ = ["crop_and_flip", "evaluation_batches", "steps_per_epoch", "train_batches"]
+__all__ = ["crop_and_flip", "evaluation_batches", "rand_augmented", "steps_per_epoch", "train_batches"]
 
 
 def steps_per_epoch(images: Images, batch_size: int) -> int:
@@ -42,10 +43,12 @@ def train_batches(
     first_batch: int = 0,
     rank: int = 0,
     num_processes: int = 1,
+    randaugment: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
 
-    With a GPU in the machine they lie in pinned memory, from which it copies while the CPU goes on.
+    With a GPU in the machine they lie in pinned memory, from which it copies while the CPU goes on. `randaugment` comes
+    before a crop with padding and its flip, and after a random area has been cut out of a file's image.
 
     Shapes: images (batch_size / num_processes, C, H, W) uint8, labels (batch_size / num_processes,) int64.
 
@@ -60,13 +63,7 @@ def train_batches(
     num_batches = steps_per_epoch(images, batch_size)
     mine = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
     batches = [order[b * batch_size : (b + 1) * batch_size] for b in range(first_batch, num_batches)]
-    if isinstance(images, FileImages):
-        resized = data.augmentation == "resized_crop_flip"
-        # Drawn up batch by batch: a million tuples would be copied page by page between this process and its workers.
-        requests = ([(i, sample_seed(seed, epoch, i) if resized else None) for i in b[mine].tolist()] for b in batches)
-        loaded = _loaded(images, requests, data.num_workers, replace=True)
-    else:
-        loaded = (images[batch[mine]] for batch in batches)
+    loaded = _read(images, [batch[mine] for batch in batches], data, seed=seed, epoch=epoch, randaugment=randaugment)
     for number, (unchanged, labels) in enumerate(loaded, start=first_batch):
         pixels = unchanged
         if data.augmentation in ("crop", "crop_flip"):
@@ -79,6 +76,31 @@ def train_batches(
                 num_rows=batch_size,
             )
         yield _pinned(pixels), _pinned(labels)
+
+
+def _read(
+    images: Images, batches: Sequence[Tensor], data: DataSection, *, seed: int, epoch: int, randaugment: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the images of each batch of numbers, with what is done to single images where they are read."""
+
+    def view_seed(index: int) -> int | None:
+        return derive_seed(seed, "randaugment", epoch, index) if randaugment else None
+
+    if isinstance(images, FileImages):
+        resized = data.augmentation == "resized_crop_flip"
+        # Drawn up batch by batch: a million tuples would be copied page by page between this process and its workers.
+        requests = (
+            [(i, sample_seed(seed, epoch, i) if resized else None, view_seed(i)) for i in batch.tolist()]
+            for batch in batches
+        )
+        yield from _loaded(images, requests, data.num_workers, replace=True)
+        return
+    for batch in batches:
+        pixels, labels = images[batch]
+        if randaugment:
+            seeds = map(view_seed, batch.tolist())
+            pixels = torch.stack([rand_augmented(one, each) for one, each in zip(pixels, seeds, strict=True)])
+        yield pixels, labels
 
 
 def evaluation_batches(
@@ -95,13 +117,33 @@ def evaluation_batches(
         for pixels, labels in (images[batch] for batch in batches):
             yield _pinned(pixels), _pinned(labels)
     elif batches:
-        requests = ([(i, None) for i in batch.tolist()] for batch in batches)
+        requests = ([(i, None, None) for i in batch.tolist()] for batch in batches)
         yield from _loaded(images, requests, num_workers, replace=False)
 
 
 def _pinned(rows: Tensor) -> Tensor:
     """Returns `rows` in memory that a GPU copies from without the CPU's help; without a GPU, as they are."""
     return rows.pin_memory() if torch.cuda.is_available() else rows
+
+
+_RAND_AUGMENT = RandAugment()
+
+
+def rand_augmented(pixels: Tensor, seed: int | None) -> Tensor:
+    """Returns one image after two random operations of RandAugment; without a seed, as it is.
+
+    torchvision's, with its defaults: two of 14 operations, at magnitude 9 of 31 (Cubuk et al. 2020, arXiv 1909.13719).
+    It draws from torch's own generator,
+    which is seeded for this image and left as it was.
+
+    Shapes: (C, H, W) uint8 to the same.
+    """
+    if seed is None:
+        return pixels
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        augmented: Tensor = _RAND_AUGMENT(pixels)
+    return augmented
 
 
 def crop_and_flip(
@@ -141,7 +183,7 @@ WHOLE_SPLITS = "Figures are of whole splits, so edc does not do it for a validat
 
 
 class _Requests(Dataset[Any]):
-    """Answers (index, augmentation seed) requests; an image without an answer comes back as its error.
+    """Answers (index, augmentation seed, view's seed) requests; an image without an answer comes back as its error.
 
     An exception raised in a worker would reach the user wrapped in the worker's traceback.
     """
@@ -150,10 +192,11 @@ class _Requests(Dataset[Any]):
         self.images, self.replace = images, replace
 
     def __getitem__(self, request: Any) -> Any:
-        index, augment_seed = request
+        index, augment_seed, view_seed = request
         try:
             if self.replace:
-                return self.images.load_or_replace(index, augment_seed=augment_seed)
+                pixels, label, unreadable = self.images.load_or_replace(index, augment_seed=augment_seed)
+                return rand_augmented(pixels, view_seed), label, unreadable
             return *self.images.load(index, augment_seed=augment_seed), {}
         except DataError as error:
             return error if self.replace else DataError(f"{error} {WHOLE_SPLITS}")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-__all__ = ["Answers", "FoldKind", "MemberForm", "Method", "Perturbation"]
+__all__ = ["Answers", "FoldKind", "MemberForm", "Method", "MixedView", "Perturbation", "View"]
 
 Method = Literal["kd", "latent_be"]
 """`kd`: one plain student learns from the mean of the teachers' answers. `latent_be`: M members that share weights
@@ -15,6 +15,12 @@ same, at 4 forward passes a step where `all` costs 16 (or 7 with `kd`) at M = 4.
 
 Perturbation = Literal["none", "gaussian", "ods", "tdiv", "tdiv_sdiv"]
 """In which direction images are moved, see `perturb`."""
+
+MixedView = Literal["mixup", "cutmix"]
+"""How images of a batch are mixed before they are perturbed, the same for teachers and student: see `mixed`."""
+
+View = Literal["mixup", "cutmix", "randaugment"]
+"""`randaugment` works on the pixels of single images, where they are read: see `rand_augmented`."""
 
 MemberForm = Literal["joint", "sequential"]
 """`joint`: all members in one batch of M * N rows. `sequential`: one member after another, each with its own backward

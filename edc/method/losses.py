@@ -31,8 +31,11 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: floa
 
 
 def label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the mean cross-entropy of every member with the labels. Shapes: (M, N, K), (N,)."""
-    return F.cross_entropy(student_logits.flatten(0, 1), labels.repeat(student_logits.shape[0]))
+    """Returns the mean cross-entropy of every member with the labels: class numbers, or probabilities of classes.
+
+    Shapes: logits (M, N, K); labels (N,), or (N, K) where views have mixed them.
+    """
+    return F.cross_entropy(student_logits.flatten(0, 1), torch.cat([labels] * student_logits.shape[0]))
 
 
 def wide(x: Tensor) -> Tensor:

@@ -23,13 +23,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from edc.method.batch_ensemble import batchnorm_momentum_shared, ensemble_size_of, select_members
-from edc.method.kinds import Answers, MemberForm, Method, Perturbation
+from edc.method.kinds import Answers, MemberForm, Method, MixedView, Perturbation
 from edc.method.losses import kd_loss, label_loss, latent_be_loss, wide
 from edc.method.perturb import perturb, sent_to
+from edc.method.views import mixed
 
 __all__ = ["Batch", "LabelStep", "Step", "StudentStep", "answers", "autocast_to", "draw_owners"]
 
@@ -78,7 +80,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StudentStep:
-    """A step of a student that learns from `teachers`: perturb the images, ask the teachers, distil.
+    """A step of a student that learns from `teachers`: mix and perturb the images, ask the teachers, distil.
 
     With `method: latent_be` the student has as many members as there are teachers. Networks run in `autocast` (None:
     as they are). The student is in train mode, the teachers in eval mode.
@@ -87,18 +89,22 @@ class StudentStep:
     teachers: Sequence[nn.Module]
     method: Method = "latent_be"
     answers: Answers = "all"
+    views: Sequence[MixedView] = ()
     perturbation: Perturbation = "none"
     grey_levels: float = 1.0
     temperature: float = 4.0
     alpha: float = 1.0
+    num_classes: int = 0
+    """Of the labels; needed where views mix labels that are learned (alpha < 1)."""
     form: MemberForm = "joint"
     autocast: torch.dtype | None = None
 
     def losses(self, model: nn.Module, network: nn.Module, batch: Batch) -> Iterator[Tensor]:
         precision, groups = autocast_to(self.autocast, batch.images.device), self._groups(network)
+        images, labels = self._viewed(batch)
         with precision, record_function("edc:perturbation"):
             images = perturb(
-                batch.images,
+                images,
                 self.perturbation,
                 teachers=self.teachers,
                 student=network,
@@ -107,7 +113,7 @@ class StudentStep:
                 rows=batch.rows,
                 num_rows=batch.num_rows,
             )
-        parts, labels = self._shared_out(images, batch)  # for each teacher: the images that it answers
+        parts, parts_labels = self._shared_out(images, labels, batch)  # for each teacher: the images that it answers
         with precision, record_function("edc:teachers"):
             answered = [answers(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True)]
         sizes = tuple(len(part) for part in parts)
@@ -121,10 +127,10 @@ class StudentStep:
                 batchnorm_momentum_shared(network, len(groups)),
             ):
                 if self.method == "kd" and self.answers == "all":
-                    logits, learned = wide(model(images))[None], batch.labels
+                    logits, learned = wide(model(images))[None], labels
                     loss = kd_loss(logits, torch.stack(answered), temperature=self.temperature)
                 else:  # row by row, member-major: row m * N + n is image n seen by member m
-                    logits, learned = wide(model(_joined(parts, group)))[None], _joined(labels, group)
+                    logits, learned = wide(model(_joined(parts, group)))[None], _joined(parts_labels, group)
                     loss = latent_be_loss(logits, _joined(answered, group)[None], temperature=self.temperature)
                 if self.alpha < 1:
                     loss = (1 - self.alpha) * label_loss(logits, learned) + self.alpha * loss
@@ -139,15 +145,24 @@ class StudentStep:
         is_sequential = self.form == "sequential" and ensemble_size_of(network) > 1
         return [(m,) for m in everyone] if is_sequential else [tuple(everyone)]
 
-    def _shared_out(self, images: Tensor, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def _viewed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the images and labels that are learned from: the batch's own, or mixtures of them."""
+        images, labels = batch.images, batch.labels
+        if not self.views:
+            return images, labels
+        if self.alpha < 1:
+            labels = F.one_hot(labels, self.num_classes).to(images.dtype)
+        return mixed(images, labels, self.views, generator=batch.generator, rows=batch.rows, num_rows=batch.num_rows)
+
+    def _shared_out(self, images: Tensor, labels: Tensor, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Returns the images that each teacher answers, and their labels: all, or a part of its own."""
         num_teachers = len(self.teachers)
         if self.answers == "all":
-            return [images] * num_teachers, [batch.labels] * num_teachers
+            return [images] * num_teachers, [labels] * num_teachers
         owners = draw_owners(batch.num_rows, num_teachers, batch.generator)[batch.rows]
         order, sizes = owners.argsort(stable=True), owners.bincount(minlength=num_teachers).tolist()
         order = sent_to(order, images.device)
-        return torch.split(images[order], sizes), torch.split(batch.labels[order], sizes)
+        return torch.split(images[order], sizes), torch.split(labels[order], sizes)
 
 
 def draw_owners(num_rows: int, num_teachers: int, generator: torch.Generator) -> Tensor:

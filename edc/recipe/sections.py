@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from edc.method.kinds import Answers, FoldKind, Method, Perturbation
 from edc.recipe.data_section import DataSection, Section
+from edc.recipe.student_section import ADDED_LATER, StudentSection, UnitInterval
 
 __all__ = [
     "CheckpointSection",
@@ -23,10 +23,6 @@ __all__ = [
     "TeachersSection",
     "TrainingSection",
 ]
-
-ADDED_LATER = ("answers",)
-"""Fields of a student that recipes of edc 0.1.0 did not have: with their defaults they make no other run."""
-UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 NETWORK_NAME = re.compile(
@@ -171,43 +167,6 @@ class TeachersSection(Section):
         return len(self.checkpoints) or self.ensemble_size or 4
 
 
-class StudentSection(Section):
-    """One student: how it learns from the ensemble, and how its members become one network."""
-
-    method: Method = "latent_be"
-    answers: Answers = "all"
-    """`all`: every teacher answers every image, and every member learns it. `split`: each image goes to one teacher and
-    to its member; the expected gradient is the same, and a step costs 4 forward passes, not 7 (kd) or 16 (latent_be).
-    """
-    perturbation: Perturbation = "none"
-    perturbation_grey_levels: PositiveFloat = 1.0
-    """Root-mean-square size of the perturbation, in grey levels of 255."""
-    temperature: PositiveFloat = 4.0
-    alpha: UnitInterval = 1.0
-    """Weight of the distillation loss; 1: labels are not used at all."""
-    epochs: PositiveInt | None = None
-    fold: FoldKind = "mean_weights"
-    """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
-    member_form: Literal["auto", "joint", "sequential"] = "auto"
-    """`joint`: all members in one batch, BatchNorm statistics over all of them, as published. `sequential`: one member
-    after another, memory as for one. `auto`: joint where its activations fit into 0.4 of the free memory."""
-    reestimate_batchnorm: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.perturbation == "tdiv_sdiv" and self.method != "latent_be":
-            raise ValueError("perturbation 'tdiv_sdiv' needs members to disagree: use method 'latent_be', or 'tdiv'")
-        for field in ("member_form", "fold"):
-            # Not by what was set: the resolved recipe of a run has every field, with its default.
-            value = getattr(self, field)
-            if self.method == "kd" and value != type(self).model_fields[field].default:
-                raise ValueError(
-                    f"{field}: found {value!r}, which has no effect with method 'kd' (a single network has no "
-                    "members); leave it out, or use method 'latent_be'"
-                )
-        return self
-
-
 class Recipe(Section):
     """A whole run. `students` maps names to students; `deploy` names the one that `edc export` takes."""
 
@@ -283,9 +242,10 @@ class Recipe(Section):
         document = self.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
         document["data"]["max_bad_fraction"] = DataSection.model_fields["max_bad_fraction"].default
         document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
+        defaults = StudentSection().model_dump(mode="json")
         for student in document["students"].values():
             for field in ADDED_LATER:
-                if student[field] == StudentSection.model_fields[field].default:
+                if student[field] == defaults[field]:
                     del student[field]
         return document
 

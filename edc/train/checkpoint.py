@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edc.errors import CheckpointError, first_line
 from edc.system.files import write_atomically
+from edc.train.average import RunningAverage
+from edc.train.distributed import by_main, raised_together
 
-__all__ = ["Position", "append_metrics", "load_checkpoint", "load_state", "save_checkpoint", "save_state"]
+__all__ = ["Position", "append_metrics", "load_checkpoint", "load_state", "resumed", "save_checkpoint", "save_state"]
 
 FORMAT = 1
 
@@ -35,7 +38,13 @@ class Position:
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
 
-def save_checkpoint(path: Path, position: Position, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(
+    path: Path,
+    position: Position,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: RunningAverage | None = None,
+) -> None:
     """Writes everything that the next step depends on, atomically."""
     document = {
         "format": FORMAT,
@@ -43,23 +52,44 @@ def save_checkpoint(path: Path, position: Position, network: nn.Module, optimize
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
+    if average is not None:
+        document["average"] = average.state()
     with write_atomically(path) as temporary:
         torch.save(document, temporary)
 
 
-def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
-    """Loads network and optimizer from `path` and returns the position to go on from."""
+def load_checkpoint(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: RunningAverage | None = None
+) -> Position:
+    """Loads network, optimizer and average from `path` and returns the position to go on from."""
     try:
         document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if document["format"] != FORMAT:
             raise CheckpointError(f"{path}: checkpoint format {document['format']}, this edc reads {FORMAT}")
         network.load_state_dict(document["network"])
         optimizer.load_state_dict(document["optimizer"])
+        if average is not None:
+            average.load(document["average"])
         return Position(**document["position"])
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{path}: cannot go on from this checkpoint ({first_line(error)}); remove it to start over"
         ) from None
+
+
+def resumed(
+    path: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: RunningAverage | None,
+    *,
+    accelerator: Accelerator,
+) -> Position:
+    """Returns where all processes go on, with what trains as it was there: at the start without a checkpoint."""
+    if not by_main(path.is_file, accelerator):
+        return Position()
+    with raised_together(accelerator):
+        return load_checkpoint(path, network, optimizer, average)
 
 
 def save_state(path: Path, state: dict[str, Tensor]) -> None:

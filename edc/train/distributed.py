@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch.profiler import record_function
 
 from edc.data import Images, MemoryImages
 from edc.errors import EdcError
@@ -22,6 +24,7 @@ from edc.system.files import exclusive_lock
 __all__ = [
     "anyone",
     "by_main",
+    "kept_coming",
     "locked_by_main",
     "one_of_a_machine_first",
     "pool_bad_images",
@@ -78,6 +81,34 @@ def raise_together(met: EdcError | None, accelerator: Accelerator) -> None:
     for error in gather_object([met]):
         if error is not None:
             raise error
+
+
+def kept_coming(
+    batches: Iterator[tuple[Tensor, Tensor]],
+    failed: list[EdcError],
+    *,
+    share: int,
+    image_shape: tuple[int, int, int],
+    accelerator: Accelerator,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the batches of a training; waiting for one shows up in a profile.
+
+    An error while other processes are in the middle of their step is put into `failed`, to be raised at the next look
+    by all of them; `share` black images take the place of each batch until then.
+    """
+    try:
+        while True:
+            with record_function("edc:data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+    except EdcError as error:
+        if accelerator.num_processes == 1:
+            raise
+        failed.append(error)
+    while True:
+        yield torch.zeros(share, *image_shape, dtype=torch.uint8), torch.zeros(share, dtype=torch.int64)
 
 
 def one_of_a_machine_first(work: Callable[[], Result], accelerator: Accelerator) -> Result:

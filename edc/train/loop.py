@@ -7,9 +7,10 @@ best epoch, is `plain_of(network)`: the network itself, or the fold of its membe
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,21 @@ from edc.recipe import DataSection, TrainingSection
 from edc.seeding import derive_seed, generator_for
 from edc.system.memory import freed_memory_kept
 from edc.system.signals import stop_requests
+from edc.train.average import RunningAverage, copy_of_state
 from edc.train.backward import backward_through
-from edc.train.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
-from edc.train.distributed import anyone, by_main, pool_bad_images, raise_together, raised_together
+from edc.train.checkpoint import Position, append_metrics, load_state, resumed, save_checkpoint, save_state
+from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
 from edc.train.placement import to_device
 from edc.train.prepare import prepared
-from edc.train.progress import TrainingProgress, training_progress
+from edc.train.progress import TensorBoardCurves, TrainingProgress, tensorboard_curves, training_progress
 from edc.train.schedule import build_optimizer, learning_rate_at
 from edc.train.sync_batchnorm import share_buffers
-from edc.train.tensorboard import TensorBoardCurves, tensorboard_curves
 
-__all__ = ["fit"]
+__all__ = ["EMA_WEIGHTS", "WEIGHTS", "fit"]
 
 CHECKPOINT = "checkpoint.pt"
+WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "ema.safetensors"
 STEPS_BETWEEN_LOOKS = 20
 """Steps between reading losses back: on a GPU every look waits for the queue. It is where several processes meet."""
 
@@ -55,39 +57,47 @@ def fit(
     folder: Path,
     label: str,
     accelerator: Accelerator,
+    randaugment: bool = False,
+    ema: float | None = None,
+    weights: str = WEIGHTS,
 ) -> nn.Module:
     """Trains `network`, resuming from `folder` if it was cut off, and returns it with the weights of the best epoch.
 
-    Leaves in `folder`: weights.safetensors (the best epoch by validation accuracy, the later one of equals),
-    metrics.jsonl (a line an epoch), tensorboard/, and while it runs checkpoint.pt.
+    Leaves in `folder`: `weights` (the best epoch by validation accuracy, the later one of equals), ema.safetensors (the
+    same of the average), metrics.jsonl (a line an epoch), tensorboard/, and while it runs checkpoint.pt.
 
     Args:
         learn: one step: what is minimised.
         plain_of: returns the network whose validation accuracy counts.
+        randaugment: whether images are augmented so besides, see `train_batches`.
+        ema: the decay of a moving average of the network, which is validated as the network is; None: there is none.
 
     Raises:
         DivergedError: the loss became NaN or infinite; the last checkpoint is untouched.
         DataError: an image of any process cannot be read, or more of all processes' than the recipe allows.
         Interrupted: a signal asked to stop; the state is on disk.
     """
-    finished = folder / "weights.safetensors"
+    finished = folder / weights
     if by_main(finished.is_file, accelerator):
         with raised_together(accelerator):
             network.load_state_dict(load_state(finished))
         return network.to(accelerator.device)
     network = prepared(network, data.image_shape, training, label=label, accelerator=accelerator)
     optimizer = build_optimizer(network, training)
-    position = _resumed(folder, network, optimizer, accelerator)
+    average = None if ema is None else RunningAverage(network, decay=ema)
+    position = resumed(folder / CHECKPOINT, network, optimizer, average, accelerator=accelerator)
     job = _Job(
         network=network,
         model=accelerator.prepare_model(network) if accelerator.num_processes > 1 else network,
         optimizer=optimizer,
+        average=average,
         position=position,
         data=data,
         learn=learn,
         plain_of=plain_of,
         data_section=data_section,
         training=training,
+        randaugment=randaugment,
         seed=seed,
         folder=folder,
         label=label,
@@ -96,6 +106,8 @@ def fit(
     )
     with stop_requests() as stop:
         _train_epochs(job, stop)
+        if average is not None:
+            by_main(partial(save_state, folder / EMA_WEIGHTS, average.best_state), accelerator)
         by_main(lambda: save_state(finished, position.best_state), accelerator)
         by_main(lambda: job.checkpoint.unlink(missing_ok=True), accelerator)
         accelerator.wait_for_everyone()
@@ -108,17 +120,19 @@ def fit(
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything one call of `fit` works with; `position` is the only part that changes."""
+    """Everything one call of `fit` works with; the networks, the optimizer and `position` change."""
 
     network: nn.Module
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    average: RunningAverage | None
     position: Position
     data: DataSet
     learn: Step
     plain_of: Callable[[nn.Module], nn.Module]
     data_section: DataSection
     training: TrainingSection
+    randaugment: bool
     seed: int
     folder: Path
     label: str
@@ -130,14 +144,8 @@ class _Job:
     def checkpoint(self) -> Path:
         return self.folder / CHECKPOINT
 
-
-def _resumed(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Position:
-    """Returns where to go on, with network and optimizer as they were there: at the start without a checkpoint."""
-    checkpoint = folder / CHECKPOINT
-    if not by_main(checkpoint.is_file, accelerator):
-        return Position()
-    with raised_together(accelerator):
-        return load_checkpoint(checkpoint, network, optimizer)
+    def save_checkpoint(self) -> None:
+        save_checkpoint(self.checkpoint, self.position, self.network, self.optimizer, self.average)
 
 
 def _train_epochs(job: _Job, stop: list[int]) -> None:
@@ -178,8 +186,10 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         first_batch=position.batch,
         rank=rank,
         num_processes=num_processes,
+        randaugment=job.randaugment,
     )
-    for number, (pixels, labels) in enumerate(_batches(job, batches, failed), start=position.batch):
+    batches = kept_coming(batches, failed, share=share, image_shape=job.data.image_shape, accelerator=accelerator)
+    for number, (pixels, labels) in enumerate(batches, start=position.batch):
         step = epoch * job.steps + number
         if not training.sync_batchnorm:
             share_buffers(job.network)  # what the perturbation runs on, and what a resumed run would have
@@ -204,6 +214,8 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         )
         with record_function("edc:optimizer"):
             job.optimizer.step()
+            if job.average is not None:
+                job.average.update(job.network)
         pending.append(loss)
         position.batch = number + 1
         stopping = bool(stop) and num_processes == 1
@@ -215,34 +227,10 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         progress.step(step + 1, num_images=training.batch_size)
         if stopping:
             position.seconds += time.monotonic() - started
-            by_main(lambda: save_checkpoint(job.checkpoint, position, job.network, job.optimizer), accelerator)
+            by_main(job.save_checkpoint, accelerator)
             accelerator.wait_for_everyone()  # a launcher kills all processes when the first of them leaves
             raise _interrupted(stop)
     position.seconds += time.monotonic() - started
-
-
-def _batches(
-    job: _Job, batches: Iterator[tuple[Tensor, Tensor]], failed: list[EdcError]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the batches; waiting for one shows up in a profile.
-
-    An error while other processes are in the middle of their step is put into `failed`, to be raised at the next look
-    by all of them; black images take the place of the batches until then.
-    """
-    try:
-        while True:
-            with record_function("edc:data"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-    except EdcError as error:
-        if job.accelerator.num_processes == 1:
-            raise
-        failed.append(error)
-    share = job.training.batch_size // job.accelerator.num_processes
-    while True:
-        yield torch.zeros(share, *job.data.image_shape, dtype=torch.uint8), torch.zeros(share, dtype=torch.int64)
 
 
 def _interrupted(stop: list[int]) -> Interrupted:
@@ -271,13 +259,13 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: Tens
     last_step = (epoch + 1) * job.steps - 1
     record: dict[str, Any] = {"epoch": epoch, "step": last_step + 1, "loss": position.loss_sum / job.steps}
     if (epoch + 1) % training.validate_every == 0 or epoch == training.epochs - 1:
-        share_buffers(job.network)  # all validate, remember and return one network
-        plain = job.plain_of(job.network)
-        acc = evaluate_accuracy(plain, job.data.validation, job.data_section, training, job.accelerator)
-        progress.validation_acc = record["validation_acc"] = acc
+        progress.validation_acc = record["validation_acc"] = acc = _validation_acc(job, job.network)
         if acc >= position.best_validation_acc:
             position.best_validation_acc, position.best_epoch = acc, epoch
-            position.best_state = {k: v.detach().cpu().clone() for k, v in job.network.state_dict().items()}
+            position.best_state = copy_of_state(job.network)
+        if job.average is not None:
+            record["ema_validation_acc"] = _validation_acc(job, job.average.network)
+            job.average.keep_if_best(record["ema_validation_acc"])
     record["learning_rate"] = learning_rate_at(last_step, training, job.steps)
     record["seconds"] = round(position.seconds, 3)
     position.epoch, position.batch, position.loss_sum = epoch + 1, 0, 0.0
@@ -287,6 +275,13 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: Tens
         if curves is not None:
             curves.add(record)
         if (epoch + 1) % training.checkpoint_every == 0:
-            save_checkpoint(job.checkpoint, position, job.network, job.optimizer)
+            job.save_checkpoint()
 
     by_main(write, job.accelerator)
+
+
+def _validation_acc(job: _Job, network: nn.Module) -> float:
+    """Returns the accuracy of the plain network of `network`, one and the same on all processes from here on."""
+    share_buffers(network)
+    plain = job.plain_of(network)
+    return evaluate_accuracy(plain, job.data.validation, job.data_section, job.training, job.accelerator)

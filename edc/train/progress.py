@@ -1,14 +1,18 @@
-"""What a person sees while training runs: a bar on a terminal, a line now and then in a log file. Always on stderr."""
+"""What a person sees while training runs: a bar on a terminal or a line now and then in a log file, always on stderr;
+and curves in TensorBoard, beside metrics.jsonl.
+"""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edc.console import console
 
-__all__ = ["TrainingProgress", "training_progress"]
+__all__ = ["TensorBoardCurves", "TrainingProgress", "tensorboard_curves", "training_progress"]
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -64,3 +68,38 @@ def training_progress(label: str, *, first_step: int, total_steps: int, visible:
     )
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
         yield TrainingProgress(bar, label, first_step=first_step, total_steps=total_steps, visible=visible)
+
+
+CURVES = ("loss", "validation_acc", "ema_validation_acc", "learning_rate")
+
+
+class TensorBoardCurves:
+    """Takes the line of an epoch and adds a point to each curve that it has.
+
+    A disk that is full costs points here: metrics.jsonl has the same figures, and is what says so.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = None
+        with suppress(OSError):
+            self.writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        with suppress(OSError):
+            for name in CURVES if self.writer else ():
+                if name in record:
+                    self.writer.add_scalar(name, record[name], record["step"])
+
+
+@contextmanager
+def tensorboard_curves(folder: Path, *, purge_step: int | None) -> Iterator[TensorBoardCurves]:
+    """Yields the curves in `folder`; points from `purge_step` on, left by a run that was cut off, are dropped."""
+    curves = TensorBoardCurves(folder, purge_step=purge_step)
+    try:
+        yield curves
+    finally:
+        with suppress(OSError):
+            if curves.writer:
+                curves.writer.close()

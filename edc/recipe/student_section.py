@@ -1,0 +1,80 @@
+"""The student section of a recipe: how one student learns. Importable without torch, as all of a recipe."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from edc.method.kinds import Answers, FoldKind, Method, Perturbation, View
+from edc.recipe.data_section import Section
+
+__all__ = ["ADDED_LATER", "StudentSection", "UnitInterval"]
+
+ADDED_LATER = ("answers", "views", "ema", "choose")
+"""Fields of a student that recipes of edc 0.1.0 did not have: with their defaults they make no other run."""
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class StudentSection(Section):
+    """One student: how it learns from the ensemble, and how its members become one network."""
+
+    method: Method = "latent_be"
+    answers: Answers = "all"
+    """`all`: every teacher answers every image, and every member learns it. `split`: each image goes to one teacher and
+    to its member; the expected gradient is the same, and a step costs 4 forward passes, not 7 (kd) or 16 (latent_be).
+    """
+    views: tuple[View, ...] = ()
+    """What images become before they are perturbed, in this order, the same for teachers and student: `randaugment`,
+    two random operations on the pixels of each image; `mixup` and `cutmix`, each image mixed with another of its batch,
+    and with alpha < 1 their labels too; batches of every process, and micro-batches, are then even."""
+    perturbation: Perturbation = "none"
+    perturbation_grey_levels: PositiveFloat = 1.0
+    """Root-mean-square size of the perturbation, in grey levels of 255."""
+    temperature: PositiveFloat = 4.0
+    alpha: UnitInterval = 1.0
+    """Weight of the distillation loss; 1: labels are not used at all."""
+    epochs: PositiveInt | None = None
+    fold: FoldKind = "mean_weights"
+    """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
+    member_form: Literal["auto", "joint", "sequential"] = "auto"
+    """`joint`: all members in one batch, BatchNorm statistics over all of them, as published. `sequential`: one member
+    after another, memory as for one. `auto`: joint where its activations fit into 0.4 of the free memory."""
+    reestimate_batchnorm: bool = False
+    """Always take BatchNorm's statistics anew after training, from clean, augmented training images."""
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Decay per step of an exponential moving average of the student with its members, for example 0.999: kept beside
+    it from its first step on, BatchNorm's statistics averaged too, and validated as it is. None: there is none."""
+    choose: Literal["validation"] | None = None
+    """`validation`: the student as trained, its moving average if it has one, and either with BatchNorm re-estimated;
+    what has the best validation accuracy, of equals the lowest NLL, is evaluated and exported. So it is wherever there
+    is an `ema`; else None: the student as trained."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.perturbation == "tdiv_sdiv" and self.method != "latent_be":
+            raise ValueError("perturbation 'tdiv_sdiv' needs members to disagree: use method 'latent_be', or 'tdiv'")
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"views: found {', '.join(self.views)}; expected each of them once")
+        if "randaugment" in self.views[1:]:
+            raise ValueError(
+                f"views: found {', '.join(self.views)}; expected 'randaugment' first, because it works on the pixels "
+                "of single images, and what mixup and cutmix make of them has none"
+            )
+        if self.choose and self.ema is None and self.reestimate_batchnorm:
+            raise ValueError(
+                "choose: found 'validation', which has no effect where BatchNorm is always re-estimated and there is "
+                "no ema; leave out choose, or reestimate_batchnorm"
+            )
+        for field in ("member_form", "fold"):
+            # Not by what was set: the resolved recipe of a run has every field, with its default.
+            value = getattr(self, field)
+            if self.method == "kd" and value != type(self).model_fields[field].default:
+                raise ValueError(
+                    f"{field}: found {value!r}, which has no effect with method 'kd' (a single network has no "
+                    "members); leave it out, or use method 'latent_be'"
+                )
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether validation images choose what is deployed of this student."""
+        return self.choose is not None or self.ema is not None

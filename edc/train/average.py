@@ -1,0 +1,56 @@
+"""The moving average of a network over the steps of its training (EMA), and the best that it has been.
+
+    average_1 = network_1        average_t = decay * average_{t-1} + (1 - decay) * network_t
+
+network_t is the network after step t: its parameters, those of its members included, and its buffers. BatchNorm's
+running statistics are thus averaged too; those of the averaged weights themselves are what re-estimation gives.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+__all__ = ["RunningAverage", "copy_of_state"]
+
+
+class RunningAverage:
+    """The moving average of a network, and its state in the epoch of the best validation accuracy, the later of equals.
+
+    It is made of the network where and as that trains; on the disk it is part of the training's checkpoint.
+    """
+
+    def __init__(self, network: nn.Module, *, decay: float) -> None:
+        update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._averaged = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+        self._averaged.requires_grad_(False)
+        self.best_validation_acc = -1.0
+        self.best_state: dict[str, Tensor] = {}
+
+    @property
+    def network(self) -> nn.Module:
+        """The average itself, a network as the averaged one is."""
+        return self._averaged.module
+
+    def update(self, network: nn.Module) -> None:
+        """Takes the network after one more step in."""
+        self._averaged.update_parameters(network)
+
+    def keep_if_best(self, validation_acc: float) -> None:
+        if validation_acc >= self.best_validation_acc:
+            self.best_validation_acc, self.best_state = validation_acc, copy_of_state(self.network)
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that the next step depends on, for a checkpoint."""
+        best = {"best_validation_acc": self.best_validation_acc, "best_state": self.best_state}
+        return {"averaged": self._averaged.state_dict(), **best}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` returned."""
+        self._averaged.load_state_dict(state["averaged"])
+        self.best_validation_acc, self.best_state = state["best_validation_acc"], state["best_state"]
+
+
+def copy_of_state(network: nn.Module) -> dict[str, Tensor]:
+    """Returns the state dict of `network` in CPU memory of its own."""
+    return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
