@@ -205,6 +205,7 @@ def test_digest_ignores_how_a_run_is_operated_and_is_the_one_it_was_before_it_di
     whole = base.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
     for student in whole["students"].values():
         assert student.pop("answers") == "all"  # a field that came later
+        assert [student.pop(field) for field in ("views", "ema", "choose")] == [[], None, None]
     assert base.digest() == hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 

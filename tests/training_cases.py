@@ -34,6 +34,9 @@ STUDENTS = {
     "sequential": StudentSection(perturbation="tdiv_sdiv", member_form="sequential"),
     "kd_gaussian": StudentSection(method="kd", perturbation="gaussian"),
     "kd_ods": StudentSection(method="kd", perturbation="ods"),
+    "views": StudentSection(
+        views=("randaugment", "mixup", "cutmix"), perturbation="tdiv_sdiv", answers="split", alpha=0.9, ema=0.8
+    ),
 }
 
 CASES = {
@@ -43,6 +46,7 @@ CASES = {
     "sequential, float64": torch.float64,
     "kd_gaussian, float64": torch.float64,
     "kd_ods, float64": torch.float64,
+    "views, float64": torch.float64,
 }
 """A perturbation is the sign-like direction of a small gradient: it needs float64 to tell rounding from a mistake."""
 
@@ -114,10 +118,11 @@ def run_case(
     name, dtype = case.split(", ", maxsplit=1)[0], CASES[case]
     network: nn.Module = plain(0, dtype)
     learn: Step = LabelStep()
+    section = StudentSection() if name == "teacher" else STUDENTS[name]
     if name != "teacher":
         form: MemberForm = "sequential" if STUDENTS[name].member_form == "sequential" else "joint"
         teachers = TeacherEnsemble([plain(1, dtype), plain(2, dtype)])
-        learn = student_step(STUDENTS[name], teachers, training=training, form=form)
+        learn = student_step(section, teachers, training=training, num_classes=DATA.num_classes or 0, form=form)
         if STUDENTS[name].method == "latent_be":
             network = to_batch_ensemble(network, 2)
 
@@ -138,6 +143,8 @@ def run_case(
         folder=folder,
         label=case,
         accelerator=accelerator,
+        randaugment="randaugment" in section.views,
+        ema=section.ema,
     )
     return trained, recorded.seen
 

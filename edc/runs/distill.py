@@ -17,6 +17,7 @@ from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
 from edc.teachers.ensemble import fetch_teacher_weights, load_own_teachers, load_teachers, teacher_digests
 from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
+from edc.train.evaluate import norms_of
 from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
 
 __all__ = ["distill", "require_trainable"]
@@ -83,13 +84,24 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
     for name, section in recipe.students.items():
         if section.answers == "split":
             _require_rows_for_all(recipe, name, num_processes=accelerator.num_processes)
+        if set(section.views) - {"randaugment"}:
+            _require_pairs(recipe, name, num_processes=accelerator.num_processes)
+        if section.chooses and section.ema is None and not norms_of(student):
+            raise RecipeError(
+                f"students.{name}.choose: found 'validation', which has no effect: {recipe.network.name} has no "
+                "BatchNorm to re-estimate, and there is no ema; leave it out"
+            )
     if any(section.method == "latent_be" for section in recipe.students.values()):
         _try_members(student, data, source=recipe.network.name)
-    # Final weights of every network, and one checkpoint: the network, its momentum, and the best one so far.
+    # Final weights of every network, and one checkpoint: the network, its momentum, and the best one so far. What is
+    # chosen from stays beside what is chosen, and a checkpoint holds the average and its best, too.
     student_bytes, teacher_bytes = 4 * count_parameters(student), 4 * count_parameters(teacher)
     num_teachers = 0 if recipe.teachers.checkpoints else recipe.teachers.size
     largest = max(student_bytes, teacher_bytes)
-    return student_bytes * len(recipe.students) + teacher_bytes * num_teachers + 6 * largest
+    num_averages = sum(section.ema is not None for section in recipe.students.values())
+    num_weights = len(recipe.students) + sum(section.chooses for section in recipe.students.values()) + num_averages
+    num_states = 10 if num_averages else 6
+    return student_bytes * num_weights + teacher_bytes * num_teachers + num_states * largest
 
 
 def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> None:
@@ -104,6 +116,20 @@ def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> N
             f"go through the networks at once (training.batch_size {training.batch_size} on {num_processes} "
             f"process{'es' * (num_processes > 1)}, micro_batch_size {training.micro_batch_size}); "
             f"{2 * num_teachers} or more are needed"
+        )
+
+
+def _require_pairs(recipe: Recipe, name: str, *, num_processes: int) -> None:
+    """Raises `RecipeError` where images that are mixed would not come in pairs in every process and micro-batch."""
+    training = recipe.training
+    share = training.batch_size // num_processes
+    micro = min(training.micro_batch_size or share, share)
+    if share % 2 or micro % 2:
+        mixed = " and ".join(view for view in recipe.students[name].views if view != "randaugment")
+        raise RecipeError(
+            f"students.{name}.views: {mixed} mix images in pairs, of {micro} that go through the networks at once "
+            f"(training.batch_size {training.batch_size} on {num_processes} process{'es' * (num_processes > 1)}, "
+            f"micro_batch_size {training.micro_batch_size}); expected an even number in each process and micro-batch"
         )
 
 

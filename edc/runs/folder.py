@@ -3,7 +3,8 @@
 runs/<name>/
     recipe.yaml              the resolved recipe
     inputs.json              what the recipe cannot say: which images and which teachers the students learn from
-    students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains)
+    students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains); where
+                             there was something to choose (edc/runs/choice.py), chosen.json and the candidates
     summary.json             metrics of every network; its presence means that the run is finished
 runs/teachers/<key>/         one trained teacher, kept by what determines it, shared by all runs
 """

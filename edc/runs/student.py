@@ -1,5 +1,7 @@
 """Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
 
+from functools import partial
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -12,14 +14,15 @@ from edc.method.kinds import MemberForm
 from edc.method.step import StudentStep
 from edc.networks import Classifier, build_network
 from edc.recipe import Recipe, StudentSection, TrainingSection
+from edc.runs.choice import TRAINED_WEIGHTS, choose
 from edc.runs.folder import RunFolder
 from edc.seeding import derive_seed
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.checkpoint import load_state
 from edc.train.compiling import compile_network, example_for
-from edc.train.distributed import by_main, locked_by_main
+from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.evaluate import reestimate_batchnorm
-from edc.train.loop import fit
+from edc.train.loop import WEIGHTS, fit
 from edc.train.member_form import KEPT, choose_form, kept_form
 from edc.train.placement import autocast_dtype, place
 
@@ -58,21 +61,29 @@ def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = Tru
 
 
 def student_step(
-    section: StudentSection, teachers: TeacherEnsemble, *, training: TrainingSection, form: MemberForm = "joint"
+    section: StudentSection,
+    teachers: TeacherEnsemble,
+    *,
+    training: TrainingSection,
+    num_classes: int = 0,
+    form: MemberForm = "joint",
 ) -> StudentStep:
     """Returns how a student of the recipe learns.
 
     Args:
+        num_classes: of the labels; needed where views mix labels that are learned.
         form: `joint` or `sequential`, never `auto`, see `choose_form`.
     """
     return StudentStep(
         teachers=list(teachers.members),
         method=section.method,
         answers=section.answers,
+        views=tuple(view for view in section.views if view != "randaugment"),
         perturbation=section.perturbation,
         grey_levels=section.perturbation_grey_levels,
         temperature=section.temperature,
         alpha=section.alpha,
+        num_classes=num_classes,
         form=form,
         autocast=autocast_dtype(training),
     )
@@ -96,7 +107,10 @@ def train_student(
     run: RunFolder,
     accelerator: Accelerator,
 ) -> nn.Module:
-    """Returns student `name` (with its members) trained to the end, going on where an earlier call stopped."""
+    """Returns student `name` (with its members) trained to the end, going on where an earlier call stopped.
+
+    Where validation images choose what is deployed of it, it is returned as that.
+    """
     section = recipe.students[name]
     network = build_student(recipe, name, data)
     not_members = shared_layers(network) if section.method == "latent_be" else []
@@ -109,14 +123,16 @@ def train_student(
         form, reason = choose_form(
             section, network, data.image_shape, training=training, folder=folder, accelerator=accelerator
         )
+        if section.chooses and by_main((folder / WEIGHTS).is_file, accelerator):
+            return _chosen(recipe, name, data, run=run, accelerator=accelerator)
         if accelerator.is_main_process and reason:
             console.print(f"{name}: members {form}, {reason}", highlight=False)
         if training.compile:
             _compile_teachers(recipe, data, teachers, accelerator)
-        return fit(
+        trained = fit(
             network,
             data,
-            learn=student_step(section, teachers, training=training, form=form),
+            learn=student_step(section, teachers, training=training, num_classes=data.num_classes, form=form),
             plain_of=lambda trained: fold_student(trained, recipe, name, data),
             data_section=recipe.data,
             training=training,
@@ -124,7 +140,29 @@ def train_student(
             folder=folder,
             label=name,
             accelerator=accelerator,
+            randaugment="randaugment" in section.views,
+            ema=section.ema,
+            weights=TRAINED_WEIGHTS if section.chooses else WEIGHTS,
         )
+        if not section.chooses:
+            return trained
+        choose(
+            recipe,
+            name,
+            data,
+            folder=folder,
+            build=lambda: build_student(recipe, name, data, fresh=False),
+            plain_of=partial(_plain, recipe=recipe, name=name, data=data, accelerator=accelerator),
+            accelerator=accelerator,
+        )
+        return _chosen(recipe, name, data, run=run, accelerator=accelerator)
+
+
+def _chosen(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder, accelerator: Accelerator) -> nn.Module:
+    """Returns student `name` as it was chosen, on every process's device."""
+    with raised_together(accelerator):
+        network = load_student(recipe, name, data, run=run)
+    return place(network, accelerator.device, recipe.training)
 
 
 def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
@@ -165,7 +203,7 @@ def _compile_teachers(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, 
 
 def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) -> nn.Module:
     """Returns trained student `name` with its members; raises `RunError` if it is not finished."""
-    path = run.student_path(name) / "weights.safetensors"
+    path = run.student_path(name) / WEIGHTS
     if not path.is_file():
         raise RunError(
             f"{path}: student {name!r} is not trained; go on with: edc distill {run.recipe_path} --run {run.path}"
@@ -177,8 +215,15 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
 
 def deployable(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, accelerator: Accelerator) -> nn.Module:
     """Returns what is evaluated and exported: the folded student, its BatchNorm re-estimated if the recipe says so."""
+    always = recipe.students[name].reestimate_batchnorm
+    return _plain(network, recipe=recipe, name=name, data=data, reestimate=always, accelerator=accelerator)
+
+
+def _plain(
+    network: nn.Module, *, recipe: Recipe, name: str, data: DataSet, reestimate: bool, accelerator: Accelerator
+) -> nn.Module:
     plain = fold_student(network, recipe, name, data)
-    if recipe.students[name].reestimate_batchnorm:
+    if reestimate:
         plain = reestimate_batchnorm(
             plain,
             data,

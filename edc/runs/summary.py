@@ -21,6 +21,7 @@ from edc.method.kinds import FoldKind, MemberForm
 from edc.metrics import Labels, Metrics
 from edc.networks import count_parameters
 from edc.recipe import Recipe
+from edc.runs.choice import kept_choice
 from edc.runs.folder import RunFolder
 from edc.runs.rows import identity_of
 from edc.runs.student import deployable, fold_student, form_of
@@ -47,7 +48,8 @@ def summarise(
     """Returns the document of summary.json: a row for each teacher, the ensemble, each student unfolded and folded.
 
     `fold_choice` holds the validation NLL of both folds of each student with members, so that the choice between them
-    is a measurement, and never one on test images. `member_form` of a student's rows is the form it was trained in.
+    is a measurement, and never one on test images. `chosen` holds what they have chosen of each student that
+    has several candidates. `member_form` of a student's rows is the form it was trained in.
     """
     test_labels, validation_labels = labels_of(data.test), labels_of(data.validation)
 
@@ -86,6 +88,7 @@ def summarise(
         plain = deployable(network, recipe, name, data, accelerator=accelerator)
         student = Subject("student", name=name)
         rows.append(to_row(student, predict(plain), parameters=count_parameters(plain), form=form))
+    choices = {name: kept_choice(run.student_path(name)) for name in students}
     return {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
@@ -103,6 +106,7 @@ def summarise(
         "ensemble_size": recipe.teachers.size,
         "ensemble_calibrated_nll_by_size": nlls,
         "fold_choice": fold_choice,
+        "chosen": {name: choice.model_dump(mode="json") for name, choice in choices.items() if choice is not None},
         "rows": rows,
         "versions": versions(),
         "machine": machine(),

@@ -13,7 +13,7 @@ from edc.recipe import DataSection, TrainingSection
 from edc.train.distributed import raised_together
 from edc.train.placement import autocast, to_device
 
-__all__ = ["evaluate_accuracy", "labels_of", "predict_logits", "reestimate_batchnorm"]
+__all__ = ["evaluate_accuracy", "labels_of", "norms_of", "predict_logits", "reestimate_batchnorm"]
 
 
 def evaluate_accuracy(
@@ -70,6 +70,12 @@ def labels_of(images: Images) -> NDArray[np.int64]:
     return labels
 
 
+def norms_of(network: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    """Returns the BatchNorm layers of `network` by name."""
+    norm = nn.modules.batchnorm._BatchNorm
+    return {name: module for name, module in network.named_modules() if isinstance(module, norm)}
+
+
 def reestimate_batchnorm(
     network: nn.Module,
     data: DataSet,
@@ -85,7 +91,7 @@ def reestimate_batchnorm(
     A batch here is at most 256 images, whatever a training step has: all of it goes through the network at once.
     """
     batch_size = min(training.batch_size, 256)
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = list(norms_of(network).values())
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

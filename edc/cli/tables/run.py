@@ -10,6 +10,7 @@ from rich.table import Table
 
 from edc.console import count, duration
 from edc.errors import RunError
+from edc.runs.choice import Choice
 from edc.runs.cost import Cost
 from edc.runs.rows import rows_by_subject
 from edc.subject import Subject
@@ -34,6 +35,8 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     for name, by_seed in forms.items():
         label = Subject("student", name=name).label
         caption += f"\n{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
+    for name, choices in _choices(summaries).items():
+        caption += f"\n{Subject('student', name=name).label}: chosen on validation images, {choices}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("network")
     for column in COLUMNS:
@@ -60,6 +63,20 @@ def _member_forms(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[int, st
             if subject.role == "student" and subject.name is not None and "member_form" in row:
                 forms.setdefault(subject.name, {})[summary["seed"]] = row["member_form"]
     return forms
+
+
+def _choices(summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Returns what was chosen of each student that had several candidates, in words; by seed where seeds differ."""
+    found: dict[str, dict[int, str]] = {}
+    for summary in sorted(summaries, key=lambda summary: int(summary["seed"])):
+        for name, document in summary.get("chosen", {}).items():
+            found.setdefault(name, {})[summary["seed"]] = Choice.model_validate(document).chosen.label
+    return {
+        name: next(iter(by_seed.values()))
+        if len(set(by_seed.values())) == 1
+        else "; ".join(f"seed {seed}: {label}" for seed, label in by_seed.items())
+        for name, by_seed in found.items()
+    }
 
 
 def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,132 @@
+"""Which of its candidates a student is deployed as: chosen on validation images, and kept beside its weights.
+
+students/<student>/
+    trained.safetensors      the student as trained: its best epoch
+    ema.safetensors          its moving average: its own best epoch
+    chosen.json              what each candidate reached on the validation images, and which was chosen
+    weights.safetensors      the chosen one, BatchNorm's statistics as chosen: what is folded, evaluated and exported
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from edc import metrics
+from edc.data import DataSet
+from edc.errors import RunError, first_line
+from edc.recipe import Recipe, StudentSection
+from edc.system.files import write_json
+from edc.train.checkpoint import load_state, save_state
+from edc.train.distributed import by_main, raised_together
+from edc.train.evaluate import labels_of, norms_of, predict_logits
+from edc.train.loop import EMA_WEIGHTS, WEIGHTS
+from edc.train.placement import place
+
+__all__ = ["CHOSEN", "TRAINED_WEIGHTS", "Candidate", "Choice", "best_of", "candidates_of", "choose", "kept_choice"]
+
+CHOSEN, TRAINED_WEIGHTS = "chosen.json", "trained.safetensors"
+
+
+class Candidate(BaseModel):
+    """A network that a student could be deployed as, and what it reaches on the validation images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: Literal["trained", "ema"]
+    batchnorm: Literal["trained", "reestimated"]
+    validation_acc: float | None = None
+    validation_nll: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What it is, in the words of a table."""
+        weights = "as trained" if self.weights == "trained" else "moving average"
+        return weights + (", BatchNorm re-estimated" if self.batchnorm == "reestimated" else "")
+
+
+class Choice(BaseModel):
+    """The document of chosen.json, and of a student in `chosen` of summary.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+
+
+class PlainOf(Protocol):
+    """Returns the plain network of a student, its BatchNorm re-estimated or not."""
+
+    def __call__(self, network: nn.Module, *, reestimate: bool) -> nn.Module: ...
+
+
+def choose(
+    recipe: Recipe,
+    name: str,
+    data: DataSet,
+    *,
+    folder: Path,
+    build: Callable[[], nn.Module],
+    plain_of: PlainOf,
+    accelerator: Accelerator,
+) -> None:
+    """Writes what each candidate of a trained student reaches, and the weights of the best.
+
+    The weights come last: they say that the choice is made.
+
+    Args:
+        build: returns the student's network, whatever its weights.
+    """
+    files = {"trained": folder / TRAINED_WEIGHTS, "ema": folder / EMA_WEIGHTS}
+    labels = labels_of(data.validation)
+    found: dict[Candidate, dict[str, Tensor]] = {}
+    for candidate in candidates_of(recipe.students[name], has_batchnorm=bool(norms_of(build()))):
+        network = place(build(), accelerator.device, recipe.training)
+        with raised_together(accelerator):
+            state = load_state(files[candidate.weights])
+            network.load_state_dict(state)
+        plain = plain_of(network, reestimate=candidate.batchnorm == "reestimated")
+        logits = predict_logits(plain, data.validation, recipe.data, recipe.training, accelerator)
+        log_probs = metrics.log_probs_from_logits(logits[0])
+        acc, nll = metrics.accuracy(log_probs, labels), metrics.nll(log_probs, labels)
+        scored = candidate.model_copy(update={"validation_acc": acc, "validation_nll": nll})
+        found[scored] = state | _statistics(plain)
+    choice = Choice(chosen=best_of(list(found)), candidates=tuple(found))
+    by_main(lambda: write_json(folder / CHOSEN, choice.model_dump(mode="json")), accelerator)
+    by_main(lambda: save_state(folder / WEIGHTS, found[choice.chosen]), accelerator)
+
+
+def candidates_of(section: StudentSection, *, has_batchnorm: bool) -> list[Candidate]:
+    """Returns what is to be chosen from, the student as trained first."""
+    kinds: list[Literal["trained", "reestimated"]] = ["trained", "reestimated"] if has_batchnorm else ["trained"]
+    if section.reestimate_batchnorm:
+        kinds = ["reestimated"]
+    weights: list[Literal["trained", "ema"]] = ["trained"] if section.ema is None else ["trained", "ema"]
+    return [Candidate(weights=each, batchnorm=kind) for each in weights for kind in kinds]
+
+
+def best_of(candidates: list[Candidate]) -> Candidate:
+    """Returns the candidate of the highest validation accuracy, of equals the lowest NLL, of equals the first."""
+    return min(candidates, key=lambda each: (-(each.validation_acc or 0.0), each.validation_nll or 0.0))
+
+
+def kept_choice(folder: Path) -> Choice | None:
+    """Returns what was chosen of the student in `folder`; None: there was nothing to choose."""
+    path = folder / CHOSEN
+    if not path.is_file():
+        return None
+    try:
+        return Choice.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise RunError(
+            f"{path}: damaged ({first_line(error)}); remove it and {WEIGHTS} beside it, and edc distill chooses again"
+        ) from None
+
+
+def _statistics(plain: nn.Module) -> dict[str, Tensor]:
+    """Returns the state of BatchNorm that is no weight; members share it under the names that their fold has."""
+    norms = norms_of(plain).items()
+    return {f"{name}.{key}": value for name, norm in norms for key, value in norm.named_buffers()}
