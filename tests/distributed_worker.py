@@ -3,6 +3,7 @@
 Launched by conftest.py as `python distributed_worker.py FOLDER`, with RANK, WORLD_SIZE and MASTER_PORT set.
 """
 
+import json
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 from training_cases import (
     APART,
@@ -85,6 +87,14 @@ def trainings(folder: Path, accelerator: Accelerator) -> dict[str, Any]:
     for case in CASES:
         network, losses = run_case(case, folder / case, accelerator)
         found[case] = {"losses": losses, "state": {k: v.clone() for k, v in network.state_dict().items()}}
+        average = folder / case / "ema.safetensors"
+        accelerator.wait_for_everyone()
+        if average.is_file():
+            rows = [json.loads(line) for line in (folder / case / "metrics.jsonl").read_text().splitlines()]
+            found[case] |= {
+                "average": load_file(average),
+                "ema_validation_acc": [r["ema_validation_acc"] for r in rows],
+            }
     return found
 
 

@@ -396,6 +396,17 @@ def test_two_processes_have_the_loss_curve_of_one_at_the_same_global_batch(two_p
             torch.testing.assert_close(value, weights[key], rtol=1e-8, atol=1e-8)
 
 
+def test_moving_average_of_two_processes_is_that_of_one(two_processes, undisturbed):
+    folder, _ = undisturbed["views, float64"]
+    expected = load_file(folder / "ema.safetensors")
+    for process in two_processes:
+        found = process["trainings"]["views, float64"]
+        assert found["average"].keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found["average"][key], value, rtol=1e-8, atol=1e-8)
+        assert found["ema_validation_acc"] == [row["ema_validation_acc"] for row in metrics_of(folder)]
+
+
 def test_signal_to_one_process_stops_both_at_one_step_and_the_resumed_run_ends_bit_equal(two_processes):
     for process in two_processes:
         assert process["interrupted"]["stopped"]
