@@ -1,6 +1,7 @@
 """Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -119,50 +120,58 @@ def train_student(
     folder = run.student_path(name)
     busy = f"{folder}: another process is training this student"
     with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
-        training = recipe.training_of(section)
-        form, reason = choose_form(
-            section, network, data.image_shape, training=training, folder=folder, accelerator=accelerator
-        )
-        if section.chooses and by_main((folder / WEIGHTS).is_file, accelerator):
-            return _chosen(recipe, name, data, run=run, accelerator=accelerator)
-        if accelerator.is_main_process and reason:
-            console.print(f"{name}: members {form}, {reason}", highlight=False)
-        if training.compile:
-            _compile_teachers(recipe, data, teachers, accelerator)
-        trained = fit(
-            network,
-            data,
-            learn=student_step(section, teachers, training=training, num_classes=data.num_classes, form=form),
-            plain_of=lambda trained: fold_student(trained, recipe, name, data),
-            data_section=recipe.data,
-            training=training,
-            seed=derive_seed("student", recipe.seed),
-            folder=folder,
-            label=name,
-            accelerator=accelerator,
-            randaugment="randaugment" in section.views,
-            ema=section.ema,
-            weights=TRAINED_WEIGHTS if section.chooses else WEIGHTS,
-        )
         if not section.chooses:
-            return trained
-        choose(
-            recipe,
-            name,
-            data,
-            folder=folder,
-            build=lambda: build_student(recipe, name, data, fresh=False),
-            plain_of=partial(_plain, recipe=recipe, name=name, data=data, accelerator=accelerator),
-            accelerator=accelerator,
-        )
-        return _chosen(recipe, name, data, run=run, accelerator=accelerator)
+            return _fitted(network, recipe, name, data, teachers, folder=folder, accelerator=accelerator)
+        if not by_main((folder / WEIGHTS).is_file, accelerator):
+            _fitted(network, recipe, name, data, teachers, folder=folder, accelerator=accelerator)
+            choose(
+                recipe,
+                name,
+                data,
+                folder=folder,
+                build=partial(build_student, recipe, name, data, fresh=False),
+                plain_of=partial(_plain, recipe=recipe, name=name, data=data, accelerator=accelerator),
+                accelerator=accelerator,
+            )
+        with raised_together(accelerator):
+            chosen = load_student(recipe, name, data, run=run)
+        return place(chosen, accelerator.device, recipe.training)
 
 
-def _chosen(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder, accelerator: Accelerator) -> nn.Module:
-    """Returns student `name` as it was chosen, on every process's device."""
-    with raised_together(accelerator):
-        network = load_student(recipe, name, data, run=run)
-    return place(network, accelerator.device, recipe.training)
+def _fitted(
+    network: nn.Module,
+    recipe: Recipe,
+    name: str,
+    data: DataSet,
+    teachers: TeacherEnsemble,
+    *,
+    folder: Path,
+    accelerator: Accelerator,
+) -> nn.Module:
+    """Returns student `name` trained to its best epoch."""
+    section, training = recipe.students[name], recipe.training_of(recipe.students[name])
+    form, reason = choose_form(
+        section, network, data.image_shape, training=training, folder=folder, accelerator=accelerator
+    )
+    if accelerator.is_main_process and reason:
+        console.print(f"{name}: members {form}, {reason}", highlight=False)
+    if training.compile:
+        _compile_teachers(recipe, data, teachers, accelerator)
+    return fit(
+        network,
+        data,
+        learn=student_step(section, teachers, training=training, num_classes=data.num_classes, form=form),
+        plain_of=lambda trained: fold_student(trained, recipe, name, data),
+        data_section=recipe.data,
+        training=training,
+        seed=derive_seed("student", recipe.seed),
+        folder=folder,
+        label=name,
+        accelerator=accelerator,
+        randaugment="randaugment" in section.views,
+        ema=section.ema,
+        weights=TRAINED_WEIGHTS if section.chooses else WEIGHTS,
+    )
 
 
 def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:

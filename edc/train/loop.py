@@ -7,10 +7,9 @@ best epoch, is `plain_of(network)`: the network itself, or the fold of its membe
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +105,21 @@ def fit(
     )
     with stop_requests() as stop:
         _train_epochs(job, stop)
-        if average is not None:
-            by_main(partial(save_state, folder / EMA_WEIGHTS, average.best_state), accelerator)
-        by_main(lambda: save_state(finished, position.best_state), accelerator)
-        by_main(lambda: job.checkpoint.unlink(missing_ok=True), accelerator)
+        by_main(lambda: _save_best(job, finished), accelerator)
         accelerator.wait_for_everyone()
         if anyone(bool(stop), accelerator):  # this training is complete, the next must not start
             raise _interrupted(stop)
     network.load_state_dict(position.best_state)
     optimizer.zero_grad(set_to_none=True)  # a teacher would carry them through all that comes after
     return network
+
+
+def _save_best(job: "_Job", finished: Path) -> None:
+    """Leaves the best weights in place of the checkpoint; `finished` says that nothing of it is needed any more."""
+    if job.average is not None:
+        save_state(job.folder / EMA_WEIGHTS, job.average.best_state)
+    save_state(finished, job.position.best_state)
+    job.checkpoint.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -177,18 +181,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
     pending: list[Tensor] = []
     failed: list[EdcError] = []
     job.model.train()
-    batches = train_batches(
-        job.data.train,
-        job.data_section,
-        batch_size=training.batch_size,
-        seed=job.seed,
-        epoch=epoch,
-        first_batch=position.batch,
-        rank=rank,
-        num_processes=num_processes,
-        randaugment=job.randaugment,
-    )
-    batches = kept_coming(batches, failed, share=share, image_shape=job.data.image_shape, accelerator=accelerator)
+    batches = _batches(job, epoch, failed)
     for number, (pixels, labels) in enumerate(batches, start=position.batch):
         step = epoch * job.steps + number
         if not training.sync_batchnorm:
@@ -231,6 +224,24 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
             accelerator.wait_for_everyone()  # a launcher kills all processes when the first of them leaves
             raise _interrupted(stop)
     position.seconds += time.monotonic() - started
+
+
+def _batches(job: _Job, epoch: int, failed: list[EdcError]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields this process's batches of `epoch` that are still to be done."""
+    rank, num_processes = job.accelerator.process_index, job.accelerator.num_processes
+    batches = train_batches(
+        job.data.train,
+        job.data_section,
+        batch_size=job.training.batch_size,
+        seed=job.seed,
+        epoch=epoch,
+        first_batch=job.position.batch,
+        rank=rank,
+        num_processes=num_processes,
+        randaugment=job.randaugment,
+    )
+    share = job.training.batch_size // num_processes
+    return kept_coming(batches, failed, share=share, image_shape=job.data.image_shape, accelerator=job.accelerator)
 
 
 def _interrupted(stop: list[int]) -> Interrupted:
