@@ -155,7 +155,7 @@ def prose_sentences(text: str) -> list[str]:
 
 
 def test_sentences_are_counted_without_code_and_tables():
-    text = "# A title of five words\n\nOne two. `a b` is\nthree? edc four\n\n| a | b |\n```sh\nmake demo\n```\n1. x\n2. [y z](w)\n"
+    text = "# Title\n\nOne two. `a b` is\nthree? edc four\n\n| a | b |\n```sh\nmake demo\n```\n1. x\n2. [y z](w)\n"
     assert prose_sentences(text) == ["One two.", "code is three?", "edc four", "x", "y z"]
 
 

@@ -43,7 +43,7 @@ def bench(
         str, typer.Option(help="auto (all that can run here), or some of torch,onnxruntime,openvino,tensorrt,...")
     ] = "auto",
     batch: Annotated[
-        str | None, typer.Option(help="Batch sizes, comma-separated; default: 1 and the largest that was exported for.")
+        str | None, typer.Option(help="Batch sizes, comma-separated; default: 1 and the artifact's largest.")
     ] = None,
     threads: Threads = None,
     also: Annotated[
@@ -68,7 +68,7 @@ def bench(
         bool,
         typer.Option(
             "--relative",
-            help="With --compare: divide out what all rows share (a slower day of this machine, or of edc itself).",
+            help="With --compare: ignore a change that all rows share (a slower machine, or edc itself slower).",
         ),
     ] = False,
     as_json: Json = False,

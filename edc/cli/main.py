@@ -88,7 +88,7 @@ def distill(
     signals, exit 75 (run again). Trained teachers are kept and shared by runs.
     """
     if dry_run and profile:
-        raise RequestError("--dry-run and --profile: each is a whole answer; ask for one at a time")
+        raise RequestError("--dry-run and --profile: give only one of them")
     from edc.recipe.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
@@ -243,10 +243,10 @@ def main() -> None:
         say(f"error: {error}")
         sys.exit(error.exit_code)
     except Interrupted as interrupted:
-        state = "everything is saved" if interrupted.saved else "what was saved before is intact, nothing since then is"
+        state = "everything is saved" if interrupted.saved else "what was saved before is intact, later work is lost"
         several = os.environ.get("WORLD_SIZE", "1") != "1"
         command = "the same command on as many processes" if several else shlex.join(["edc", *sys.argv[1:]])
-        say(f"\nstopped by {interrupted}; {state}. Go on with: {command}")
+        say(f"\nstopped by {interrupted}; {state}. Continue with: {command}")
         sys.exit(interrupted.exit_code)
     except SystemExit as end:  # Typer's own: a usage error, already explained on stderr, or Ctrl-C outside training
         if end.code == 130:

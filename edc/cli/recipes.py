@@ -50,7 +50,7 @@ def _copied(source: Path) -> Path:
             file.write(content)
     except FileExistsError:
         raise RequestError(
-            f"{target}: is there already and is never overwritten; move it away, or call the command in another folder"
+            f"{target}: already exists and is never overwritten; move it away, or call the command in another folder"
         ) from None
     except OSError as error:
         raise FailedError(

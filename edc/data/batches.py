@@ -54,7 +54,7 @@ def train_batches(
     """
     if batch_size < num_processes:
         raise DataError(
-            f"training.batch_size: found {batch_size} for {num_processes} processes, expected an image for each"
+            f"training.batch_size: found {batch_size} for {num_processes} processes, expected at least one each"
         )
     order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
     num_batches = steps_per_epoch(images, batch_size)
@@ -137,7 +137,7 @@ def crop_and_flip(
     ]
 
 
-WHOLE_SPLITS = "Figures are of whole splits, so edc does not do it for a validation or test image."
+WHOLE_SPLITS = "edc replaces no validation or test image, because every figure is about a whole split."
 
 
 class _Requests(Dataset[Any]):

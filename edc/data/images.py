@@ -111,9 +111,9 @@ class FileImages:
         raise DataError(
             f"{unreadable[self.names[index]]}\n  and "
             + (
-                f"so are the {others} images tried in its place"
+                f"none of the {others} images tried in its place is readable"
                 if others
-                else "its class has no other to take its place"
+                else "there is no other image of its class to take its place"
             )
         )
 

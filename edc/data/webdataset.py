@@ -102,7 +102,7 @@ class ShardReader:
                 if attempt == len(PAUSES):
                     raise FailedError(
                         f"{path}: cannot be read, asked {attempt + 1} times ({first_line(error)}); the same command "
-                        "goes on from the last checkpoint"
+                        "continues from the last checkpoint"
                     ) from None
                 time.sleep(PAUSES[attempt])
             else:
@@ -186,12 +186,12 @@ def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: floa
     listed = "; ".join(f"{path} {index.damage}, {len(index.names)} samples before it" for path, index in damaged[:5])
     listed += "; ..." if len(damaged) > 5 else ""
     if max_fraction is None:
-        raise DataError(f"{listed}. Figures are of whole splits: fetch validation and test shards again.")
+        raise DataError(f"{listed}. Validation and test splits must be whole: fetch these shards again.")
     usual = max((len(index.names) for index in indices[:-1] if not index.damage), default=-1)  # the last may be shorter
     if any(len(index.names) > usual for _, index in damaged):
         raise DataError(
-            f"{listed}: how many are lost is unknown, because no whole shard shows how many one holds (the last may "
-            "hold fewer). Fetch the damaged ones again, or remove them."
+            f"{listed}: how many are lost is unknown, because no whole shard shows how many samples one "
+            "has (the last may have fewer). Fetch the damaged ones again, or remove them."
         )
     num_lost = sum(max(usual - len(index.names), 1) for _, index in damaged)
     num_read = sum(len(index.names) for index in indices)
@@ -200,7 +200,7 @@ def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: floa
         raise DataError(
             f"{found}, and data.max_bad_fraction is {max_fraction:g}. Fetch the shards again, or allow for more."
         )
-    console.print(f"data: {found}; going on without them", highlight=False)
+    console.print(f"data: {found}; continuing without them", highlight=False)
     return num_lost
 
 
@@ -210,8 +210,8 @@ def _require_labels(names: list[str], indices: list[ShardIndex]) -> None:
         if len(missing):
             key = index.names[missing[0]].partition(".")[0]
             raise DataError(
-                f"{name}: {len(missing)} samples without a label, the first without {key}.cls. Training images may go "
-                "without (data.unlabelled: true); validation and test images need theirs."
+                f"{name}: {len(missing)} samples without a label, the first without {key}.cls. Training images "
+                "need none with data.unlabelled: true; validation and test images do."
             )
 
 

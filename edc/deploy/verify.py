@@ -32,7 +32,7 @@ def verify(artifact: Path, *, run: Path | None = None, data_root: Path | None = 
             num_onnx += 1
         elif file.format in ("tensorrt", "tensorrt_rtx") and not sidecar_path(artifact / file.path).is_file():
             raise ArtifactError(f"{file.path}: an engine without its description {sidecar_path(Path(file.path)).name}")
-    done.append(f"onnx: {num_onnx} files pass the checker, keep no data outside, and hold the precision they claim")
+    done.append(f"onnx: {num_onnx} files pass the checker, keep no data outside, and have the precision they claim")
     if run is not None:
         done.append(_parity_again(artifact, manifest, run, data_root))
     return done

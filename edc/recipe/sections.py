@@ -65,7 +65,7 @@ class NetworkSection(Section):
                 f"pretrained: {self.name} comes without weights; torchvision/ and timm/ networks have some"
             )
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must be given together")
         return self
 
 
@@ -140,7 +140,7 @@ class CheckpointSection(Section):
         if self.file is None and self.format != "auto":
             raise ValueError(f"format: found {self.format!r}, which has no effect without a file; leave it out")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must be given together")
         if self.mean and self.network and self.network.mean:
             raise ValueError("mean and std are given twice, here and in network; keep one of them")
         return self

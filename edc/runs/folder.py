@@ -95,8 +95,8 @@ class RunFolder:
         changed = [name for name, digest in inputs.items() if held and held.get(name) != digest]
         if changed:
             raise RunError(
-                f"{self.path}: its students have begun to learn from other content of {', '.join(changed)} than there "
-                "is now, and would mix the two if they went on. Put back what was there, choose another folder with "
+                f"{self.path}: its students began to learn from other content of {', '.join(changed)} than there "
+                "is now, and would mix the two if they continued. Restore that content, choose another folder with "
                 "--run, or remove this one."
             )
 
@@ -133,7 +133,7 @@ class RunFolder:
             self.recipe()  # says so if this is no run at all
             raise RunError(
                 f"{self.path}: the run is not finished (no summary.json); "
-                f"go on with: edc distill {self.recipe_path} --run {self.path}"
+                f"continue with: edc distill {self.recipe_path} --run {self.path}"
             )
         return self._document(self.summary_path)
 

@@ -168,7 +168,7 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
     path = run.student_path(name) / "weights.safetensors"
     if not path.is_file():
         raise RunError(
-            f"{path}: student {name!r} is not trained; go on with: edc distill {run.recipe_path} --run {run.path}"
+            f"{path}: student {name!r} is not trained; continue with: edc distill {run.recipe_path} --run {run.path}"
         )
     network = build_student(recipe, name, data, fresh=False)
     network.load_state_dict(load_state(path))

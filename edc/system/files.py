@@ -38,7 +38,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
             free_mb = shutil.disk_usage(path.parent).free / 1e6
             raise FailedError(
                 f"{path}: the disk is full ({free_mb:.0f} MB free). What was written before is intact; "
-                "free some space and run the same command again to go on."
+                "free some space and run the same command again to continue."
             ) from error
         raise
     finally:

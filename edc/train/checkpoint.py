@@ -58,7 +58,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
         return Position(**document["position"])
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path}: cannot go on from this checkpoint ({first_line(error)}); remove it to start over"
+            f"{path}: cannot continue from this checkpoint ({first_line(error)}); remove it to start over"
         ) from None
 
 
@@ -111,14 +111,14 @@ def _what_it_is(path: Path) -> str:
         (not head, "it is empty"),
         (
             head.startswith(b"version https://git-lfs"),
-            "it is a pointer of Git LFS, not what it points to; fetch that with: git lfs pull",
+            "it is a Git LFS pointer, not the file itself; fetch that with: git lfs pull",
         ),
         (
             head.lstrip().lower().startswith((b"<!doctype html", b"<html")),
-            "it is a web page (HTML), as downloads that need a login leave",
+            "it is a web page (HTML), perhaps from a download that needs a login",
         ),
         (is_text, f"it is text, which begins {text[:30]!r}"),
-        (is_zip and named_safetensors, "it is no safetensors file but one of torch.save; name it .pt"),
+        (is_zip and named_safetensors, "torch.save wrote it, not safetensors; name it .pt"),
         (
             is_zip,
             "it holds more than tensors, perhaps a whole pickled network, which could run any code; save its "
@@ -130,7 +130,7 @@ def _what_it_is(path: Path) -> str:
             "it is a safetensors file under another name; name it .safetensors",
         ),
         (is_safetensors, "it is a safetensors file that is cut short or damaged"),
-        (True, f"it begins with the bytes {head[:8].hex(' ')}, as neither kind of file does"),
+        (True, f"it begins with the bytes {head[:8].hex(' ')}, unlike either kind of file"),
     ]
     return next(words for applies, words in kinds if applies)
 

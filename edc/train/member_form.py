@@ -73,7 +73,9 @@ def kept_form(kept: Path) -> MemberForm | None:
     try:
         form: MemberForm = json.loads(kept.read_text())["form"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{kept}: damaged ({first_line(error)}); it says joint or sequential, as the log did") from None
+        raise RunError(
+            f"{kept}: damaged ({first_line(error)}); it must say joint or sequential, as the log does"
+        ) from None
     return form
 
 

@@ -85,7 +85,7 @@ def compare(
         if (now := rows_after[place].p50_ms) is not None and (then := rows_before[place].p50_ms) is not None
     }
     if relative and len(ratios) < LEAST_ROWS:
-        raise RequestError(f"--compare: judging relative to all rows takes {LEAST_ROWS} rows, there are {len(ratios)}")
+        raise RequestError(f"--compare: judging relative to all rows needs {LEAST_ROWS} rows, there are {len(ratios)}")
     factor = statistics.median(ratios.values()) if len(ratios) >= LEAST_ROWS else None
     z = float(norm.ppf(1 - (1 - CONFIDENCE) / 4 / max(1, len(ratios))))
     changes: list[Change] = []
@@ -164,7 +164,7 @@ def _speed(now: SavedRow, then: SavedRow, judge: _Judge) -> Change | None:
     if own is not None and abs(math.log(own)) > PROBE_LIMIT:
         # The median means nothing then; only the rest, which was slowed down alike, can say that the row changed.
         verdict = "undecided" if rest is None else judge.verdict_on(rest)
-        reason = f"the machine itself took {own - 1:+.0%} for the same work"
+        reason = f"the machine itself took {own - 1:+.0%} time for the same work"
     return Change(now.key, now.batch, "p50_ms", verdict, old.value, new.value, change, rest, reason)
 
 

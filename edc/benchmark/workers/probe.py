@@ -61,4 +61,4 @@ class Probe:
         slow = sum(ns > (1 + PROBE_LIMIT) * best for ns in self.all_ns)
         if slow <= len(self.all_ns) // 10:
             return ()
-        return (f"restless machine: in {slow} of {len(self.all_ns)} rounds it was slower by itself",)
+        return (f"restless machine: in {slow} of {len(self.all_ns)} rounds the machine itself was slower",)

@@ -26,8 +26,8 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
             table.add_row(*map(Text, cells), style=STYLES.get(change.verdict))
     console.print(table)
     lines = [
-        f"intervals: {comparison.confidence:.0%} for all times together; worse: over {comparison.fail_on:.1%}, and no "
-        "chance, as it is or against the rows of its batch size (rest)"
+        f"intervals: {comparison.confidence:.0%} for all times together; worse: over {comparison.fail_on:.1%} and "
+        "significant, by itself or against the rows of its batch size (rest)"
     ]
     if comparison.common_factor is not None:
         treatment = "divided out" if comparison.relative else "not divided out"

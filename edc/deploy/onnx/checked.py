@@ -27,4 +27,4 @@ def write_checked(model: onnx.ModelProto, path: Path, *, what: str) -> None:
         try:
             onnx.checker.check_model(temporary, full_check=True)
         except REFUSALS as error:
-            raise FailedError(f"{path}: the ONNX checker refuses {what}: {first_line(error)}") from error
+            raise FailedError(f"{path}: the ONNX checker rejects {what}: {first_line(error)}") from error

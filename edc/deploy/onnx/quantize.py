@@ -91,8 +91,8 @@ def int8_within_budget(
                 return Quantized(rung=rung, kept_float=kept, accuracy=accuracy, tried=tuple(tried))
         drops = ", ".join(f"{rung} {100 * accuracy.drop:.2f}" for rung, accuracy in tried)
         raise ParityError(
-            f"{path}: on every rung {flavour} loses more than the {100 * max_drop:g} points of accuracy allowed "
-            f"({drops}); allow more, or deploy fp16 or fp32"
+            f"{path}: with every setting {flavour} loses more than the {100 * max_drop:g} points of accuracy "
+            f"allowed ({drops}); allow more, or deploy fp16 or fp32"
         )
 
 

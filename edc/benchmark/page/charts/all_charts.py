@@ -55,7 +55,7 @@ def _pareto(bench: Bench) -> Figure:
         "pareto",
         "Quality against latency",
         "Pareto",
-        "A marker a network and backend; up and left is better. On the line: what no other row beats in both.",
+        "One marker per network and backend; up and left is better. On the line: rows that no other beats in both.",
         "Quality against latency: no row has both.",
         (Switch("batch", batches, chosen), Switch("quality", tuple(measure.name for measure in MEASURES))),
         tuple(panels) if any(panel.drawings for panel in panels) else (),
@@ -88,13 +88,13 @@ def _calibration(bench: Bench) -> Figure:
         "calibration",
         "Calibration",
         "Calibration",
-        "How often a network is right among the images on which it is so sure: bars on the diagonal can be believed.",
+        "How often a network is right, by its confidence. If a bar ends on the diagonal, that confidence is correct.",
         "Calibration: this bench holds no reliability figures.",
         (),
         tuple(panels),
         (),
-        "Hatched: between accuracy and mean confidence (the tick), which is what ECE adds up. Whiskers: 95 % intervals "
-        "(Wilson). Below: images a bin, on a square-root scale.",
+        "Hatched: the gap between accuracy and mean confidence (the tick), which ECE adds up. Whiskers: 95 % intervals "
+        "(Wilson). Below: images per bin, on a square-root scale.",
     )
 
 
@@ -122,9 +122,9 @@ def _latency(bench: Bench) -> Figure:
     )
     return Figure(
         "latency",
-        "Latency, all of it",
+        "Latency distributions",
         "Latency",
-        "A level line is a steady network; where it climbs, some inferences wait. Every sample counts, outliers too.",
+        "A level line means steady latency; where it climbs, some inferences take longer. Outliers are included.",
         "Latency distributions: this bench holds none.",
         switches,
         tuple(panels) if any(panel.drawings for panel in panels) else (),

@@ -41,7 +41,9 @@ def latency_quantiles(bench: Bench, *, backend: str, batch: int, width: float, h
         x,
         y,
         x_label="percentile of inferences, the tail drawn out",
-        y_label=f"latency, ms a batch of {batch} (logarithmic)" if batch > 1 else "latency, ms an image (logarithmic)",
+        y_label=f"latency, ms per batch of {batch} (logarithmic)"
+        if batch > 1
+        else "latency, ms per image (logarithmic)",
         x_ticks=[place(each) for each in PERCENTILES if width > 500 or each not in {75, 95}],
         y_ticks=y.ticks(6),
         x_format=_percentile_name,

@@ -59,11 +59,11 @@ def _note(entries: list[tuple[Any, int, SavedAgainst]], *, is_with_ratios: bool)
     is_against_fp32 = any(a.accuracy_baseline not in {None, a.baseline} for _, _, a in entries)
     parts = [
         "times as fast: ratio of medians round by round, 95 % interval over rounds.",
-        "by images/s: from the same samples, outliers included; by FLOPs: the baseline's over the row's, which is what "
-        "to expect where nothing else costs time."
+        "by images/s: from the same samples, outliers included; by FLOPs: the baseline's over the row's, the speed-up "
+        "to expect if nothing else costs time."
         if is_with_ratios
         else "",
-        "?: in doubt; it leads to why." if any(against.doubts for _, _, against in entries) else "",
+        "?: in doubt; follow it to the reason." if any(against.doubts for _, _, against in entries) else "",
         f"accuracy: 95 % interval over images; the verdict is about the margin{margin}.",
         "The accuracy of a baseline in 8 or 16 bits is that of its fp32 form." if is_against_fp32 else "",
         "lost, gained: images right in one and wrong in the other; p: McNemar, then corrected for all rows.",

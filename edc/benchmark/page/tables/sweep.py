@@ -108,5 +108,5 @@ def robustness_table(bench: Bench) -> Table:
     note = "cNLL and cECE: with the temperature fitted on clean validation images."
     if beside:
         note += " agree: same class as the ensemble; vs. ensemble: points of accuracy, with a 95 % interval; both on "
-        note += "the same damaged images."
+        note += "the same corrupted images."
     return Table("corruptions", "Robustness", columns, tuple(g for g in groups if g[1]), note=note, is_open=False)
