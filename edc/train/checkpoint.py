@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: enough to go on bit for bit."""
+"""The state of a training on disk: enough to continue bit for bit."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass
 class Position:
-    """How far a training is, and the best it has seen. Randomness needs no state: it is derived from the position."""
+    """How far a training is, and its best epoch. Randomness needs no state, because it is derived from the position."""
 
     epoch: int = 0
     batch: int = 0
@@ -48,7 +48,7 @@ def save_checkpoint(path: Path, position: Position, network: nn.Module, optimize
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
-    """Loads network and optimizer from `path` and returns the position to go on from."""
+    """Loads network and optimizer from `path` and returns the position to continue from."""
     try:
         document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if document["format"] != FORMAT:
@@ -100,7 +100,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def _what_it_is(path: Path) -> str:
-    """Returns what a file is that is not readable as weights, in words that say what to do about it."""
+    """Returns what an unreadable weights file really is, and what to do about it."""
     with path.open("rb") as file:
         head = file.read(512)
     text = head.decode("utf-8", "ignore")
