@@ -120,7 +120,7 @@ def bench(
 def _old_bench(
     path: Path | None, fail_on: str | None, *, relative: bool, threads: int
 ) -> tuple[dict[str, Any] | None, float]:
-    """Returns the earlier bench and the limit; what cannot be compared is refused before anything is measured."""
+    """Returns the earlier bench and the limit; raises before anything is measured if they cannot be compared."""
     if path is None:
         for option, is_given in (("--fail-on", fail_on is not None), ("--relative", relative)):
             if is_given:

@@ -28,7 +28,7 @@ SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "
 PAUSES = (1.0, 5.0, 20.0)
 """Seconds before a remote shard is asked again for an image it did not give."""
 NUM_THREADS = 16
-"""Shards whose headers are looked at side by side; remote ones wait for the network."""
+"""Shards whose headers are read in parallel, because remote ones wait for the network."""
 
 
 def load_webdataset(data: DataSection) -> DataSet:
@@ -38,7 +38,7 @@ def load_webdataset(data: DataSection) -> DataSet:
 
     Raises:
         DataError: no shards, no labels, a damaged validation or test shard, or more training samples lost with
-            damaged shards than `data.max_bad_fraction` allows, or nobody knows how many.
+            damaged shards than `data.max_bad_fraction` allows, or an unknown number of them.
     """
     filesystem, root, address = _filesystem(data)
     with reachable(f"data.root: {address}", filesystem):
@@ -90,7 +90,7 @@ class ShardReader:
     def _fetched(self, path: str, offset: int, size: int) -> bytes:
         """Returns bytes from another machine, asking again where it does not answer.
 
-        That is no unreadable image, which another may replace: which ones a training sees must not depend on a network.
+        Another image may not replace this one, because the images of a training must not depend on a network.
         """
         import fsspec
 
@@ -175,10 +175,10 @@ def _read_split(
 
 
 def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: float | None) -> int:
-    """Returns how many samples damaged shards have lost (as many as make up a whole one), having named the shards.
+    """Returns how many samples damaged shards have lost (a whole shard's number less theirs), and names the shards.
 
     Args:
-        max_fraction: the largest part of the split that may be lost; None: figures are made of it, so nothing may be.
+        max_fraction: the largest share of the split that may be lost; None: nothing (figures need the whole split).
     """
     damaged = [(path, index) for path, index in zip(paths, indices, strict=True) if index.damage]
     if not damaged:

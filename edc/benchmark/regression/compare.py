@@ -1,11 +1,11 @@
-"""One bench against a saved one: which rows got worse, by more than what two benches of the same thing differ by.
+"""One bench against a saved one: which rows got worse by more than two benches of the same files differ.
 
 Rows of one bench take turns and are compared round by round. Two benches do not: between them the machine's clock and
-its neighbours have changed. So a change of a row's median is judged twice, both times against what is known to change
-between benches (`statistics.MEDIAN_SPREAD` and `RATIO_SPREAD`):
+its neighbours have changed. So a change of a row's median is judged twice, both times against the known spread between
+benches (`statistics.MEDIAN_SPREAD` and `RATIO_SPREAD`):
 
-    as it is      which also finds what slows down every row, and is as coarse as the machine is restless
-    by the rest   divided by the median change of all rows of its batch size: finer, and blind to what they share
+    as it is      which also finds a slow-down of every row, and is as coarse as the machine is restless
+    by the rest   divided by the median change of all rows of its batch size: finer, but blind to a shared change
 
 A row is worse if either interval excludes 1 *and* that change is over `fail_on`. The intervals hold for all rows and
 both ways together (Bonferroni), or one of twenty unchanged rows would be reported each time. Where the machine itself
@@ -38,7 +38,7 @@ NLL_MARGIN = 0.01
 """In nats. A saved bench holds no spread of the NLL, so a difference is judged by this and `fail_on` alone."""
 IQR_OF_NORMAL = 1.349
 LEAST_ROWS = 3
-"""From so many rows on, their median change says something about the machine."""
+"""With at least so many rows, their median change says something about the machine."""
 
 
 def parse_fail_on(text: str) -> float:
@@ -108,7 +108,7 @@ def _by_place(bench: WholeBench) -> dict[tuple[str, int], SavedRow]:
 
 
 def _presence(now: SavedRow | None, then: SavedRow | None) -> Change | None:
-    """Returns what is to be said of a row that did not run both times, or None."""
+    """Returns the change of a row that did not run both times, or None."""
     if now is None and then is not None:
         return Change(then.key, then.batch, "runs", "missing", reason="not among this bench's rows")
     if now is not None and then is None:

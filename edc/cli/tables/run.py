@@ -20,9 +20,9 @@ COLUMNS = ("acc %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) -> None:
-    """Prints a row a network; over several runs of one recipe, mean and standard deviation over the seeds.
+    """Prints one row per network; over several runs of one recipe, mean and standard deviation over the seeds.
 
-    Says in which form members were trained, and warns where runs that are averaged differ in it.
+    Says in which form members were trained, and warns if the averaged runs differ in it.
     """
     seeds = sorted(summary["seed"] for summary in summaries)
     first = summaries[0]

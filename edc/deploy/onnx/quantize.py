@@ -1,11 +1,11 @@
 """INT8 ONNX files: one for CPUs, one for TensorRT, because neither runs the other's well.
 
 `int8-cpu` has unsigned activations with a zero point and int32 biases: ONNX Runtime and OpenVINO fuse it fully, and
-TensorRT's parser refuses it. `int8-trt` is symmetric, leaves biases in float and quantises only what convolutions and
-matrix products read: TensorRT fuses it, and ONNX Runtime would run it in float.
+TensorRT's parser does not accept it. `int8-trt` is symmetric, leaves biases in float and quantises only what
+convolutions and matrix products read: TensorRT fuses it, and ONNX Runtime would run it in float.
 
-An INT8 file does not compute what the network computes; it is judged by the answers it gets right. When it loses more
-than is allowed, the next rung of the ladder is tried, each leaving more in float.
+An INT8 file does not compute what the network computes, so it is judged by its accuracy. If it loses more than is
+allowed, the next rung of a ladder is tried; each rung leaves more in float.
 """
 
 import io

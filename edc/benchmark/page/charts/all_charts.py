@@ -1,4 +1,4 @@
-"""What stands on the page, section by section: switches, panels, legends and words, ready for the template."""
+"""The page's content, section by section: switches, panels, legends and words, ready for the template."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ WIDE, NARROW = (1100.0, 440.0), (360.0, 340.0)
 """Drawn twice where one size would be too small to read on a phone."""
 
 ALONE, PAIR = (250.0, 314.0), (172.0, 240.0)
-"""Of a reliability diagram, and on a phone, where two stand side by side: a comparison that takes a swipe is none."""
+"""Of a reliability diagram, and on a phone, where two are side by side so that they can be compared without a swipe."""
 
 
 def sections(bench: Bench) -> list[Figure]:

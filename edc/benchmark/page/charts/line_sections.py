@@ -66,7 +66,7 @@ def _small_multiples(
     entries: Sequence[Mapping[str, Any]],
     draw: Callable[[Sequence[Mapping[str, Any]], Bench], Drawing | None],
 ) -> tuple[tuple[Panel, ...], tuple[Series, ...]]:
-    """Returns one panel with a drawing a backend, and who is in it."""
+    """Returns one panel with one drawing per backend, and the networks in it."""
     groups = _by_backend(bench, entries)
     drawings = {backend: drawing for backend, group in groups.items() if (drawing := draw(group, bench)) is not None}
     panels = (Panel((), "", tuple(drawings.values()), titles=tuple(drawings)),) if drawings else ()

@@ -1,4 +1,4 @@
-"""The Pareto picture: quality against the latency of a batch, one marker a row, and the rows that no other beats."""
+"""The Pareto picture: quality against the latency of a batch, one marker per row, and the rows that no other beats."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -175,7 +175,7 @@ def _sampling_error(drawing: Drawing, bench: Bench, points: Sequence[_Point], y:
 
 
 def _label(drawing: Drawing, points: Sequence[_Point], x: Scale, y: Scale, taken: list[_Taken], *, css: str) -> None:
-    """Writes the backend beside each marker, in the first free place around it; where there is none, hovering tells."""
+    """Writes the backend beside each marker, in the first free place around it; if there is none, the tooltip does."""
     for point in points:
         words, at, height = point.row.backend, x(point.ms), y(point.quality)
         if any(other.words == words and math.hypot(at - other.x, height - other.y) < NEAR for other in taken):

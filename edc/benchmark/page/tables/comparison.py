@@ -13,11 +13,11 @@ from edc.benchmark.page.words import decision
 __all__ = ["comparison_table"]
 
 RATIOS = {"throughput_ratio": "by images/s", "flops_ratio": "by FLOPs"}
-"""What stands beside the speed-up: columns that are there if any comparison has the figure."""
+"""Columns beside the speed-up, shown if any comparison has the figure."""
 
 
 def comparison_table(bench: Bench) -> Table:
-    """Returns a line a comparison, under its baseline."""
+    """Returns one line per comparison, under its baseline."""
     entries = [(row, at, against) for row in bench.rows for at, against in enumerate(row.against)]
     ratios = {name: head for name, head in RATIOS.items() if any(getattr(a, name) is not None for _, _, a in entries)}
     by_baseline: dict[str, list[Line]] = {}
@@ -45,7 +45,7 @@ def comparison_table(bench: Bench) -> Table:
 
 
 def _speedup(against: SavedAgainst, *, identity: str) -> Cell:
-    """Returns the speed-up; one that is in doubt leads to why."""
+    """Returns the speed-up; one that is in doubt links to the reason."""
     text = interval(against.speedup, 2)
     if not against.doubts:
         return text
