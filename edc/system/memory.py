@@ -39,7 +39,7 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def keep_no_freed_memory() -> None:
-    """Makes glibc return freed memory again, in a process that was forked within the block, for example to load images."""
+    """Makes glibc return freed memory again, in a process forked within the block, for example to load images."""
     if not _set_by_user():
         _set(GIVING_BACK)
 
