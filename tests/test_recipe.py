@@ -67,7 +67,7 @@ def test_network_names_that_do_not(name, message):
 
 
 def test_mean_and_std_go_together():
-    refused("mean and std go together", network={"name": "wrn10x1", "mean": [0.5]})
+    refused("mean and std must be given together", network={"name": "wrn10x1", "mean": [0.5]})
 
 
 def test_teachers_have_the_students_network_unless_they_have_their_own():

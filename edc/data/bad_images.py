@@ -1,4 +1,4 @@
-"""Images that could not be read: counted, named once, and refused where there are too many."""
+"""Images that could not be read: counted, named once, and an error if there are too many."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ NUM_NAMED = 5
 
 
 class BadImages:
-    """The unreadable images of one split: those that this process has met, and those it has been told of.
+    """The unreadable images of one split: those that this process has met, and those that others have reported.
 
     Args:
         max_fraction: the largest part of the split that may be unreadable; 0: none.
@@ -47,7 +47,7 @@ class BadImages:
             )
 
     def report(self) -> None:
-        """Says which images this process has replaced since the last report, once each."""
+        """Prints which images this process has replaced since the last report, once each."""
         new = list(self.names)[self.num_reported :]
         if new:
             more = f" and {len(new) - NUM_NAMED} more" if len(new) > NUM_NAMED else ""

@@ -45,7 +45,7 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
 
-    With a GPU in the machine they lie in pinned memory, from which it copies while the CPU goes on.
+    On a machine with a GPU they are in pinned memory, from which it copies while the CPU continues.
 
     Shapes: images (batch_size / num_processes, C, H, W) uint8, labels (batch_size / num_processes,) int64.
 
@@ -54,7 +54,7 @@ def train_batches(
     """
     if batch_size < num_processes:
         raise DataError(
-            f"training.batch_size: found {batch_size} for {num_processes} processes, expected an image for each"
+            f"training.batch_size: found {batch_size} for {num_processes} processes, expected at least one each"
         )
     order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
     num_batches = steps_per_epoch(images, batch_size)
@@ -62,7 +62,7 @@ def train_batches(
     batches = [order[b * batch_size : (b + 1) * batch_size] for b in range(first_batch, num_batches)]
     if isinstance(images, FileImages):
         resized = data.augmentation == "resized_crop_flip"
-        # Drawn up batch by batch: a million tuples would be copied page by page between this process and its workers.
+        # Made batch by batch: a million tuples would be copied page by page between this process and its workers.
         requests = ([(i, sample_seed(seed, epoch, i) if resized else None) for i in b[mine].tolist()] for b in batches)
         loaded = _loaded(images, requests, data.num_workers, replace=True)
     else:
@@ -87,7 +87,7 @@ def evaluation_batches(
     """Yields every image once over all processes, in order within a process (rows rank, rank + P, ...).
 
     Raises:
-        DataError: an image that cannot be read. Figures are of whole splits, so that `max_bad_fraction` is no matter.
+        DataError: an image that cannot be read, whatever `max_bad_fraction` is, because figures need whole splits.
     """
     order = torch.arange(len(images))[rank::num_processes]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -137,11 +137,11 @@ def crop_and_flip(
     ]
 
 
-WHOLE_SPLITS = "Figures are of whole splits, so edc does not do it for a validation or test image."
+WHOLE_SPLITS = "edc replaces no validation or test image, because every figure is about a whole split."
 
 
 class _Requests(Dataset[Any]):
-    """Answers (index, augmentation seed) requests; an image without an answer comes back as its error.
+    """Answers (index, augmentation seed) requests; an unreadable image comes back as its error.
 
     An exception raised in a worker would reach the user wrapped in the worker's traceback.
     """
@@ -170,8 +170,8 @@ def _collate(items: Sequence[Any]) -> Any:
 
 
 def _begin_worker(_worker: int) -> None:
-    """Leaves signals that reach the whole process group to the main process, which saves first; and frees memory."""
-    keep_no_freed_memory()  # its blocks are of as many sizes as there are images: a heap of them would only grow
+    """Ignores signals to the whole process group, because the main process saves first; and frees memory."""
+    keep_no_freed_memory()  # every image has a block of another size, so the heap would only grow
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

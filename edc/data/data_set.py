@@ -57,7 +57,7 @@ def take(images: Images, indices: torch.Tensor) -> Images:
     if isinstance(images, MemoryImages):
         return MemoryImages(images.images[indices], images.labels[indices])
     rows = indices.numpy()
-    # Samples lost with damaged shards are missing from every part of the split alike.
+    # Samples lost with damaged shards count for every part of the split.
     num_lost = min(math.ceil(images.bad.num_lost * len(rows) / max(len(images), 1)), images.bad.num_lost)
     return replace(
         images,
@@ -121,10 +121,10 @@ def stratified_split(images: Images, num_held_out: int, seed: int) -> tuple[Imag
 def divide(
     data: DataSection, train: Images, validation: Images | None, test: Images | None
 ) -> tuple[Images, Images, Images]:
-    """Returns (train, validation, test) from the splits that there are.
+    """Returns (train, validation, test) from the splits that exist.
 
-    Of a single held-out split, papers test on it and validation comes out of the training images; unlabelled training
-    images cannot give one, so then the held-out split gives both (`data.validation` images, by default half).
+    A single held-out split is the test set, as in papers, and validation comes out of the training images. Unlabelled
+    training images cannot give one, so the held-out split then gives both (`data.validation` images, by default half).
 
     Raises:
         DataError: unlabelled training images, and no images with labels beside them.

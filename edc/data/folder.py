@@ -1,4 +1,4 @@
-"""Folders of image files: a folder a class, or training images of no class at all."""
+"""Folders of image files: one folder per class, or training images without classes."""
 
 import os
 from array import array
@@ -104,7 +104,7 @@ def _walk(folder: str, below: str) -> Iterator[tuple[str, int]]:
 def _size_of(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
-    except OSError:  # a link to nowhere, as far as can be told: reading it will say so, and count it
+    except OSError:  # perhaps a broken link: reading it will say so, and count it
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Where images come from: one function a kind, each returning a `DataSet`."""
+"""The sources of images: one function per kind, each returning a `DataSet`."""
 
 from pathlib import Path
 from typing import Any

@@ -28,7 +28,7 @@ SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "
 PAUSES = (1.0, 5.0, 20.0)
 """Seconds before a remote shard is asked again for an image it did not give."""
 NUM_THREADS = 16
-"""Shards whose headers are looked at side by side; remote ones wait for the network."""
+"""Shards whose headers are read in parallel, because remote ones wait for the network."""
 
 
 def load_webdataset(data: DataSection) -> DataSet:
@@ -38,7 +38,7 @@ def load_webdataset(data: DataSection) -> DataSet:
 
     Raises:
         DataError: no shards, no labels, a damaged validation or test shard, or more training samples lost with
-            damaged shards than `data.max_bad_fraction` allows, or nobody knows how many.
+            damaged shards than `data.max_bad_fraction` allows, or an unknown number of them.
     """
     filesystem, root, address = _filesystem(data)
     with reachable(f"data.root: {address}", filesystem):
@@ -90,7 +90,7 @@ class ShardReader:
     def _fetched(self, path: str, offset: int, size: int) -> bytes:
         """Returns bytes from another machine, asking again where it does not answer.
 
-        That is no unreadable image, which another may replace: which ones a training sees must not depend on a network.
+        Another image may not replace this one, because the images of a training must not depend on a network.
         """
         import fsspec
 
@@ -102,7 +102,7 @@ class ShardReader:
                 if attempt == len(PAUSES):
                     raise FailedError(
                         f"{path}: cannot be read, asked {attempt + 1} times ({first_line(error)}); the same command "
-                        "goes on from the last checkpoint"
+                        "continues from the last checkpoint"
                     ) from None
                 time.sleep(PAUSES[attempt])
             else:
@@ -175,10 +175,10 @@ def _read_split(
 
 
 def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: float | None) -> int:
-    """Returns how many samples damaged shards have lost (as many as make up a whole one), having named the shards.
+    """Returns how many samples damaged shards have lost (a whole shard's number less theirs), and names the shards.
 
     Args:
-        max_fraction: the largest part of the split that may be lost; None: figures are made of it, so nothing may be.
+        max_fraction: the largest share of the split that may be lost; None: nothing (figures need the whole split).
     """
     damaged = [(path, index) for path, index in zip(paths, indices, strict=True) if index.damage]
     if not damaged:
@@ -186,12 +186,12 @@ def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: floa
     listed = "; ".join(f"{path} {index.damage}, {len(index.names)} samples before it" for path, index in damaged[:5])
     listed += "; ..." if len(damaged) > 5 else ""
     if max_fraction is None:
-        raise DataError(f"{listed}. Figures are of whole splits: fetch validation and test shards again.")
+        raise DataError(f"{listed}. Validation and test splits must be whole: fetch these shards again.")
     usual = max((len(index.names) for index in indices[:-1] if not index.damage), default=-1)  # the last may be shorter
     if any(len(index.names) > usual for _, index in damaged):
         raise DataError(
-            f"{listed}: how many are lost is unknown, because no whole shard shows how many one holds (the last may "
-            "hold fewer). Fetch the damaged ones again, or remove them."
+            f"{listed}: how many are lost is unknown, because no whole shard shows how many samples one "
+            "has (the last may have fewer). Fetch the damaged ones again, or remove them."
         )
     num_lost = sum(max(usual - len(index.names), 1) for _, index in damaged)
     num_read = sum(len(index.names) for index in indices)
@@ -200,7 +200,7 @@ def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: floa
         raise DataError(
             f"{found}, and data.max_bad_fraction is {max_fraction:g}. Fetch the shards again, or allow for more."
         )
-    console.print(f"data: {found}; going on without them", highlight=False)
+    console.print(f"data: {found}; continuing without them", highlight=False)
     return num_lost
 
 
@@ -210,8 +210,8 @@ def _require_labels(names: list[str], indices: list[ShardIndex]) -> None:
         if len(missing):
             key = index.names[missing[0]].partition(".")[0]
             raise DataError(
-                f"{name}: {len(missing)} samples without a label, the first without {key}.cls. Training images may go "
-                "without (data.unlabelled: true); validation and test images need theirs."
+                f"{name}: {len(missing)} samples without a label, the first without {key}.cls. Training images "
+                "need none with data.unlabelled: true; validation and test images do."
             )
 
 

@@ -22,7 +22,7 @@ FIELDS_OF_KINDS = {
     "label_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
     "num_images": ("synthetic",),
 }
-"""Fields of the data section that only some kinds look at: elsewhere they would be silently without effect."""
+"""Fields of the data section that only some kinds read; with another kind they would silently have no effect."""
 
 
 class DataSection(Section):
@@ -42,11 +42,11 @@ class DataSection(Section):
     """Images held out for test where the data comes without a test split (image_folder, parquet, webdataset)."""
     unlabelled: bool = False
     """The training images have no labels (a `train` folder without class folders, shards without .cls, parquet without
-    a label column). Only with one's own teachers and alpha 1; validation and test images still need labels."""
+    a label column). Only with your own teachers and alpha 1; validation and test images still need labels."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest part of the training images that may be unreadable: each is replaced by another of its class, the rest
-    of a truncated shard is left out, and all are named. 0: the first one ends the run, as it always does in validation
-    and test images."""
+    """Largest share of training images that may be unreadable. Each is replaced by another of its class, the rest of
+    a truncated shard is left out, and all are named. 0: the first one ends the run, as always in validation and test
+    images."""
     split_seed: int = 0
     image_size: PositiveInt | None = None
     """Side of the square that images are resized and cropped to; None: their own size."""
@@ -58,7 +58,7 @@ class DataSection(Section):
     image_column: str | None = None
     label_column: str | None = None
     num_classes: PositiveInt | None = None
-    """Expected number of classes; checked against the data, and the number that `synthetic` makes."""
+    """Expected number of classes, checked against the data; `synthetic` makes this many."""
     num_images: PositiveInt = 256
     """Training images that `synthetic` makes."""
 

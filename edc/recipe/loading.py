@@ -54,7 +54,7 @@ def recipe_from_document(document: dict[str, Any], *, source: str) -> Recipe:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys and says nothing; a recipe must not."""
+    """PyYAML silently keeps the last of two equal keys; in a recipe they are an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()

@@ -46,7 +46,7 @@ class Cost:
 def units_per_step(student: StudentSection, ensemble_size: int) -> int:
     """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4.
 
-    Where each image goes to one teacher and one member, 4 and 10 for any M.
+    With `answers: split` 4 and 10, for any M.
     """
     perturbation = {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
     if student.answers == "split":
@@ -59,10 +59,10 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
     """Returns the cost of each training of the run, from a few steps of it in a folder that is thrown away.
 
     All processes take part, each with its share of every batch. The user's own teachers answer if the recipe lists
-    them, else untrained ones: they take as long. What a run refuses besides is for `require_trainable` to say first.
+    them, else untrained ones, which take as long. Call `require_trainable` first: it raises a run's other errors.
 
     Raises:
-        CheckpointError, RecipeError: a teacher of the user's own that cannot teach, as in a run.
+        CheckpointError, RecipeError: a user's teacher that cannot teach, as in a run.
     """
     steps = steps_per_epoch(data.train, recipe.training.batch_size)
     size, short = recipe.teachers.size, few_steps(recipe)

@@ -1,4 +1,4 @@
-"""The steps of a run: data, teachers, students, and what became of them."""
+"""The steps of a run: data, teachers, students, summary."""
 
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ __all__ = ["distill", "require_trainable"]
 
 
 def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
-    """Runs `recipe` to its end in the folder `run`, going on where an earlier call stopped, and returns the summary."""
+    """Runs `recipe` to its end in the folder `run`, continuing where an earlier call stopped; returns the summary."""
     run, accelerator = run_folder(run), accelerator or Accelerator()
     finished = by_main(lambda: _finished(recipe, run), accelerator)
     if finished is not None:
         return finished
     data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
-    with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
+    with raised_together(accelerator):  # every error of the request, before the folder is claimed
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     own_teachers = one_of_a_machine_first(lambda: load_own_teachers(recipe, data), accelerator)
     one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
@@ -50,7 +50,7 @@ def _claim(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
 
 
 def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
-    """Has the libraries fetch the weights that the run will ask for: one that is not to be had is known at once."""
+    """Lets the libraries fetch the weights that the run will need, so that missing ones are known at once."""
     if recipe.network.pretrained:
         build_plain(recipe, data)
     fetch_teacher_weights(recipe, data, teachers_path=run.teachers_path)
@@ -93,11 +93,11 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
 
 
 def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> None:
-    """Raises `RecipeError` where a batch, divided among the teachers, would leave one of them with hardly an image."""
+    """Raises `RecipeError` if a batch, divided among the teachers, would leave one of them with too few images."""
     training, num_teachers = recipe.training, recipe.teachers.size
     share = training.batch_size // num_processes
     micro = min(training.micro_batch_size or share, share)
-    smallest = share % micro or micro  # the last micro-batch is what is left over
+    smallest = share % micro or micro  # the last micro-batch is the remainder
     if smallest < 2 * num_teachers:
         raise RecipeError(
             f"students.{name}.answers: 'split' divides each batch among {num_teachers} teachers, and {smallest} images "
@@ -108,7 +108,7 @@ def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> N
 
 
 def _try_members(student: Classifier, data: DataSet, *, source: str) -> None:
-    """Raises what goes wrong with members alone, as a `RecipeError`: here, and not after hours."""
+    """Raises errors that only members cause, as a `RecipeError`: now, not after hours."""
     images = torch.zeros(2, *data.image_shape)
     members = to_batch_ensemble(student, 2, example=images).eval()
     try:

@@ -1,7 +1,7 @@
-"""A few steps of a training as the run itself would make them: what a dry run times, and a profile looks into.
+"""A few steps of a training, as the run itself would take them: a dry run times them, a profile looks into them.
 
-They go through `train_student` and `obtain_teacher`, in a folder that is thrown away: what those refuse, choose or
-share among processes is refused, chosen and shared here too.
+They go through `train_student` and `obtain_teacher` in a temporary folder, so errors, choices and the exchange between
+processes are those of a run.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def few_steps(recipe: Recipe) -> Recipe:
 
 
 def few_images(data: DataSet, num_images: int, *, num_processes: int) -> DataSet:
-    """Returns so many training images, repeated if there are not as many, and hardly any others."""
+    """Returns data with this many training images, repeated if there are fewer, and hardly any others."""
     few = limit(data.validation, num_processes)
     return dataclasses.replace(
         data, train=take(data.train, torch.arange(num_images) % len(data.train)), validation=few, test=few
