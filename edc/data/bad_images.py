@@ -54,6 +54,7 @@ class BadImages:
             more = f" and {len(new) - NUM_NAMED} more" if len(new) > NUM_NAMED else ""
             listed = ", ".join(new[:NUM_NAMED]) + more
             console.print(
-                f"{self.section}: {len(new)} unreadable images, each replaced by another of its class: {listed}", highlight=False
+                f"{self.section}: {len(new)} unreadable images, each replaced by another of its class: {listed}",
+                highlight=False,
             )
         self.num_reported = len(self.names)

@@ -56,13 +56,16 @@ def train_batches(
     mine = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
     rows_of = rows_of_batches(images, extra, batch_size=batch_size, seed=seed, epoch=epoch)
     rows = (rows_of(number)[mine] for number in range(first_batch, steps_per_epoch(images, batch_size, extra)))
+    loaded: Iterator[tuple[Tensor, Tensor]]
     in_memory = [source for source in sources if isinstance(source, MemoryImages)]
     if len(in_memory) == len(sources):
         loaded = (_gathered(in_memory, batch) for batch in rows)
     else:
         seeded = data.augmentation == "resized_crop_flip"
         # Drawn up batch by batch: a million tuples would be copied page by page between this process and its workers.
-        loaded = _loaded(sources, (batch.requests(seed, seeded=seeded) for batch in rows), data.num_workers, replace=True)
+        loaded = _loaded(
+            sources, (batch.requests(seed, seeded=seeded) for batch in rows), data.num_workers, replace=True
+        )
     for number, (unchanged, labels) in enumerate(loaded, start=first_batch):
         pixels = unchanged
         if data.augmentation in ("crop", "crop_flip"):

@@ -118,7 +118,7 @@ def _in_turn(extra: ExtraImages, seed: int) -> Callable[[int, int], tuple[Tensor
         positions = torch.arange(first, first + num_images)
         turns, places = positions // len(extra), positions % len(extra)
         chosen = torch.empty_like(places)
-        for turn in turns.unique().tolist():
+        for turn in range(int(turns[0]), int(turns[-1]) + 1):
             chosen[turns == turn] = order(turn)[places[turns == turn]]
         part = torch.searchsorted(ends, chosen, right=True)
         return part + 1, chosen - (ends - lengths)[part], turns

@@ -13,7 +13,7 @@ from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import DataSet
 from edc.data.extra import ExtraImages
-from edc.data.images import FileImages, Images, MemoryImages, crop_fraction_of, resize_and_crop
+from edc.data.images import Images, MemoryImages, crop_fraction_of, resize_and_crop
 from edc.errors import DataError, first_line
 from edc.method.losses import NO_LABEL
 from edc.recipe import DataSection, ExtraSection
@@ -80,12 +80,11 @@ def load_training_data(data: DataSection) -> DataSet:
         except DataError as error:
             raise DataError(_about_extra(str(error), field)) from None
         images = data_set.stratified_limit(_without_labels(images, section, field), section.limit, data.split_seed)
-        is_file = isinstance(images, FileImages)
-        shape = (images.num_channels, images.size, images.size) if is_file else tuple(images.images.shape[1:])
-        if shape != labelled.image_shape:
+        if images.image_shape != labelled.image_shape:
+            found, expected = _shape_in_words(images.image_shape), _shape_in_words(labelled.image_shape)
             raise DataError(
-                f"{field}: images of {_shape_in_words(shape)}, expected {_shape_in_words(labelled.image_shape)} as those "
-                "with labels have. data.image_size resizes both; a grey image and one in colour cannot be mixed"
+                f"{field}: images of {found}, expected {expected} as those with labels have. data.image_size resizes "
+                "both; grey images and images in colour cannot be mixed"
             )
         parts.append(images)
     return replace(labelled, extra=ExtraImages(tuple(parts), data.extra_share))
@@ -99,6 +98,7 @@ def _extra_images(data: DataSection, section: ExtraSection) -> Images:
     own = ("kind", "root", "download", "max_bad_fraction", "image_column", "num_images")
     shared = ("image_size", "crop_fraction", "split_seed", "num_workers")
     update = {field: getattr(section, field) for field in own} | {field: getattr(data, field) for field in shared}
+    update["num_classes"] = data.num_classes if section.kind == "synthetic" else None
     read = DataSection.model_construct(**update, unlabelled=section.kind in FILE_KINDS)
     match section.kind:
         case "image_folder":
@@ -126,11 +126,13 @@ def _without_labels(images: Images, section: ExtraSection, field: str) -> Images
 
 def _about_extra(message: str, field: str) -> str:
     """Returns a reader's message about `data` as one about `field`, where `--data-root` says nothing."""
-    message = re.sub(r"(?<![\w/.])data\.(?=(root|max_bad_fraction|image_column|kind|image_size)\b)", f"{field}.", message)
+    message = re.sub(
+        r"(?<![\w/.])data\.(?=(root|max_bad_fraction|image_column|kind|image_size)\b)", f"{field}.", message
+    )
     return message.replace(f"{field}.root or --data-root", f"{field}.root")
 
 
-def _shape_in_words(shape: tuple[int, ...]) -> str:
+def _shape_in_words(shape: tuple[int, int, int]) -> str:
     return f"{shape[2]} x {shape[1]} pixels in {shape[0]} channel{'s' * (shape[0] > 1)}"
 
 
@@ -249,5 +251,4 @@ def in_memory(
     assert isinstance(train, MemoryImages)
     known = {"cifar10": CIFAR10_STATISTICS, "cifar100": CIFAR100_STATISTICS}
     mean, std = known[data.kind] if data.kind in known else data_set.channel_statistics(train)
-    channels, height, width = train.images.shape[1:]
-    return DataSet(train, validation, test, class_names, (channels, height, width), mean, std)
+    return DataSet(train, validation, test, class_names, train.image_shape, mean, std)

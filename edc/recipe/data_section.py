@@ -123,9 +123,7 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.augmentation == "resized_crop_flip" and (
-            self.kind not in FILE_KINDS or not self.image_size
-        ):
+        if self.augmentation == "resized_crop_flip" and (self.kind not in FILE_KINDS or not self.image_size):
             raise ValueError(
                 "augmentation 'resized_crop_flip' is for 'image_folder', 'parquet' and 'webdataset' with an image_size"
             )
@@ -135,6 +133,11 @@ class DataSection(Section):
         if self.kind in ("image_folder", "webdataset") and self.image_size is None:
             raise ValueError(f"image_size is needed for {self.kind!r} (for example 224)")
         return self
+
+    def without_download(self) -> "DataSection":
+        """Returns this section, to be read from what is on disk alone."""
+        extra = tuple(section.model_copy(update={"download": False}) for section in self.extra)
+        return self.model_copy(update={"download": False, "extra": extra})
 
     def operated_as(self, other: "DataSection") -> "DataSection":
         """Returns this section with what of `other`, one of the same identity, may change in the middle of a run."""
