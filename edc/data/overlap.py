@@ -34,10 +34,11 @@ def warn_of_overlap(data: DataSet) -> None:
     for name, images in (("validation", data.validation), ("test", data.test)):
         overlaps = [overlap_of(part, images) for part in (data.extra.parts if data.extra else ())]
         num_found = sum(overlap.num_found for overlap in overlaps)
+        num_looked_at = sum(overlap.num_looked_at for overlap in overlaps)
         if num_found:
             console.print(
-                f"warning: data.extra: {num_found:,} of {sum(o.num_looked_at for o in overlaps):,} images looked at are "
-                f"{name} images, too. Students learn the teachers' answers to them, so {name} figures flatter students.",
+                f"warning: data.extra: {num_found:,} of {num_looked_at:,} images looked at are {name} images, too. "
+                f"Students learn the teachers' answers to them, so {name} figures flatter the students.",
                 highlight=False,
             )
 
