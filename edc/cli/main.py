@@ -175,17 +175,20 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
     import yaml
 
     from edc.cli.tables.run import print_costs
-    from edc.data import load_data
+    from edc.data import load_training_data
+    from edc.data.overlap import warn_of_overlap
     from edc.runs.cost import estimate_costs
     from edc.runs.distill import require_trainable
     from edc.runs.student import as_begun
     from edc.system.files import require_free_disk
     from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
 
-    by_main(lambda: run.require_claimable(recipe), accelerator)  # the errors of the run itself, in its order
-    data = one_of_a_machine_first(lambda: load_data(recipe.data.model_copy(update={"download": False})), accelerator)
+    by_main(lambda: run.require_claimable(recipe), accelerator)  # what the run itself would refuse, in its order
+    data_section = recipe.data.without_download()
+    data = one_of_a_machine_first(lambda: load_training_data(data_section), accelerator)
     with raised_together(accelerator):
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
+    by_main(lambda: warn_of_overlap(data), accelerator)
     costs = estimate_costs(as_begun(recipe, run=run, accelerator=accelerator), data, accelerator=accelerator)
     if not accelerator.is_main_process:
         return

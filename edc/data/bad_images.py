@@ -16,10 +16,11 @@ class BadImages:
     Args:
         max_fraction: the largest part of the split that may be unreadable; 0: none.
         num_lost: samples already known to be missing (the rest of a truncated shard).
+        section: of the recipe, that the split comes from.
     """
 
-    def __init__(self, max_fraction: float = 0.0, *, num_lost: int = 0) -> None:
-        self.max_fraction, self.num_lost = max_fraction, num_lost
+    def __init__(self, max_fraction: float = 0.0, *, num_lost: int = 0, section: str = "data") -> None:
+        self.max_fraction, self.num_lost, self.section = max_fraction, num_lost, section
         self.names: dict[str, str] = {}
         """The name of each, and what is wrong with it, in the order they were met."""
         self.pooled: dict[str, str] = {}
@@ -43,7 +44,7 @@ class BadImages:
             lost = f" and {self.num_lost} lost with damaged shards" if self.num_lost else ""
             raise DataError(
                 f"{reason}\n  {num_found} of {num_images} images could not be read{lost}: more than "
-                f"data.max_bad_fraction, {self.max_fraction:g}, allows"
+                f"{self.section}.max_bad_fraction, {self.max_fraction:g}, allows"
             )
 
     def report(self) -> None:
@@ -53,6 +54,7 @@ class BadImages:
             more = f" and {len(new) - NUM_NAMED} more" if len(new) > NUM_NAMED else ""
             listed = ", ".join(new[:NUM_NAMED]) + more
             console.print(
-                f"data: {len(new)} unreadable images, each replaced by another of its class: {listed}", highlight=False
+                f"{self.section}: {len(new)} unreadable images, each replaced by another of its class: {listed}",
+                highlight=False,
             )
         self.num_reported = len(self.names)

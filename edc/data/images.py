@@ -47,6 +47,11 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def __getitem__(self, index: int | Tensor | slice) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
 
@@ -79,6 +84,10 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.num_channels, self.size, self.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.load(index, augment_seed=None)

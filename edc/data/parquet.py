@@ -19,7 +19,7 @@ from edc.data.tar_index import NO_LABEL
 from edc.errors import DataError, NotInstalledError
 from edc.recipe import DataSection
 
-__all__ = ["load_parquet"]
+__all__ = ["load_parquet", "load_unlabelled_parquet"]
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label", "labels")
 IN_MEMORY_BYTES = 1 << 30
@@ -34,10 +34,7 @@ def load_parquet(data: DataSection) -> DataSet:
     """
     root = data.root or Path("data")
     files = {split: _files(root, split) for split in ("train", "validation", "valid", "test")}
-    if not files["train"]:
-        raise DataError(
-            f"data.root: no train-*.parquet in {root.absolute()}; point data.root or --data-root at the files"
-        )
+    _require_training_files(files["train"], root)
     validation_files = files["validation"] or files["valid"]
     test_files = files["test"] if _labelled(data, files["test"]) else []
     class_names: tuple[str, ...] | None = None
@@ -59,6 +56,21 @@ def load_parquet(data: DataSection) -> DataSet:
     shape = (3, train.size, train.size)
     train = data_set.limit(train, data.train_limit)
     return DataSet(train, validation, test, class_names, shape, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def load_unlabelled_parquet(data: DataSection) -> Images:
+    """Returns the images of `root/train-*.parquet`, whatever labels they have."""
+    root = data.root or Path("data")
+    files = _files(root, "train")
+    _require_training_files(files, root)
+    return _read(data, files, labelled=False)[0]
+
+
+def _require_training_files(files: list[Path], root: Path) -> None:
+    if not files:
+        raise DataError(
+            f"data.root: no train-*.parquet in {root.absolute()}; point data.root or --data-root at the files"
+        )
 
 
 def _files(root: Path, split: str) -> list[Path]:

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from edc.data.names import Names
 from edc.errors import DataError, EdcError, FailedError, first_line
+from edc.method.losses import NO_LABEL
 from edc.system.files import write_atomically
 
 __all__ = ["NO_LABEL", "ShardIndex", "index_of_shard", "is_local", "reachable"]
 
-NO_LABEL = -1
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"})
 FORMAT = 2
 

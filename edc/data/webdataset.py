@@ -21,7 +21,7 @@ from edc.data.tar_index import NO_LABEL, ShardIndex, index_of_shard, is_local, r
 from edc.errors import DataError, FailedError, NotInstalledError, first_line
 from edc.recipe import DataSection
 
-__all__ = ["ShardReader", "load_webdataset"]
+__all__ = ["ShardReader", "load_unlabelled_shards", "load_webdataset"]
 
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?:[-_.0-9]|$)")
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
@@ -40,14 +40,7 @@ def load_webdataset(data: DataSection) -> DataSet:
         DataError: no shards, no labels, a damaged validation or test shard, or more training samples lost with
             damaged shards than `data.max_bad_fraction` allows, or an unknown number of them.
     """
-    filesystem, root, address = _filesystem(data)
-    with reachable(f"data.root: {address}", filesystem):
-        shards = _shards(filesystem, root)
-    if not shards["train"]:
-        raise DataError(
-            f"data.root: no train-*.tar in {address}; point data.root or --data-root at the shards (uncompressed: "
-            "images in a .tar.gz cannot be read one by one)"
-        )
+    filesystem, root, address, shards = _found_shards(data)
     splits = {
         split: _read_split(data, filesystem, paths, root=root, address=address, is_train=split == "train")
         for split, paths in shards.items()
@@ -59,6 +52,12 @@ def load_webdataset(data: DataSection) -> DataSet:
     assert data.image_size is not None  # the recipe's rule
     shape = (3, data.image_size, data.image_size)
     return DataSet(train, validation, test, class_names, shape, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def load_unlabelled_shards(data: DataSection) -> FileImages:
+    """Returns the images of the training shards, whatever labels they have; `data` says that they have none."""
+    filesystem, root, address, shards = _found_shards(data)
+    return _read_split(data, filesystem, shards["train"], root=root, address=address, is_train=True)
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,19 @@ def _filesystem(data: DataSection) -> tuple[Any, str, str]:
     except (ImportError, ValueError) as error:  # s3fs, gcsfs and the like come by themselves
         raise NotInstalledError(f"data.root: {address}: {error}") from None
     return filesystem, path, address
+
+
+def _found_shards(data: DataSection) -> tuple[Any, str, str, dict[str, list[str]]]:
+    """Returns what `_filesystem` does, and the shards of each split; those of `train` are there."""
+    filesystem, root, address = _filesystem(data)
+    with reachable(f"data.root: {address}", filesystem):
+        shards = _shards(filesystem, root)
+    if not shards["train"]:
+        raise DataError(
+            f"data.root: no train-*.tar in {address}; point data.root or --data-root at the shards (uncompressed: "
+            "images in a .tar.gz cannot be read one by one)"
+        )
+    return filesystem, root, address, shards
 
 
 def _shards(filesystem: Any, root: str) -> dict[str, list[str]]:

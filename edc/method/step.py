@@ -28,7 +28,7 @@ from torch.profiler import record_function
 
 from edc.method.batch_ensemble import batchnorm_momentum_shared, ensemble_size_of, select_members
 from edc.method.kinds import Answers, MemberForm, Method, Perturbation
-from edc.method.losses import kd_loss, label_loss, latent_be_loss, wide
+from edc.method.losses import kd_losses, label_loss, latent_be_losses, student_loss, wide
 from edc.method.perturb import perturb, sent_to
 
 __all__ = ["Batch", "LabelStep", "Step", "StudentStep", "answers", "autocast_to", "draw_owners"]
@@ -36,7 +36,10 @@ __all__ = ["Batch", "LabelStep", "Step", "StudentStep", "answers", "autocast_to"
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images (N, C, H, W) in [0, 1] and labels (N,), and where they are in the global batch."""
+    """One step's images (N, C, H, W) in [0, 1] and labels (N,), and where they stand in the global batch.
+
+    The label of an image without one is `NO_LABEL`: such an image is learned from the teachers alone.
+    """
 
     images: Tensor
     labels: Tensor
@@ -122,12 +125,12 @@ class StudentStep:
             ):
                 if self.method == "kd" and self.answers == "all":
                     logits, learned = wide(model(images))[None], batch.labels
-                    loss = kd_loss(logits, torch.stack(answered), temperature=self.temperature)
+                    distillation = kd_losses(logits, torch.stack(answered), temperature=self.temperature)
                 else:  # row by row, member-major: row m * N + n is image n seen by member m
                     logits, learned = wide(model(_joined(parts, group)))[None], _joined(labels, group)
-                    loss = latent_be_loss(logits, _joined(answered, group)[None], temperature=self.temperature)
-                if self.alpha < 1:
-                    loss = (1 - self.alpha) * label_loss(logits, learned) + self.alpha * loss
+                    targets = _joined(answered, group)[None]
+                    distillation = latent_be_losses(logits, targets, temperature=self.temperature)
+                loss = student_loss(distillation, logits, learned, alpha=self.alpha)
             yield sum(sizes[m] for m in group) / sum(sizes) * loss
 
     def num_parts(self, network: nn.Module) -> int:

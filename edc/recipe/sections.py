@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from edc.method.kinds import Answers, FoldKind, Method, Perturbation
-from edc.recipe.data_section import DataSection, Section
+from edc.recipe.data_section import DataSection, Section, problems_with_extra
 
 __all__ = [
     "CheckpointSection",
@@ -24,8 +24,8 @@ __all__ = [
     "TrainingSection",
 ]
 
-ADDED_LATER = ("answers",)
-"""Fields of a student that recipes of edc 0.1.0 did not have; their defaults do not change a run."""
+ADDED_LATER = ("answers", "extra")
+"""Fields of a student that recipes of edc 0.1.0 did not have: with their defaults they make no other run."""
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -185,6 +185,8 @@ class StudentSection(Section):
     temperature: PositiveFloat = 4.0
     alpha: UnitInterval = 1.0
     """Weight of the distillation loss; 1: labels are not used at all."""
+    extra: bool = True
+    """Whether it learns from the images of `data.extra`, too; without labels they have the `alpha` 1."""
     epochs: PositiveInt | None = None
     fold: FoldKind = "mean_weights"
     """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
@@ -254,6 +256,8 @@ class Recipe(Section):
                 for name, student in self.students.items()
                 if student.alpha != 1
             ]
+        learns = {name: student.extra for name, student in self.students.items()}
+        problems += problems_with_extra(self.data, batch_size=self.training.batch_size, learns=learns)
         if self.teachers.epochs is not None and self.teachers.epochs <= self.training.warmup_epochs:
             problems.append("teachers.epochs: must be larger than training.warmup_epochs")
         if problems:
@@ -269,19 +273,17 @@ class Recipe(Section):
         return self.training.model_copy(update={"epochs": section.epochs}) if section.epochs else self.training
 
     def operated_as(self, other: "Recipe") -> "Recipe":
-        """Returns this recipe with those fields of `other` that may change in a run: its result does not."""
-        free = ("root", "download", "num_workers", "max_bad_fraction")
-        data = self.data.model_copy(update={field: getattr(other.data, field) for field in free})
+        """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
-        return self.model_copy(update={"data": data, "training": training})
+        return self.model_copy(update={"data": self.data.operated_as(other.data), "training": training})
 
     def identity(self) -> dict[str, Any]:
         """Returns what identifies a run: the recipe without the data's place, the way it is fetched, and operation.
 
         Fields that may change in the middle of a run have their defaults, so that digests of older edcs still hold.
         """
-        document = self.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
-        document["data"]["max_bad_fraction"] = DataSection.model_fields["max_bad_fraction"].default
+        document = self.model_dump(mode="json")
+        document["data"] = self.data.identity()
         document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
         for student in document["students"].values():
             for field in ADDED_LATER:

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from edc.data import DataSet, load_data, steps_per_epoch
+from edc.data import DataSet, load_training_data, steps_per_epoch
+from edc.data.overlap import warn_of_overlap
 from edc.errors import RecipeError, first_line
 from edc.method.batch_ensemble import member_logits, to_batch_ensemble
 from edc.networks import Classifier, build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe
 from edc.runs.folder import RunFolder, run_folder
-from edc.runs.student import build_plain, train_student
+from edc.runs.student import build_plain, learned_by, train_student
 from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
 from edc.teachers.ensemble import fetch_teacher_weights, load_own_teachers, load_teachers, teacher_digests
@@ -28,11 +29,12 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     finished = by_main(lambda: _finished(recipe, run), accelerator)
     if finished is not None:
         return finished
-    data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
-    with raised_together(accelerator):  # every error of the request, before the folder is claimed
+    data = one_of_a_machine_first(lambda: load_training_data(recipe.data), accelerator)
+    with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     own_teachers = one_of_a_machine_first(lambda: load_own_teachers(recipe, data), accelerator)
     one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
+    by_main(lambda: warn_of_overlap(data), accelerator)
     by_main(lambda: _claim(recipe, data, run), accelerator)
     teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
     students = {
@@ -46,7 +48,8 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
 
 def _claim(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
     teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
-    run.claim(recipe, {"the images": data.fingerprint()} | teachers)
+    extra = {"the extra images": data.extra.fingerprint()} if data.extra else {}
+    run.claim(recipe, {"the images": data.fingerprint()} | extra | teachers)
 
 
 def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
@@ -71,7 +74,10 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
         DataError: fewer training images than a batch.
     """
     require_sharable(recipe.training, num_processes=accelerator.num_processes)
-    steps_per_epoch(data.train, recipe.training.batch_size)
+    if not recipe.teachers.checkpoints:
+        steps_per_epoch(data.train, recipe.training.batch_size)
+    for section in recipe.students.values():
+        steps_per_epoch(data.train, recipe.training.batch_size, learned_by(section, data).extra)
     student, teacher = _tried(recipe.network, data), _tried(recipe.teacher_network, data)
     trained = (
         {"the student": student} if recipe.teachers.checkpoints else {"the student": student, "a teacher": teacher}

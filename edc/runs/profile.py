@@ -28,11 +28,11 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, record_function
 
-from edc.data import DataSet, load_data
+from edc.data import DataSet, load_training_data
 from edc.recipe import Recipe
 from edc.runs.distill import require_trainable
 from edc.runs.folder import RunFolder
-from edc.runs.student import train_student
+from edc.runs.student import learned_by, train_student
 from edc.runs.trial import few_images, few_steps
 from edc.system.files import write_atomically, write_json
 from edc.system.peak_memory import peak_growth
@@ -96,7 +96,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
     Leaves in `folder`: trace.json.gz (for chrome://tracing or ui.perfetto.dev) and profile.json. Nothing else on disk
     is changed. Teachers that are not all trained yet are replaced by untrained ones: the time is the same.
     """
-    data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
+    data = one_of_a_machine_first(lambda: load_training_data(recipe.data), accelerator)
     with raised_together(accelerator):
         require_trainable(recipe, data, accelerator=accelerator)
     own_teachers = one_of_a_machine_first(lambda: load_own_teachers(few_steps(recipe), data), accelerator)
@@ -114,7 +114,12 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
         train_student(
             few_steps(recipe),
             recipe.deploy,
-            few_images(data, NUM_STEPS * recipe.training.batch_size, num_processes=accelerator.num_processes),
+            few_images(
+                learned_by(recipe.students[recipe.deploy], data),
+                NUM_STEPS,
+                batch_size=recipe.training.batch_size,
+                num_processes=accelerator.num_processes,
+            ),
             teachers,
             run=RunFolder(Path(temporary)),
             accelerator=accelerator,

@@ -1,5 +1,7 @@
 """Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -30,6 +32,7 @@ __all__ = [
     "deployable",
     "fold_student",
     "form_of",
+    "learned_by",
     "load_student",
     "student_step",
     "train_student",
@@ -55,6 +58,11 @@ def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = Tru
     if section.method == "kd":
         return plain
     return to_batch_ensemble(plain, recipe.teachers.size, example=torch.zeros(2, *data.image_shape))
+
+
+def learned_by(section: StudentSection, data: DataSet) -> DataSet:
+    """Returns what a student learns from: the data set with the extra images, or without."""
+    return data if section.extra else replace(data, extra=None)
 
 
 def student_step(
@@ -115,7 +123,7 @@ def train_student(
             _compile_teachers(recipe, data, teachers, accelerator)
         return fit(
             network,
-            data,
+            learned_by(section, data),
             learn=student_step(section, teachers, training=training, form=form),
             plain_of=lambda trained: fold_student(trained, recipe, name, data),
             data_section=recipe.data,

@@ -98,6 +98,7 @@ def summarise(
             "train": len(data.train),
             "validation": len(data.validation),
             "test": len(data.test),
+            **({"extra": len(data.extra)} if data.extra else {}),
             "classes": list(data.class_names),
         },
         "ensemble_size": recipe.teachers.size,

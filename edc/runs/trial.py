@@ -40,9 +40,13 @@ def few_steps(recipe: Recipe) -> Recipe:
     )
 
 
-def few_images(data: DataSet, num_images: int, *, num_processes: int) -> DataSet:
-    """Returns data with this many training images, repeated if there are fewer, and hardly any others."""
+def few_images(data: DataSet, num_steps: int, *, batch_size: int, num_processes: int) -> DataSet:
+    """Returns training images for so many steps, repeated if there are not as many, and hardly any others.
+
+    Extra images are all there: a step has its share of them.
+    """
     few = limit(data.validation, num_processes)
+    num_images = num_steps * (batch_size - (data.extra.num_rows(batch_size) if data.extra else 0))
     return dataclasses.replace(
         data, train=take(data.train, torch.arange(num_images) % len(data.train)), validation=few, test=few
     )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def obtain_teacher(
         training = recipe.training_of(recipe.teachers)
         return fit(
             network,
-            data,
+            replace(data, extra=None),
             learn=LabelStep(autocast_dtype(training)),
             plain_of=lambda trained: trained,
             data_section=recipe.data,

@@ -92,7 +92,7 @@ def fit(
         folder=folder,
         label=label,
         accelerator=accelerator,
-        steps=steps_per_epoch(data.train, training.batch_size),
+        steps=steps_per_epoch(data.train, training.batch_size, data.extra),
     )
     with stop_requests() as stop:
         _train_epochs(job, stop)
@@ -175,6 +175,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         batch_size=training.batch_size,
         seed=job.seed,
         epoch=epoch,
+        extra=job.data.extra,
         first_batch=position.batch,
         rank=rank,
         num_processes=num_processes,
@@ -210,7 +211,8 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         if len(pending) == STEPS_BETWEEN_LOOKS or number == job.steps - 1 or stopping:
             stopping = anyone(bool(stop), accelerator)
             raise_together(failed[0] if failed else None, accelerator)
-            pool_bad_images(job.data.train, accelerator)
+            for images in job.data.trained_on:
+                pool_bad_images(images, accelerator)
             progress.loss = _look_at_losses(job, pending, step)
         progress.step(step + 1, num_images=training.batch_size)
         if stopping:

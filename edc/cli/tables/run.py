@@ -27,7 +27,8 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     seeds = sorted(summary["seed"] for summary in summaries)
     first = summaries[0]
     data = first["data"]
-    title = f"{first['name']}: {data['kind']}, {data['train']:,} training and {data['test']:,} test images, "
+    training = f"{data['train']:,} training" + (f", {data['extra']:,} extra" if data.get("extra") else "")
+    title = f"{first['name']}: {data['kind']}, {training} and {data['test']:,} test images, "
     title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
     forms = _member_forms(summaries)
     caption = "c: after one temperature fitted on validation; runs: forward passes per image"
