@@ -111,7 +111,7 @@ def test_checkpoint_holds_the_average_and_one_without_it_says_so(tmp_path):
     assert torch.equal(other.best_state["weight"], average.best_state["weight"])
     assert torch.equal(other.network.weight, average.network.weight)
     save_checkpoint(tmp_path / "c.pt", Position(), network, optimizer)
-    with pytest.raises(CheckpointError, match="cannot go on from this checkpoint"):
+    with pytest.raises(CheckpointError, match="cannot continue from this checkpoint"):
         load_checkpoint(tmp_path / "c.pt", network, optimizer, other)
 
 

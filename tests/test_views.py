@@ -15,8 +15,9 @@ from scipy import stats
 from small_networks import randomise, small_network
 from torch import Tensor, nn
 
-from edc.data import load_data, train_batches
+from edc.data import load_data, load_training_data, train_batches
 from edc.data.batches import rand_augmented
+from edc.data.extra import rows_of_batches
 from edc.method.batch_ensemble import to_batch_ensemble
 from edc.method.perturb import move
 from edc.method.step import Batch, StudentStep
@@ -182,6 +183,15 @@ def test_parts_of_a_batch_have_the_views_of_the_whole(answers):
 
 # RandAugment ----------------------------------------------------------------------------------------------------------
 
+
+def write_folder(root: Path) -> None:
+    for split, num_images in (("train", 20), ("val", 4)):
+        for sample in samples_of(num_images):
+            folder = root / split / str(sample.label)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{sample.key}.jpg").write_bytes(sample.content)
+
+
 SYNTHETIC = DataSection(kind="synthetic", num_images=32, image_size=12, num_classes=2, augmentation="none")
 
 
@@ -217,11 +227,7 @@ def test_randaugment_of_processes_and_of_a_resumed_epoch_is_that_of_one():
 @WITH_WORKERS
 @pytest.mark.parametrize("augmentation", ["none", "resized_crop_flip"])
 def test_randaugment_of_files_does_not_depend_on_workers(tmp_path, augmentation):
-    for split, num_images in (("train", 20), ("val", 4)):
-        for sample in samples_of(num_images):
-            folder = tmp_path / split / str(sample.label)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{sample.key}.jpg").write_bytes(sample.content)
+    write_folder(tmp_path)
     section = DataSection(kind="image_folder", root=tmp_path, image_size=16, augmentation=augmentation, num_workers=0)
     found = batches(section)
     assert len(found) >= 1
@@ -234,6 +240,40 @@ def test_randaugment_of_files_does_not_depend_on_workers(tmp_path, augmentation)
         expected = rand_augmented(plain[0][row], derive_seed(3, "randaugment", 0, index))
         assert torch.equal(found[0][row], expected)
     assert not torch.equal(found[0], plain[0])
+
+
+@WITH_WORKERS
+@pytest.mark.parametrize("kind", ["synthetic", "image_folder"])
+def test_randaugment_of_extra_images_has_seeds_of_their_own(tmp_path, kind):
+    write_folder(tmp_path)
+    section = DataSection(
+        kind=kind,
+        **({"root": tmp_path} if kind == "image_folder" else {"num_images": 32}),
+        image_size=16,
+        augmentation="none",
+        num_workers=0,
+        train_limit=8,
+        extra=({"kind": "remainder"},),
+    )
+    data = load_training_data(section)
+    assert data.extra is not None
+    common = {"batch_size": 8, "seed": 3, "extra": data.extra}
+    for epoch in (0, 3):  # the extra images are gone through a second time
+        rows_of = rows_of_batches(data.train, data.extra, batch_size=8, seed=3, epoch=epoch)
+        plain, viewed = (
+            list(train_batches(data.train, section, epoch=epoch, randaugment=randaugment, **common))
+            for randaugment in (False, True)
+        )
+        assert len(viewed) == len(plain) == 2
+        for number, ((before, labels), (after, _)) in enumerate(zip(plain, viewed, strict=True)):
+            rows = rows_of(number)
+            assert (labels == -1).sum() == (rows.sources > 0).sum() == 4
+            for row, (source, index, turn) in enumerate(
+                zip(rows.sources.tolist(), rows.indices.tolist(), rows.turns.tolist(), strict=True)
+            ):
+                parts = (turn, source, index) if source else (epoch, index)
+                expected = rand_augmented(before[row], derive_seed(3, "randaugment", *parts))
+                assert torch.equal(after[row], expected), (epoch, number, row)
 
 
 def test_randaugment_takes_grey_images():
@@ -267,6 +307,19 @@ def test_mixed_views_without_labels_need_alpha_one(tmp_path: Path):
     Recipe.model_validate(document | {"students": {"a": {"views": ["mixup"]}}})
     with pytest.raises(ValidationError, match=r"students.a.alpha: found 0.5, but data.unlabelled leaves no labels"):
         Recipe.model_validate(document | {"students": {"a": {"views": ["mixup"], "alpha": 0.5}}})
+
+
+def test_mixed_views_of_extra_images_need_alpha_one():
+    data = {"kind": "digits", "train_limit": 200, "extra": ["remainder"]}
+
+    def recipe(**fields: object) -> Recipe:
+        students = {"a": {"views": ["mixup"], **fields}, "b": {}}
+        return Recipe.model_validate(DOCUMENT | {"data": data, "students": students})
+
+    recipe()
+    recipe(alpha=0.5, extra=False)
+    with pytest.raises(ValidationError, match=r"students.a.alpha: found 0.5 with mixup, .* images? .*data.extra"):
+        recipe(alpha=0.5)
 
 
 def test_default_makes_no_other_run_than_before_the_fields_existed():

@@ -1,7 +1,7 @@
 """Recipes: what a run is, as frozen sections read from YAML.
 
 A recipe says *what* (data, networks, schedule, method); command-line flags say *where* (folders, device). This module
-must stay importable without torch, so that a mistake in a recipe is refused before anything heavy loads.
+must stay importable without torch, so that a mistake in a recipe is reported before anything heavy loads.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from edc.recipe.data_section import DataSection, Section
+from edc.recipe.data_section import DataSection, Section, problems_with_extra
 from edc.recipe.student_section import ADDED_LATER, StudentSection, UnitInterval
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "TeachersSection",
     "TrainingSection",
 ]
-
 
 NETWORK_NAME = re.compile(
     r"(wrn(?P<depth>\d+)x(?P<width>\d+)|cifar_resnet(?P<rdepth>\d+)(x\d+)?|(torchvision|timm)/\S+)$"
@@ -61,7 +60,7 @@ class NetworkSection(Section):
                 f"pretrained: {self.name} comes without weights; torchvision/ and timm/ networks have some"
             )
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must be given together")
         return self
 
 
@@ -84,14 +83,14 @@ class TrainingSection(Section):
     compile: bool = False
     """torch.compile for teachers and student. Where it fails, they run without it and the log says so. Measured once: a
     step of WRN-16-2 on one CPU core went from 1.66 to 1.60 s, after two minutes of compiling (results/step_cost.md);
-    not measured on a GPU. What several processes exchange in SyncBatchNorm is not part of the trial: a failure there
+    not measured on a GPU. The trial does not include SyncBatchNorm's exchange between processes: a failure there
     ends the first step."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes, so that a run does not depend on how many there are."""
     checkpoint_every: PositiveInt = 1
     """Epochs between checkpoints; may be changed between two calls of one run."""
     validate_every: PositiveInt = 1
-    """Epochs between looks at the validation accuracy; the last epoch is always looked at."""
+    """Epochs between two validations; the last epoch is always validated."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -101,7 +100,7 @@ class TrainingSection(Section):
 
 
 class CheckpointSection(Section):
-    """A teacher of the user's own: a state dict and the network it belongs to, or a file that is a whole network.
+    """A user's teacher: a state dict and the network it belongs to, or a file that is a whole network.
 
     Without a file, a network of torchvision or timm with the library's own weights (`pretrained: true`).
     """
@@ -112,13 +111,13 @@ class CheckpointSection(Section):
     format: Literal["auto", "state_dict", "torchscript", "exported_program", "onnx"] = "auto"
     """`auto` looks at the file: TorchScript (torch.jit.save), an exported program (.pt2), .onnx, else a state dict."""
     input_size: PositiveInt | None = None
-    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size, or what the
-    library says of its weights."""
+    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size, or the
+    library's size for its weights."""
     mean: tuple[float, ...] | None = None
     std: tuple[PositiveFloat, ...] | None = None
     """What this teacher subtracts from images in [0, 1] and divides by. Needed where the file is a whole network
-    (zeros and ones if it normalises by itself); for a state dict the network's or the data's unless given, for a
-    library's weights what the library says."""
+    (zeros and ones if it normalises by itself). Default for a state dict: the network's or the data's; for a
+    library's weights: the library's."""
     output: Literal["logits", "probabilities"] = "logits"
 
     @model_validator(mode="before")
@@ -136,7 +135,7 @@ class CheckpointSection(Section):
         if self.file is None and self.format != "auto":
             raise ValueError(f"format: found {self.format!r}, which has no effect without a file; leave it out")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must be given together")
         if self.mean and self.network and self.network.mean:
             raise ValueError("mean and std are given twice, here and in network; keep one of them")
         return self
@@ -213,6 +212,14 @@ class Recipe(Section):
                 for name, student in self.students.items()
                 if student.alpha != 1
             ]
+        problems += [
+            f"students.{name}.alpha: found {student.alpha:g} with {' and '.join(student.mixed_views)}, which mix "
+            "labelled images with those of data.extra, which have no label; expected 1, or extra: false"
+            for name, student in self.students.items()
+            if self.data.extra and student.extra and student.mixed_views and student.alpha != 1
+        ]
+        learns = {name: student.extra for name, student in self.students.items()}
+        problems += problems_with_extra(self.data, batch_size=self.training.batch_size, learns=learns)
         if self.teachers.epochs is not None and self.teachers.epochs <= self.training.warmup_epochs:
             problems.append("teachers.epochs: must be larger than training.warmup_epochs")
         if problems:
@@ -229,18 +236,16 @@ class Recipe(Section):
 
     def operated_as(self, other: "Recipe") -> "Recipe":
         """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""
-        free = ("root", "download", "num_workers", "max_bad_fraction")
-        data = self.data.model_copy(update={field: getattr(other.data, field) for field in free})
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
-        return self.model_copy(update={"data": data, "training": training})
+        return self.model_copy(update={"data": self.data.operated_as(other.data), "training": training})
 
     def identity(self) -> dict[str, Any]:
-        """Returns what makes a run this one: the recipe without where the data is, how it is fetched, and operation.
+        """Returns what identifies a run: the recipe without the data's place, the way it is fetched, and operation.
 
-        What may change in the middle of a run is there with its default, so that digests of older edcs still hold.
+        Fields that may change in the middle of a run have their defaults, so that digests of older edcs still hold.
         """
-        document = self.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
-        document["data"]["max_bad_fraction"] = DataSection.model_fields["max_bad_fraction"].default
+        document = self.model_dump(mode="json")
+        document["data"] = self.data.identity()
         document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
         defaults = StudentSection().model_dump(mode="json")
         for student in document["students"].values():

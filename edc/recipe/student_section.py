@@ -4,12 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from edc.method.kinds import Answers, FoldKind, Method, Perturbation, View
+from edc.method.kinds import Answers, FoldKind, Method, MixedView, Perturbation, View
 from edc.recipe.data_section import Section
 
 __all__ = ["ADDED_LATER", "StudentSection", "UnitInterval"]
 
-ADDED_LATER = ("answers", "views", "ema", "choose")
+ADDED_LATER = ("answers", "extra", "views", "ema", "choose")
 """Fields of a student that recipes of edc 0.1.0 did not have: with their defaults they make no other run."""
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -32,6 +32,8 @@ class StudentSection(Section):
     temperature: PositiveFloat = 4.0
     alpha: UnitInterval = 1.0
     """Weight of the distillation loss; 1: labels are not used at all."""
+    extra: bool = True
+    """Whether it learns from the images of `data.extra`, too; without labels they have the `alpha` 1."""
     epochs: PositiveInt | None = None
     fold: FoldKind = "mean_weights"
     """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
@@ -57,7 +59,7 @@ class StudentSection(Section):
         if "randaugment" in self.views[1:]:
             raise ValueError(
                 f"views: found {', '.join(self.views)}; expected 'randaugment' first, because it works on the pixels "
-                "of single images, and what mixup and cutmix make of them has none"
+                "of single images, before any are mixed"
             )
         if self.choose and self.ema is None and self.reestimate_batchnorm:
             raise ValueError(
@@ -73,6 +75,11 @@ class StudentSection(Section):
                     "members); leave it out, or use method 'latent_be'"
                 )
         return self
+
+    @property
+    def mixed_views(self) -> tuple[MixedView, ...]:
+        """The views that mix the images of a batch, in order."""
+        return tuple(view for view in self.views if view != "randaugment")
 
     @property
     def chooses(self) -> bool:

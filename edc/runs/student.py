@@ -1,5 +1,6 @@
 """Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ __all__ = [
     "deployable",
     "fold_student",
     "form_of",
+    "learned_by",
     "load_student",
     "student_step",
     "train_student",
@@ -61,6 +63,11 @@ def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = Tru
     return to_batch_ensemble(plain, recipe.teachers.size, example=torch.zeros(2, *data.image_shape))
 
 
+def learned_by(section: StudentSection, data: DataSet) -> DataSet:
+    """Returns what a student learns from: the data set with the extra images, or without."""
+    return data if section.extra else replace(data, extra=None)
+
+
 def student_step(
     section: StudentSection,
     teachers: TeacherEnsemble,
@@ -79,7 +86,7 @@ def student_step(
         teachers=list(teachers.members),
         method=section.method,
         answers=section.answers,
-        views=tuple(view for view in section.views if view != "randaugment"),
+        views=section.mixed_views,
         perturbation=section.perturbation,
         grey_levels=section.perturbation_grey_levels,
         temperature=section.temperature,
@@ -108,9 +115,9 @@ def train_student(
     run: RunFolder,
     accelerator: Accelerator,
 ) -> nn.Module:
-    """Returns student `name` (with its members) trained to the end, going on where an earlier call stopped.
+    """Returns student `name` (with its members) trained to the end, continuing where an earlier call stopped.
 
-    Where validation images choose what is deployed of it, it is returned as that.
+    If validation images choose between candidates, it is returned as the chosen one.
     """
     section = recipe.students[name]
     network = build_student(recipe, name, data)
@@ -159,7 +166,7 @@ def _fitted(
         _compile_teachers(recipe, data, teachers, accelerator)
     return fit(
         network,
-        data,
+        learned_by(section, data),
         learn=student_step(section, teachers, training=training, num_classes=data.num_classes, form=form),
         plain_of=lambda trained: fold_student(trained, recipe, name, data),
         data_section=recipe.data,
@@ -175,7 +182,7 @@ def _fitted(
 
 
 def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
-    """Returns the form that student `name` of the run was trained in; None: one network, or not recorded."""
+    """Returns the form in which student `name` was trained; None: one network, or not recorded."""
     section = recipe.students[name]
     if section.method == "kd" or recipe.teachers.size == 1:
         return None
@@ -185,7 +192,7 @@ def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
 
 
 def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Recipe:
-    """Returns the recipe with the forms, where left to `auto`, that students of the run have been begun in."""
+    """Returns the recipe with `auto` replaced by the form in which each student of the run was begun."""
 
     def kept_forms() -> dict[str, MemberForm | None]:
         is_its_run = run.recipe_path.is_file() and run.recipe().digest() == recipe.digest()
@@ -200,7 +207,7 @@ def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Rec
 
 
 def _compile_teachers(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, accelerator: Accelerator) -> None:
-    """Compiles the teachers for all students of the recipe: each is tried once, whoever comes first."""
+    """Compiles the teachers for all students of the recipe; each teacher is tried once."""
     to_images = any(section.perturbation not in ("none", "gaussian") for section in recipe.students.values())
     training, num_processes = recipe.training, accelerator.num_processes
     for m, teacher in enumerate(teachers.members):
@@ -215,7 +222,7 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
     path = run.student_path(name) / WEIGHTS
     if not path.is_file():
         raise RunError(
-            f"{path}: student {name!r} is not trained; go on with: edc distill {run.recipe_path} --run {run.path}"
+            f"{path}: student {name!r} is not trained; continue with: edc distill {run.recipe_path} --run {run.path}"
         )
     network = build_student(recipe, name, data, fresh=False)
     network.load_state_dict(load_state(path))
@@ -223,7 +230,7 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
 
 
 def deployable(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, accelerator: Accelerator) -> nn.Module:
-    """Returns what is evaluated and exported: the folded student, its BatchNorm re-estimated if the recipe says so."""
+    """Returns the network to evaluate and export: the folded student, its BatchNorm re-estimated if the recipe asks."""
     always = recipe.students[name].reestimate_batchnorm
     return _plain(network, recipe=recipe, name=name, data=data, reestimate=always, accelerator=accelerator)
 

@@ -1,4 +1,4 @@
-"""What became of a run: metrics of every network in it."""
+"""The summary of a run: metrics of every network in it."""
 
 import dataclasses
 import math
@@ -101,6 +101,7 @@ def summarise(
             "train": len(data.train),
             "validation": len(data.validation),
             "test": len(data.test),
+            **({"extra": len(data.extra)} if data.extra else {}),
             "classes": list(data.class_names),
         },
         "ensemble_size": recipe.teachers.size,
@@ -131,12 +132,12 @@ def _row(
     validation_labels: Labels,
     nlls: list[float],
 ) -> dict[str, Any]:
-    """Returns what one network is worth. Its DEE is read from `nlls`, those of ensembles of 1 to M teachers."""
+    """Returns the metrics of one network. Its DEE is read from `nlls`, those of ensembles of 1 to M teachers."""
     num_members = len(predictions.test)
     result = metrics.evaluate(
-        predictions.test,
+        metrics.ensemble_log_probs(predictions.test),
         test_labels,
-        validation_log_probs=predictions.validation,
+        validation_log_probs=metrics.ensemble_log_probs(predictions.validation),
         validation_labels=validation_labels,
     )
     result = dataclasses.replace(

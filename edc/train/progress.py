@@ -1,5 +1,5 @@
-"""What a person sees while training runs: a bar on a terminal or a line now and then in a log file, always on stderr;
-and curves in TensorBoard, beside metrics.jsonl.
+"""The progress of a training for people: a bar on a terminal or an occasional line in a log file, always on stderr; and
+the curves for TensorBoard, beside metrics.jsonl.
 """
 
 import time
@@ -76,7 +76,7 @@ CURVES = ("loss", "validation_acc", "ema_validation_acc", "learning_rate")
 class TensorBoardCurves:
     """Takes the line of an epoch and adds a point to each curve that it has.
 
-    A disk that is full costs points here: metrics.jsonl has the same figures, and is what says so.
+    On a full disk points are lost here without an error; writing metrics.jsonl, with the same figures, raises it.
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None) -> None:
