@@ -147,6 +147,11 @@ class Recipe(Section):
         """Returns the network of `student`, with what that one starts from."""
         return self.network.started(student.start)
 
+    @property
+    def teacher_start_field(self) -> str:
+        """Which field says what teachers start from."""
+        return "teachers.network.start" if self.teachers.network else "network.start"
+
     @staticmethod
     def start_field(student: StudentSection, field: str) -> str:
         """Returns which field says what `student`, the section at `field`, starts from."""
@@ -158,6 +163,11 @@ class Recipe(Section):
         if section.epochs:
             changes["epochs"] = section.epochs
         return self.training.model_copy(update=changes)
+
+    def batch_field(self, section: TeachersSection | StudentSection, field: str) -> str:
+        """Returns which field says how large the batches of `section`, the one at `field`, are."""
+        own = section.training and (section.training.batch_size or section.training.micro_batch_size)
+        return f"{field}.training" if own else "training"
 
     def operated_as(self, other: "Recipe") -> "Recipe":
         """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""

@@ -15,8 +15,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from edc.data import DataSet, steps_per_epoch
 from edc.method.kinds import MemberForm
-from edc.recipe import Recipe, StudentSection
+from edc.recipe import Recipe, StudentSection, TeachersSection
 from edc.runs.folder import RunFolder
+from edc.runs.start import require_teachers_to_start_from
 from edc.runs.student import form_of, train_student
 from edc.runs.trial import few_images, few_steps
 from edc.teachers.ensemble import build_teacher, load_own_teachers, load_teachers, obtain_teacher
@@ -64,28 +65,36 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
     Raises:
         CheckpointError, RecipeError: a teacher of the user's own that cannot teach, as in a run.
     """
-    steps = steps_per_epoch(data.train, recipe.training.batch_size)
     size, short = recipe.teachers.size, few_steps(recipe)
-    num_images = (WARMUP_STEPS + TIMED_STEPS) * recipe.training.batch_size
-    few = few_images(data, num_images, num_processes=accelerator.num_processes)
     costs = []
     with tempfile.TemporaryDirectory(prefix="edc-dry-run-") as temporary:
         run = RunFolder(Path(temporary) / "run")
         own = one_of_a_machine_first(lambda: load_own_teachers(short, data), accelerator)
+        require_teachers_to_start_from(recipe, data, own)
         own = own or [build_teacher(short, data, fresh=False) for _ in range(size)]
         teachers = load_teachers(short, data, own=own, teachers_path=run.teachers_path, accelerator=accelerator)
         if not recipe.teachers.checkpoints:
+            few, num_steps = _timed(recipe, recipe.teachers, data, accelerator)
             train = partial(obtain_teacher, short, few, 0, teachers_path=run.teachers_path, accelerator=accelerator)
             seconds = _seconds_per_step(train, accelerator.device)
-            num_steps = recipe.training_of(recipe.teachers).epochs * steps
             costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
         for name, student in recipe.students.items():
+            few, num_steps = _timed(recipe, student, data, accelerator)
             learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator)
             seconds = _seconds_per_step(learn, accelerator.device)
-            num_steps = recipe.training_of(student).epochs * steps
             form = form_of(recipe, name, run=run)
             costs.append(Cost(name, units_per_step(student, size), num_steps, seconds, form))
     return costs
+
+
+def _timed(
+    recipe: Recipe, section: TeachersSection | StudentSection, data: DataSet, accelerator: Accelerator
+) -> tuple[DataSet, int]:
+    """Returns the images of the steps that are timed of one training, and how many steps the whole of it has."""
+    training = recipe.training_of(section)
+    num_images = (WARMUP_STEPS + TIMED_STEPS) * training.batch_size
+    few = few_images(data, num_images, num_processes=accelerator.num_processes)
+    return few, training.epochs * steps_per_epoch(data.train, training.batch_size)
 
 
 def _seconds_per_step(train: Callable[[], object], device: torch.device) -> float:
