@@ -72,9 +72,8 @@ def _numbers_of_parts(network: nn.Module) -> dict[str, int]:
     numbers: dict[str, int] = {}
     number = -1
     for name, part in _parts(network):
-        if number < 0 or any(parameter.ndim > 1 for parameter in part.parameters()):
-            number += 1
-        numbers |= {f"{name}.{parameter}": number for parameter, _ in part.named_parameters()}
+        number += any(parameter.ndim > 1 for parameter in part.parameters())
+        numbers |= {f"{name}.{parameter}": max(number, 0) for parameter, _ in part.named_parameters()}
     return {name: numbers.get(name, 0) for name, _ in network.named_parameters()}  # its own, a token say: the first
 
 
