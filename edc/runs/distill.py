@@ -112,17 +112,17 @@ class _Training:
 
 def _trainings(recipe: Recipe) -> list[_Training]:
     """Returns the schedules of a run: of students, one for all that have the shared one, and of teachers."""
-    found = {
-        recipe.training_of(section): _Training(
+    found = dict.fromkeys(
+        _Training(
             recipe.training_of(section),
             f"student {name}" if section.training else "the student",
             recipe.batch_field(section, f"students.{name}"),
         )
         for name, section in recipe.students.items()
-    }
+    )
     teachers = recipe.training_of(recipe.teachers), "a teacher", recipe.batch_field(recipe.teachers, "teachers")
     trains = not recipe.teachers.checkpoints
-    return [*found.values(), *([_Training(*teachers, of_teachers=True)] if trains else [])]
+    return [*found, *([_Training(*teachers, of_teachers=True)] if trains else [])]
 
 
 def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> None:
