@@ -298,7 +298,7 @@ def test_file_of_another_architecture_names_the_first_keys_of_both_sides(own, tm
         "students.kd.start": {"students": {"kd": {"method": "kd", "start": file}}},
         "teachers.network.start": {"teachers": {"network": section}},
     }[whose]
-    message = rf"^{whose}: .*wrn\.safetensors: these weights are not of CifarResNet as the recipe describes it"
+    message = rf"^{whose}: .*wrn\.safetensors: these weights do not fit CifarResNet as the recipe describes it"
     text = refused(recipe(own, **changes), CheckpointError, message, tmp_path, accelerator)
     assert "network.blocks.1.norm1.weight: (16,) in the file, (32,) in the network" in text
     assert "network.blocks.1.shortcut.weight: not in the network" in text
@@ -311,7 +311,7 @@ def test_file_of_another_architecture_names_the_first_keys_of_both_sides(own, tm
 def test_wider_file_of_other_classes_is_another_architecture(own, tmp_path, accelerator):
     file = saved(tmp_path / "wide.pt", network(0, name="cifar_resnet8x2", num_classes=10).state_dict())
     one = recipe(own, network={"name": "cifar_resnet8", "start": file})
-    refused(one, CheckpointError, "these weights are not of CifarResNet", tmp_path, accelerator)
+    refused(one, CheckpointError, "these weights do not fit CifarResNet", tmp_path, accelerator)
 
 
 def test_file_that_is_not_there_or_holds_no_weights(own, tmp_path, accelerator):

@@ -1,4 +1,4 @@
-"""What predictions are worth: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
+"""Metrics of predictions: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
 
 from edc.metrics.calibrate import fit_member_temperature, fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs

@@ -1,6 +1,6 @@
 """Recipes: what a run is. Importable without torch."""
 
-from edc.recipe.data_section import DataSection, Section
+from edc.recipe.data_section import DataSection, ExtraSection, Section
 from edc.recipe.network_section import NETWORK_NAME, NetworkSection
 from edc.recipe.sections import Recipe, StudentSection
 from edc.recipe.teachers_section import CheckpointSection, TeachersSection
@@ -10,6 +10,7 @@ __all__ = [
     "NETWORK_NAME",
     "CheckpointSection",
     "DataSection",
+    "ExtraSection",
     "NetworkSection",
     "Recipe",
     "Section",

@@ -78,7 +78,7 @@ class NetworkSection(Section):
                 f"pretrained: {self.name} comes without weights; torchvision/ and timm/ networks have some"
             )
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must be given together")
         return self
 
     @property

@@ -1,7 +1,7 @@
 """Recipes: what a run is, as frozen sections read from YAML.
 
 A recipe says *what* (data, networks, schedule, method); command-line flags say *where* (folders, device). This module
-must stay importable without torch, so that a mistake in a recipe is refused before anything heavy loads.
+must stay importable without torch, so that a mistake in a recipe is reported before anything heavy loads.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from edc.method.kinds import Answers, FoldKind, Method, Perturbation
-from edc.recipe.data_section import DataSection, Section
+from edc.recipe.data_section import DataSection, Section, problems_with_extra
 from edc.recipe.network_section import NetworkSection, Start
 from edc.recipe.teachers_section import TeachersSection
 from edc.recipe.training_section import TrainingOverrides, TrainingSection, UnitInterval, require_one_of_epochs
 
 __all__ = ["Recipe", "StudentSection"]
 
-ADDED_LATER = ("answers",)
+ADDED_LATER = ("answers", "extra")
 """Fields of a student that recipes of edc 0.1.0 did not have: with their defaults they make no other run."""
 
 
@@ -38,6 +38,8 @@ class StudentSection(Section):
     temperature: PositiveFloat = 4.0
     alpha: UnitInterval = 1.0
     """Weight of the distillation loss; 1: labels are not used at all."""
+    extra: bool = True
+    """Whether it learns from the images of `data.extra`, too; without labels they have the `alpha` 1."""
     start: Start | None = None
     """What this student starts from, if not what `network.start` says: `random`, `pretrained`, `teacher` or a file."""
     epochs: PositiveInt | None = None
@@ -112,6 +114,11 @@ class Recipe(Section):
                 for name, student in self.students.items()
                 if student.alpha != 1
             ]
+        learns = {name: student.extra for name, student in self.students.items()}
+        sizes = [self.training_of(student).batch_size for student in self.students.values() if student.extra]
+        problems += problems_with_extra(
+            self.data, batch_size=min(sizes, default=self.training.batch_size), learns=learns
+        )
         problems += self._problems_of_schedule(self.teachers, "teachers")
         if problems:
             raise ValueError("; ".join(problems))
@@ -171,18 +178,16 @@ class Recipe(Section):
 
     def operated_as(self, other: "Recipe") -> "Recipe":
         """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""
-        free = ("root", "download", "num_workers", "max_bad_fraction")
-        data = self.data.model_copy(update={field: getattr(other.data, field) for field in free})
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
-        return self.model_copy(update={"data": data, "training": training})
+        return self.model_copy(update={"data": self.data.operated_as(other.data), "training": training})
 
     def identity(self) -> dict[str, Any]:
-        """Returns what makes a run this one: the recipe without where the data is, how it is fetched, and operation.
+        """Returns what identifies a run: the recipe without the data's place, the way it is fetched, and operation.
 
-        What may change in the middle of a run is there with its default, so that digests of older edcs still hold.
+        Fields that may change in the middle of a run have their defaults, so that digests of older edcs still hold.
         """
-        document = self.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
-        document["data"]["max_bad_fraction"] = DataSection.model_fields["max_bad_fraction"].default
+        document = self.model_dump(mode="json")
+        document["data"] = self.data.identity()
         document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
         for student in document["students"].values():
             for field in ADDED_LATER:

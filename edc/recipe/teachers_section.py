@@ -13,7 +13,7 @@ __all__ = ["CheckpointSection", "TeachersSection"]
 
 
 class CheckpointSection(Section):
-    """A teacher of the user's own: a state dict and the network it belongs to, or a file that is a whole network.
+    """A user's teacher: a state dict and the network it belongs to, or a file that is a whole network.
 
     Without a file, a network of torchvision or timm with the library's own weights (`pretrained: true`).
     """
@@ -24,13 +24,13 @@ class CheckpointSection(Section):
     format: Literal["auto", "state_dict", "torchscript", "exported_program", "onnx"] = "auto"
     """`auto` looks at the file: TorchScript (torch.jit.save), an exported program (.pt2), .onnx, else a state dict."""
     input_size: PositiveInt | None = None
-    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size, or what the
-    library says of its weights."""
+    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size, or the
+    library's size for its weights."""
     mean: tuple[float, ...] | None = None
     std: tuple[PositiveFloat, ...] | None = None
     """What this teacher subtracts from images in [0, 1] and divides by. Needed where the file is a whole network
-    (zeros and ones if it normalises by itself); for a state dict the network's or the data's unless given, for a
-    library's weights what the library says."""
+    (zeros and ones if it normalises by itself). Default for a state dict: the network's or the data's; for a
+    library's weights: the library's."""
     output: Literal["logits", "probabilities"] = "logits"
 
     @model_validator(mode="before")
@@ -50,7 +50,7 @@ class CheckpointSection(Section):
         if self.network and self.network.start:
             raise ValueError("network.start: has no effect, because the checkpoint brings its weights; leave it out")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must be given together")
         if self.mean and self.network and self.network.mean:
             raise ValueError("mean and std are given twice, here and in network; keep one of them")
         return self

@@ -40,14 +40,14 @@ class TrainingSection(Section):
     compile: bool = False
     """torch.compile for teachers and student. Where it fails, they run without it and the log says so. Measured once: a
     step of WRN-16-2 on one CPU core went from 1.66 to 1.60 s, after two minutes of compiling (results/step_cost.md);
-    not measured on a GPU. What several processes exchange in SyncBatchNorm is not part of the trial: a failure there
+    not measured on a GPU. The trial does not include SyncBatchNorm's exchange between processes: a failure there
     ends the first step."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes, so that a run does not depend on how many there are."""
     checkpoint_every: PositiveInt = 1
     """Epochs between checkpoints; may be changed between two calls of one run."""
     validate_every: PositiveInt = 1
-    """Epochs between looks at the validation accuracy; the last epoch is always looked at."""
+    """Epochs between two validations; the last epoch is always validated."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -4,7 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from edc.method.kinds import MemberForm
 from edc.recipe import Recipe, StudentSection, TeachersSection
 from edc.runs.folder import RunFolder
 from edc.runs.start import require_teachers_to_start_from
-from edc.runs.student import form_of, train_student
+from edc.runs.student import form_of, learned_by, train_student
 from edc.runs.trial import few_images, few_steps
 from edc.teachers.ensemble import build_teacher, load_own_teachers, load_teachers, obtain_teacher
 from edc.train.distributed import one_of_a_machine_first
@@ -47,7 +47,7 @@ class Cost:
 def units_per_step(student: StudentSection, ensemble_size: int) -> int:
     """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4.
 
-    Where each image goes to one teacher and one member, 4 and 10 for any M.
+    With `answers: split` 4 and 10, for any M.
     """
     perturbation = {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
     if student.answers == "split":
@@ -60,10 +60,10 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
     """Returns the cost of each training of the run, from a few steps of it in a folder that is thrown away.
 
     All processes take part, each with its share of every batch. The user's own teachers answer if the recipe lists
-    them, else untrained ones: they take as long. What a run refuses besides is for `require_trainable` to say first.
+    them, else untrained ones, which take as long. Call `require_trainable` first: it raises a run's other errors.
 
     Raises:
-        CheckpointError, RecipeError: a teacher of the user's own that cannot teach, as in a run.
+        CheckpointError, RecipeError: a user's teacher that cannot teach, as in a run.
     """
     size, short = recipe.teachers.size, few_steps(recipe)
     costs = []
@@ -74,12 +74,12 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
         own = own or [build_teacher(short, data, fresh=False) for _ in range(size)]
         teachers = load_teachers(short, data, own=own, teachers_path=run.teachers_path, accelerator=accelerator)
         if not recipe.teachers.checkpoints:
-            few, num_steps = _timed(recipe, recipe.teachers, data, accelerator)
+            few, num_steps = _timed(recipe, recipe.teachers, replace(data, extra=None), accelerator)
             train = partial(obtain_teacher, short, few, 0, teachers_path=run.teachers_path, accelerator=accelerator)
             seconds = _seconds_per_step(train, accelerator.device)
             costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
         for name, student in recipe.students.items():
-            few, num_steps = _timed(recipe, student, data, accelerator)
+            few, num_steps = _timed(recipe, student, learned_by(student, data), accelerator)
             learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator)
             seconds = _seconds_per_step(learn, accelerator.device)
             form = form_of(recipe, name, run=run)
@@ -88,13 +88,17 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
 
 
 def _timed(
-    recipe: Recipe, section: TeachersSection | StudentSection, data: DataSet, accelerator: Accelerator
+    recipe: Recipe, section: TeachersSection | StudentSection, learned: DataSet, accelerator: Accelerator
 ) -> tuple[DataSet, int]:
     """Returns the images of the steps that are timed of one training, and how many steps the whole of it has."""
     training = recipe.training_of(section)
-    num_images = (WARMUP_STEPS + TIMED_STEPS) * training.batch_size
-    few = few_images(data, num_images, num_processes=accelerator.num_processes)
-    return few, training.epochs * steps_per_epoch(data.train, training.batch_size)
+    few = few_images(
+        learned,
+        WARMUP_STEPS + TIMED_STEPS,
+        batch_size=training.batch_size,
+        num_processes=accelerator.num_processes,
+    )
+    return few, training.epochs * steps_per_epoch(learned.train, training.batch_size, learned.extra)
 
 
 def _seconds_per_step(train: Callable[[], object], device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""The steps of a run: data, teachers, students, and what became of them."""
+"""The steps of a run: data, teachers, students, summary."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from edc.data import DataSet, load_data, steps_per_epoch
+from edc.data import DataSet, load_training_data, steps_per_epoch
+from edc.data.overlap import warn_of_overlap
 from edc.errors import RecipeError, first_line
 from edc.method.batch_ensemble import member_logits, to_batch_ensemble
 from edc.networks import Classifier, build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe, TrainingSection
 from edc.runs.folder import RunFolder, run_folder
 from edc.runs.start import require_start_files, require_teachers_to_start_from, start_digests
-from edc.runs.student import build_plain, train_student
+from edc.runs.student import build_plain, learned_by, train_student
 from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
 from edc.teachers.ensemble import fetch_teacher_weights, load_own_teachers, load_teachers, teacher_digests
@@ -25,18 +26,19 @@ __all__ = ["distill", "require_trainable"]
 
 
 def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
-    """Runs `recipe` to its end in the folder `run`, going on where an earlier call stopped, and returns the summary."""
+    """Runs `recipe` to its end in the folder `run`, continuing where an earlier call stopped; returns the summary."""
     run, accelerator = run_folder(run), accelerator or Accelerator()
     finished = by_main(lambda: _finished(recipe, run), accelerator)
     if finished is not None:
         return finished
-    data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
+    data = one_of_a_machine_first(lambda: load_training_data(recipe.data), accelerator)
     with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     own_teachers = one_of_a_machine_first(lambda: load_own_teachers(recipe, data), accelerator)
     with raised_together(accelerator):
         require_teachers_to_start_from(recipe, data, own_teachers)
     one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
+    by_main(lambda: warn_of_overlap(data), accelerator)
     by_main(lambda: _claim(recipe, data, run), accelerator)
     teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
     students = {
@@ -50,11 +52,12 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
 
 def _claim(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
     teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
-    run.claim(recipe, {"the images": data.fingerprint()} | teachers | start_digests(recipe))
+    extra = {"the extra images": data.extra.fingerprint()} if data.extra else {}
+    run.claim(recipe, {"the images": data.fingerprint()} | extra | teachers | start_digests(recipe))
 
 
 def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
-    """Has the libraries fetch the weights that the run will ask for: one that is not to be had is known at once."""
+    """Lets the libraries fetch the weights that the run will need, so that missing ones are known at once."""
     from_library = [name for name, section in recipe.students.items() if recipe.network_of(section).pretrained]
     for name in from_library[:1]:  # they are one network
         build_plain(recipe, data, name=name)
@@ -78,7 +81,10 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
     trainings = _trainings(recipe)
     for one in trainings:
         require_sharable(one.training, num_processes=accelerator.num_processes, field=one.field)
-        steps_per_epoch(data.train, one.training.batch_size)
+    if not recipe.teachers.checkpoints:
+        steps_per_epoch(data.train, recipe.training_of(recipe.teachers).batch_size)
+    for section in recipe.students.values():
+        steps_per_epoch(data.train, recipe.training_of(section).batch_size, learned_by(section, data).extra)
     student, teacher = _tried(recipe.network, data), _tried(recipe.teacher_network, data)
     for one in trainings:
         network = teacher if one.of_teachers else student
@@ -126,13 +132,13 @@ def _trainings(recipe: Recipe) -> list[_Training]:
 
 
 def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> None:
-    """Raises `RecipeError` where a batch, divided among the teachers, would leave one of them with hardly an image."""
+    """Raises `RecipeError` if a batch, divided among the teachers, would leave one of them with too few images."""
     section = recipe.students[name]
     training, num_teachers = recipe.training_of(section), recipe.teachers.size
     field = recipe.batch_field(section, f"students.{name}")
     share = training.batch_size // num_processes
     micro = min(training.micro_batch_size or share, share)
-    smallest = share % micro or micro  # the last micro-batch is what is left over
+    smallest = share % micro or micro  # the last micro-batch is the remainder
     if smallest < 2 * num_teachers:
         raise RecipeError(
             f"students.{name}.answers: 'split' divides each batch among {num_teachers} teachers, and {smallest} images "
@@ -143,7 +149,7 @@ def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> N
 
 
 def _try_members(student: Classifier, data: DataSet, *, source: str) -> None:
-    """Raises what goes wrong with members alone, as a `RecipeError`: here, and not after hours."""
+    """Raises errors that only members cause, as a `RecipeError`: now, not after hours."""
     images = torch.zeros(2, *data.image_shape)
     members = to_batch_ensemble(student, 2, example=images).eval()
     try:

@@ -1,4 +1,4 @@
-"""What became of a run: metrics of every network in it."""
+"""The summary of a run: metrics of every network in it."""
 
 import dataclasses
 import math
@@ -98,6 +98,7 @@ def summarise(
             "train": len(data.train),
             "validation": len(data.validation),
             "test": len(data.test),
+            **({"extra": len(data.extra)} if data.extra else {}),
             "classes": list(data.class_names),
         },
         "ensemble_size": recipe.teachers.size,
@@ -127,7 +128,7 @@ def _row(
     validation_labels: Labels,
     nlls: list[float],
 ) -> dict[str, Any]:
-    """Returns what one network is worth. Its DEE is read from `nlls`, those of ensembles of 1 to M teachers."""
+    """Returns the metrics of one network. Its DEE is read from `nlls`, those of ensembles of 1 to M teachers."""
     num_members = len(predictions.test)
     result = metrics.evaluate(
         predictions.test,

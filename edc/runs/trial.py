@@ -1,7 +1,7 @@
-"""A few steps of a training as the run itself would make them: what a dry run times, and a profile looks into.
+"""A few steps of a training, as the run itself would take them: a dry run times them, a profile looks into them.
 
-They go through `train_student` and `obtain_teacher`, in a folder that is thrown away: what those refuse, choose or
-share among processes is refused, chosen and shared here too.
+They go through `train_student` and `obtain_teacher` in a temporary folder, so errors, choices and the exchange between
+processes are those of a run.
 """
 
 import dataclasses
@@ -11,8 +11,9 @@ import torch
 from edc.data import DataSet
 from edc.data.data_set import limit, take
 from edc.recipe import Recipe, StudentSection, TeachersSection
+from edc.runs.student import learned_by
 
-__all__ = ["few_images", "few_steps"]
+__all__ = ["few_images", "few_learned", "few_steps"]
 
 STEPPED = ("epochs", "warmup_epochs", "learning_rate")
 """What `few_steps` sets for all, whatever one student has otherwise."""
@@ -47,9 +48,20 @@ def few_steps(recipe: Recipe) -> Recipe:
     )
 
 
-def few_images(data: DataSet, num_images: int, *, num_processes: int) -> DataSet:
-    """Returns so many training images, repeated if there are not as many, and hardly any others."""
+def few_images(data: DataSet, num_steps: int, *, batch_size: int, num_processes: int) -> DataSet:
+    """Returns training images for so many steps, repeated if there are not as many, and hardly any others.
+
+    Extra images are all there: a step has its share of them.
+    """
     few = limit(data.validation, num_processes)
+    num_images = num_steps * (batch_size - (data.extra.num_rows(batch_size) if data.extra else 0))
     return dataclasses.replace(
         data, train=take(data.train, torch.arange(num_images) % len(data.train)), validation=few, test=few
     )
+
+
+def few_learned(recipe: Recipe, name: str, data: DataSet, num_steps: int, *, num_processes: int) -> DataSet:
+    """Returns as many of the images that student `name` learns from as it has in so many steps."""
+    student = recipe.students[name]
+    batch_size = recipe.training_of(student).batch_size
+    return few_images(learned_by(student, data), num_steps, batch_size=batch_size, num_processes=num_processes)
