@@ -116,9 +116,8 @@ class Recipe(Section):
             ]
         learns = {name: student.extra for name, student in self.students.items()}
         sizes = [self.training_of(student).batch_size for student in self.students.values() if student.extra]
-        problems += problems_with_extra(
-            self.data, batch_size=min(sizes, default=self.training.batch_size), learns=learns
-        )
+        smallest = min(sizes, default=self.training.batch_size)
+        problems += problems_with_extra(self.data, batch_size=smallest, learns=learns)
         problems += self._problems_of_schedule(self.teachers, "teachers")
         if problems:
             raise ValueError("; ".join(problems))
