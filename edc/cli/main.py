@@ -183,7 +183,7 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
     from edc.system.files import require_free_disk
     from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
 
-    by_main(lambda: run.require_claimable(recipe), accelerator)  # what the run itself would refuse, in its order
+    by_main(lambda: run.require_claimable(recipe), accelerator)  # the errors of the run itself, in its order
     data_section = recipe.data.without_download()
     data = one_of_a_machine_first(lambda: load_training_data(data_section), accelerator)
     with raised_together(accelerator):

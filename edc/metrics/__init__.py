@@ -1,12 +1,11 @@
 """Metrics of predictions: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
 
-from edc.metrics.calibrate import fit_member_temperature, fit_temperature
+from edc.metrics.calibrate import fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.metrics import (
     Labels,
     Metrics,
     Quality,
-    TemperatureOf,
     accuracy,
     brier,
     dee,
@@ -25,7 +24,6 @@ __all__ = [
     "Metrics",
     "Quality",
     "ReliabilityBin",
-    "TemperatureOf",
     "accuracy",
     "brier",
     "dee",
@@ -34,7 +32,6 @@ __all__ = [
     "ensemble_log_probs",
     "ensemble_nll_by_size",
     "evaluate",
-    "fit_member_temperature",
     "fit_temperature",
     "log_probs_from_logits",
     "nll",

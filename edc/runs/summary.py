@@ -131,9 +131,9 @@ def _row(
     """Returns the metrics of one network. Its DEE is read from `nlls`, those of ensembles of 1 to M teachers."""
     num_members = len(predictions.test)
     result = metrics.evaluate(
-        predictions.test,
+        metrics.ensemble_log_probs(predictions.test),
         test_labels,
-        validation_log_probs=predictions.validation,
+        validation_log_probs=metrics.ensemble_log_probs(predictions.validation),
         validation_labels=validation_labels,
     )
     result = dataclasses.replace(
