@@ -7,163 +7,17 @@ must stay importable without torch, so that a mistake in a recipe is reported be
 import hashlib
 import json
 import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from edc.recipe.data_section import DataSection, Section, problems_with_extra
-from edc.recipe.student_section import ADDED_LATER, StudentSection, UnitInterval
+from edc.recipe.network_section import NetworkSection
+from edc.recipe.student_section import ADDED_LATER, StudentSection
+from edc.recipe.teachers_section import TeachersSection
+from edc.recipe.training_section import TrainingSection
 
-__all__ = [
-    "CheckpointSection",
-    "NetworkSection",
-    "Recipe",
-    "StudentSection",
-    "TeachersSection",
-    "TrainingSection",
-]
-
-NETWORK_NAME = re.compile(
-    r"(wrn(?P<depth>\d+)x(?P<width>\d+)|cifar_resnet(?P<rdepth>\d+)(x\d+)?|(torchvision|timm)/\S+)$"
-)
-
-
-class NetworkSection(Section):
-    """A network by name; written `network: wrn28x4` or as a mapping."""
-
-    name: str
-    pretrained: bool = False
-    """Start from the library's own weights (torchvision and timm only; needs the network)."""
-    mean: tuple[float, ...] | None = None
-    std: tuple[PositiveFloat, ...] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        match = NETWORK_NAME.match(self.name)
-        if not match:
-            raise ValueError(
-                f"unknown network {self.name!r}; expected wrn<depth>x<width>, cifar_resnet<depth>[x<width>], "
-                "torchvision/<name> or timm/<name>"
-            )
-        if match["depth"] and (int(match["depth"]) < 10 or (int(match["depth"]) - 4) % 6):
-            raise ValueError(f"{self.name}: the depth of a WRN is 6n + 4 (10, 16, 22, 28, ...)")
-        if match["rdepth"] and (int(match["rdepth"]) < 8 or (int(match["rdepth"]) - 2) % 6):
-            raise ValueError(f"{self.name}: the depth of a CIFAR ResNet is 6n + 2 (8, 14, 20, 32, ...)")
-        if self.pretrained and "/" not in self.name:
-            raise ValueError(
-                f"pretrained: {self.name} comes without weights; torchvision/ and timm/ networks have some"
-            )
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std must be given together")
-        return self
-
-
-class TrainingSection(Section):
-    """The schedule, shared by teachers and students; the defaults are the paper's (docs/method.md: 200 epochs, SGD)."""
-
-    epochs: PositiveInt = 200
-    batch_size: PositiveInt = 128
-    """Images in one optimiser step, over all processes."""
-    micro_batch_size: Annotated[int, Field(ge=2)] | None = None
-    """Images of one process that go through the networks at once; None: all. Smaller ones save memory: gradients add up
-    to the same, but BatchNorm's batch statistics are those of the smaller batches."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: PositiveFloat = 0.1
-    momentum: UnitInterval = 0.9
-    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
-    warmup_epochs: NonNegativeInt = 5
-    precision: Literal["fp32", "bf16"] = "fp32"
-    channels_last: bool = True
-    compile: bool = False
-    """torch.compile for teachers and student. Where it fails, they run without it and the log says so. Measured once: a
-    step of WRN-16-2 on one CPU core went from 1.66 to 1.60 s, after two minutes of compiling (results/step_cost.md);
-    not measured on a GPU. The trial does not include SyncBatchNorm's exchange between processes: a failure there
-    ends the first step."""
-    sync_batchnorm: bool = True
-    """Batch statistics over all processes, so that a run does not depend on how many there are."""
-    checkpoint_every: PositiveInt = 1
-    """Epochs between checkpoints; may be changed between two calls of one run."""
-    validate_every: PositiveInt = 1
-    """Epochs between two validations; the last epoch is always validated."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs})")
-        return self
-
-
-class CheckpointSection(Section):
-    """A user's teacher: a state dict and the network it belongs to, or a file that is a whole network.
-
-    Without a file, a network of torchvision or timm with the library's own weights (`pretrained: true`).
-    """
-
-    file: Path | None = None
-    network: NetworkSection | None = None
-    """Of a state dict (.safetensors, .pt, .pth); the teachers' network unless given."""
-    format: Literal["auto", "state_dict", "torchscript", "exported_program", "onnx"] = "auto"
-    """`auto` looks at the file: TorchScript (torch.jit.save), an exported program (.pt2), .onnx, else a state dict."""
-    input_size: PositiveInt | None = None
-    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size, or the
-    library's size for its weights."""
-    mean: tuple[float, ...] | None = None
-    std: tuple[PositiveFloat, ...] | None = None
-    """What this teacher subtracts from images in [0, 1] and divides by. Needed where the file is a whole network
-    (zeros and ones if it normalises by itself). Default for a state dict: the network's or the data's; for a
-    library's weights: the library's."""
-    output: Literal["logits", "probabilities"] = "logits"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_path(cls, value: Any) -> Any:
-        return {"file": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.file is None and not (self.network and self.network.pretrained):
-            raise ValueError(
-                "file: missing; expected a file, or network: {name: ..., pretrained: true} for the weights that "
-                "torchvision or timm have"
-            )
-        if self.file is None and self.format != "auto":
-            raise ValueError(f"format: found {self.format!r}, which has no effect without a file; leave it out")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std must be given together")
-        if self.mean and self.network and self.network.mean:
-            raise ValueError("mean and std are given twice, here and in network; keep one of them")
-        return self
-
-
-class TeachersSection(Section):
-    """The deep ensemble: trained here with different seeds, or the user's own checkpoints."""
-
-    ensemble_size: PositiveInt | None = None
-    """M; 4 unless `checkpoints` says otherwise."""
-    network: NetworkSection | None = None
-    """The student's network unless given."""
-    epochs: PositiveInt | None = None
-    seed: int = 0
-    checkpoints: tuple[CheckpointSection, ...] = ()
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.checkpoints and self.ensemble_size not in (None, len(self.checkpoints)):
-            raise ValueError(
-                f"ensemble_size is {self.ensemble_size} but checkpoints lists {len(self.checkpoints)} files; "
-                "leave ensemble_size out or make them equal"
-            )
-        return self
-
-    @property
-    def size(self) -> int:
-        return len(self.checkpoints) or self.ensemble_size or 4
+__all__ = ["Recipe"]
 
 
 class Recipe(Section):
@@ -199,8 +53,8 @@ class Recipe(Section):
                     f"students.{name}.perturbation: {student.perturbation!r} needs a pair of teachers, "
                     f"but the ensemble has {self.teachers.size}; use 2 or more, or 'ods'"
                 )
-            if student.epochs is not None and student.epochs <= self.training.warmup_epochs:
-                problems.append(f"students.{name}.epochs: must be larger than training.warmup_epochs")
+            problems += self._problems_of_schedule(student, f"students.{name}")
+            problems += self._problems_of_start(student, f"students.{name}")
         if self.data.unlabelled and not self.teachers.checkpoints:
             problems.append(
                 "data.unlabelled: teachers cannot be trained without labels; list your own in teachers.checkpoints"
@@ -219,20 +73,65 @@ class Recipe(Section):
             if self.data.extra and student.extra and student.mixed_views and student.alpha != 1
         ]
         learns = {name: student.extra for name, student in self.students.items()}
-        problems += problems_with_extra(self.data, batch_size=self.training.batch_size, learns=learns)
-        if self.teachers.epochs is not None and self.teachers.epochs <= self.training.warmup_epochs:
-            problems.append("teachers.epochs: must be larger than training.warmup_epochs")
+        sizes = [self.training_of(student).batch_size for student in self.students.values() if student.extra]
+        smallest = min(sizes, default=self.training.batch_size)
+        problems += problems_with_extra(self.data, batch_size=smallest, learns=learns)
+        problems += self._problems_of_schedule(self.teachers, "teachers")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
+    def _problems_of_schedule(self, section: "TeachersSection | StudentSection", field: str) -> list[str]:
+        training = self.training_of(section)
+        if training.warmup_epochs < training.epochs:
+            return []
+        if section.training is None:
+            return [f"{field}.epochs: must be larger than training.warmup_epochs"]
+        found = f"warmup_epochs ({training.warmup_epochs}) must be smaller than epochs ({training.epochs})"
+        return [f"{field}.training: {found}"]
+
+    def _problems_of_start(self, student: "StudentSection", field: str) -> list[str]:
+        network, where = self.network_of(student), self.start_field(student, field)
+        if network.pretrained and not network.has_library:
+            found = f"{where}: found 'pretrained', but {network.name} comes without weights"
+            return [f"{found}; torchvision/ and timm/ networks have some"]
+        own = [checkpoint.network or self.teacher_network for checkpoint in self.teachers.checkpoints]
+        others = sorted({teacher.name for teacher in own or [self.teacher_network]} - {network.name})
+        if network.start == "teacher" and others:
+            found = f"{where}: found 'teacher', but the student is {network.name} and teachers are {', '.join(others)}"
+            return [f"{found}; a student starts from teachers of its own network, all of them"]
+        return []
+
     @property
     def teacher_network(self) -> NetworkSection:
-        return self.teachers.network or self.network
+        network = self.teachers.network or self.network
+        return network.bare() if network.start == "teacher" else network
+
+    def network_of(self, student: StudentSection) -> NetworkSection:
+        """Returns the network of `student`, with what that one starts from."""
+        return self.network.started(student.start)
+
+    @property
+    def teacher_start_field(self) -> str:
+        """Which field says what teachers start from."""
+        return "teachers.network.start" if self.teachers.network else "network.start"
+
+    @staticmethod
+    def start_field(student: StudentSection, field: str) -> str:
+        """Returns which field says what `student`, the section at `field`, starts from."""
+        return "network.start" if student.start is None else f"{field}.start"
 
     def training_of(self, section: TeachersSection | StudentSection) -> TrainingSection:
-        """Returns the schedule of `section`: the shared one, with its own number of epochs if it has one."""
-        return self.training.model_copy(update={"epochs": section.epochs}) if section.epochs else self.training
+        """Returns the schedule of `section`: the shared one, with what it has otherwise."""
+        changes = section.training.given() if section.training else {}
+        if section.epochs:
+            changes["epochs"] = section.epochs
+        return self.training.model_copy(update=changes)
+
+    def batch_field(self, section: TeachersSection | StudentSection, field: str) -> str:
+        """Returns which field says how large the batches of `section`, the one at `field`, are."""
+        own = section.training and (section.training.batch_size or section.training.micro_batch_size)
+        return f"{field}.training" if own else "training"
 
     def operated_as(self, other: "Recipe") -> "Recipe":
         """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""

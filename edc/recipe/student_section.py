@@ -1,22 +1,24 @@
 """The student section of a recipe: how one student learns. Importable without torch, as all of a recipe."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from edc.method.kinds import Answers, FoldKind, Method, MixedView, Perturbation, View
 from edc.recipe.data_section import Section
+from edc.recipe.network_section import Start
+from edc.recipe.training_section import TrainingOverrides, UnitInterval, require_one_of_epochs
 
-__all__ = ["ADDED_LATER", "StudentSection", "UnitInterval"]
+__all__ = ["ADDED_LATER", "StudentSection"]
 
-ADDED_LATER = ("answers", "extra", "views", "ema", "choose")
+ADDED_LATER = ("answers", "extra", "views")
 """Fields of a student that recipes of edc 0.1.0 did not have: with their defaults they make no other run."""
-UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class StudentSection(Section):
     """One student: how it learns from the ensemble, and how its members become one network."""
 
+    later_than_first: ClassVar[tuple[str, ...]] = ("start", "training", "ema", "choose")
     method: Method = "latent_be"
     answers: Answers = "all"
     """`all`: every teacher answers every image, and every member learns it. `split`: each image goes to one teacher and
@@ -34,7 +36,11 @@ class StudentSection(Section):
     """Weight of the distillation loss; 1: labels are not used at all."""
     extra: bool = True
     """Whether it learns from the images of `data.extra`, too; without labels they have the `alpha` 1."""
+    start: Start | None = None
+    """What this student starts from, if not what `network.start` says: `random`, `pretrained`, `teacher` or a file."""
     epochs: PositiveInt | None = None
+    training: TrainingOverrides | None = None
+    """What this student has otherwise than the shared `training`."""
     fold: FoldKind = "mean_weights"
     """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
     member_form: Literal["auto", "joint", "sequential"] = "auto"
@@ -74,6 +80,7 @@ class StudentSection(Section):
                     f"{field}: found {value!r}, which has no effect with method 'kd' (a single network has no "
                     "members); leave it out, or use method 'latent_be'"
                 )
+        require_one_of_epochs(self.epochs, self.training)
         return self
 
     @property

@@ -81,15 +81,15 @@ def choose(
         build: returns the student's network, whatever its weights.
     """
     files = {"trained": folder / TRAINED_WEIGHTS, "ema": folder / EMA_WEIGHTS}
-    labels = labels_of(data.validation)
+    labels, training = labels_of(data.validation), recipe.training_of(recipe.students[name])
     found: dict[Candidate, dict[str, Tensor]] = {}
     for candidate in candidates_of(recipe.students[name], has_batchnorm=bool(norms_of(build()))):
-        network = place(build(), accelerator.device, recipe.training)
+        network = place(build(), accelerator.device, training)
         with raised_together(accelerator):
             state = load_state(files[candidate.weights])
             network.load_state_dict(state)
         plain = plain_of(network, reestimate=candidate.batchnorm == "reestimated")
-        logits = predict_logits(plain, data.validation, recipe.data, recipe.training, accelerator)
+        logits = predict_logits(plain, data.validation, recipe.data, training, accelerator)
         log_probs = metrics.log_probs_from_logits(logits[0])
         acc, nll = metrics.accuracy(log_probs, labels), metrics.nll(log_probs, labels)
         scored = candidate.model_copy(update={"validation_acc": acc, "validation_nll": nll})
