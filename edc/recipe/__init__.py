@@ -1,11 +1,11 @@
 """Recipes: what a run is. Importable without torch."""
 
 from edc.recipe.data_section import DataSection, Section
+from edc.recipe.recipe import Recipe
 from edc.recipe.sections import (
     NETWORK_NAME,
     CheckpointSection,
     NetworkSection,
-    Recipe,
     StudentSection,
     TeachersSection,
     TrainingSection,

@@ -1,11 +1,5 @@
-"""Recipes: what a run is, as frozen sections read from YAML.
+"""The sections of a recipe but its data: networks, schedule, teachers, students. Importable without torch."""
 
-A recipe says *what* (data, networks, schedule, method); command-line flags say *where* (folders, device). This module
-must stay importable without torch, so that a mistake in a recipe is refused before anything heavy loads.
-"""
-
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,12 +7,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from edc.method.kinds import Answers, FoldKind, Method, Perturbation
-from edc.recipe.data_section import DataSection, Section
+from edc.recipe.data_section import Section
 
 __all__ = [
     "CheckpointSection",
     "NetworkSection",
-    "Recipe",
     "StudentSection",
     "TeachersSection",
     "TrainingSection",
@@ -206,89 +199,3 @@ class StudentSection(Section):
                     "members); leave it out, or use method 'latent_be'"
                 )
         return self
-
-
-class Recipe(Section):
-    """A whole run. `students` maps names to students; `deploy` names the one that `edc export` takes."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: int = 0
-    """Seed of the students; the teachers have their own in `teachers.seed`."""
-    data: DataSection
-    network: NetworkSection
-    training: TrainingSection = TrainingSection()
-    teachers: TeachersSection = TeachersSection()
-    students: Annotated[dict[str, StudentSection], Field(min_length=1)]
-    deploy: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _deploy_the_last(cls, value: Any) -> Any:
-        if isinstance(value, dict) and not value.get("deploy") and isinstance(value.get("students"), dict):
-            return {**value, "deploy": next(reversed(value["students"]), "")}
-        return value
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        problems = []
-        if self.deploy not in self.students:
-            problems.append(f"deploy: {self.deploy!r} is not one of the students ({', '.join(self.students)})")
-        for name, student in self.students.items():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                problems.append(f"students.{name}: a student's name is made of letters, digits and . _ -")
-            if student.perturbation in ("tdiv", "tdiv_sdiv") and self.teachers.size < 2:
-                problems.append(
-                    f"students.{name}.perturbation: {student.perturbation!r} needs a pair of teachers, "
-                    f"but the ensemble has {self.teachers.size}; use 2 or more, or 'ods'"
-                )
-            if student.epochs is not None and student.epochs <= self.training.warmup_epochs:
-                problems.append(f"students.{name}.epochs: must be larger than training.warmup_epochs")
-        if self.data.unlabelled and not self.teachers.checkpoints:
-            problems.append(
-                "data.unlabelled: teachers cannot be trained without labels; list your own in teachers.checkpoints"
-            )
-        if self.data.unlabelled:
-            problems += [
-                f"students.{name}.alpha: found {student.alpha:g}, but data.unlabelled leaves no labels to learn from; "
-                "expected 1"
-                for name, student in self.students.items()
-                if student.alpha != 1
-            ]
-        if self.teachers.epochs is not None and self.teachers.epochs <= self.training.warmup_epochs:
-            problems.append("teachers.epochs: must be larger than training.warmup_epochs")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    @property
-    def teacher_network(self) -> NetworkSection:
-        return self.teachers.network or self.network
-
-    def training_of(self, section: TeachersSection | StudentSection) -> TrainingSection:
-        """Returns the schedule of `section`: the shared one, with its own number of epochs if it has one."""
-        return self.training.model_copy(update={"epochs": section.epochs}) if section.epochs else self.training
-
-    def operated_as(self, other: "Recipe") -> "Recipe":
-        """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""
-        free = ("root", "download", "num_workers", "max_bad_fraction")
-        data = self.data.model_copy(update={field: getattr(other.data, field) for field in free})
-        training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
-        return self.model_copy(update={"data": data, "training": training})
-
-    def identity(self) -> dict[str, Any]:
-        """Returns what makes a run this one: the recipe without where the data is, how it is fetched, and operation.
-
-        What may change in the middle of a run is there with its default, so that digests of older edcs still hold.
-        """
-        document = self.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
-        document["data"]["max_bad_fraction"] = DataSection.model_fields["max_bad_fraction"].default
-        document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
-        for student in document["students"].values():
-            for field in ADDED_LATER:
-                if student[field] == StudentSection.model_fields[field].default:
-                    del student[field]
-        return document
-
-    def digest(self) -> str:
-        """Returns a SHA-256 of the recipe's identity."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
