@@ -7,18 +7,23 @@ must stay importable without torch, so that a mistake in a recipe is refused bef
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from edc.recipe.data_section import DataSection, Section
+from edc.recipe.equal_cost import with_numbers_of_epochs
 from edc.recipe.sections import ADDED_LATER, NetworkSection, StudentSection, TeachersSection, TrainingSection
 
 __all__ = ["Recipe"]
 
 
+BEST = "best"
+
+
 class Recipe(Section):
-    """A whole run. `students` maps names to students; `deploy` names the one that `edc export` takes."""
+    """A whole run. `students` maps names to students, and `deploy` says which of them `edc export` takes."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: int = 0
@@ -29,19 +34,34 @@ class Recipe(Section):
     teachers: TeachersSection = TeachersSection()
     students: Annotated[dict[str, StudentSection], Field(min_length=1)]
     deploy: str = ""
+    """A student's name, or `best`: the best of them on validation images, known when all are trained. (A student that
+    is called best is meant by its name.) Unless given, the last student: recipes that name none stay what they were."""
+    deploy_by: Literal["calibrated_nll", "accuracy"] | None = None
+    """What `deploy: best` goes by, on validation images; `calibrated_nll` unless given."""
 
     @model_validator(mode="before")
     @classmethod
-    def _deploy_the_last(cls, value: Any) -> Any:
-        if isinstance(value, dict) and not value.get("deploy") and isinstance(value.get("students"), dict):
-            return {**value, "deploy": next(reversed(value["students"]), "")}
-        return value
+    def _resolved(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("students"), dict):
+            return value
+        students, deploy = value["students"], value.get("deploy") or next(reversed(value["students"]), "")
+        resolved = {**with_numbers_of_epochs(value), "deploy": deploy}
+        if deploy == BEST and BEST not in students:
+            resolved["deploy_by"] = value.get("deploy_by") or "calibrated_nll"
+        return resolved
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = []
-        if self.deploy not in self.students:
-            problems.append(f"deploy: {self.deploy!r} is not one of the students ({', '.join(self.students)})")
+        if self.deploy not in self.students and not self.deploys_best:
+            problems.append(
+                f"deploy: {self.deploy!r} is not one of the students ({', '.join(self.students)}), nor {BEST!r}"
+            )
+        if self.deploy_by is not None and not self.deploys_best:
+            problems.append(
+                f"deploy_by: found {self.deploy_by!r}, which has no effect with deploy: {self.deploy}; leave it out, "
+                f"or use deploy: {BEST}"
+            )
         for name, student in self.students.items():
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 problems.append(f"students.{name}: a student's name is made of letters, digits and . _ -")
@@ -68,6 +88,23 @@ class Recipe(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, to_document: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what recipes of edc 0.1.0 did not have, where it is not used: their digests still hold."""
+        document: dict[str, Any] = to_document(self)
+        if self.deploy_by is None:
+            document.pop("deploy_by", None)
+        return document
+
+    @property
+    def deploys_best(self) -> bool:
+        """Whether the student to be deployed is chosen when all are trained."""
+        return self.deploy == BEST and BEST not in self.students
+
+    def deploying(self, summary: Mapping[str, Any]) -> "Recipe":
+        """Returns the recipe with the name of the student that was chosen: the one that the summary of its run has."""
+        return self.model_copy(update={"deploy": summary["deploy"], "deploy_by": None}) if self.deploys_best else self
 
     @property
     def teacher_network(self) -> NetworkSection:

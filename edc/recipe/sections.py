@@ -179,6 +179,8 @@ class StudentSection(Section):
     alpha: UnitInterval = 1.0
     """Weight of the distillation loss; 1: labels are not used at all."""
     epochs: PositiveInt | None = None
+    """Of this student; those of `training` unless given. Written `{as_long_as: NAME}`, as many as cost as many forward
+    passes as student NAME, rounded to the nearest whole number (`times: 2` with it: twice as many)."""
     fold: FoldKind = "mean_weights"
     """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
     member_form: Literal["auto", "joint", "sequential"] = "auto"

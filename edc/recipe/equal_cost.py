@@ -1,0 +1,104 @@
+"""Students that train as long as another costs: what a step costs, and `epochs: {as_long_as: NAME}` as a number."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from edc.recipe.sections import StudentSection, TeachersSection, TrainingSection
+
+__all__ = ["units_per_step", "with_numbers_of_epochs"]
+
+AS_LONG_AS, TIMES = "as_long_as", "times"
+
+
+def units_per_step(student: StudentSection, ensemble_size: int) -> int:
+    """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4.
+
+    Where each image goes to one teacher and one member, 4 and 10 for any M.
+    """
+    perturbation = {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
+    if student.answers == "split":
+        return 1 + 3 + perturbation
+    num_members = ensemble_size if student.method == "latent_be" else 1
+    return ensemble_size + 3 * num_members + perturbation
+
+
+def with_numbers_of_epochs(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recipe as it was read, with a number in place of each `epochs: {as_long_as: NAME, times: 1}`.
+
+    The number is `times` * epochs of NAME * units of NAME / units of the student, rounded to the nearest whole epoch.
+    A section that is wrong in another way gives no number: that is for its own check to say.
+
+    Raises:
+        ValueError: a line for each student whose number cannot be known, by its field.
+    """
+    students = recipe.get("students")
+    if not isinstance(students, Mapping):
+        return dict(recipe)
+    wishes = {
+        name: student["epochs"]
+        for name, student in students.items()
+        if isinstance(student, Mapping) and isinstance(student.get("epochs"), Mapping)
+    }
+    if not wishes:
+        return dict(recipe)
+    problems = [problem for name, wish in wishes.items() if (problem := _problem(name, wish, wishes, students))]
+    if problems:
+        raise ValueError("; ".join(problems))
+    numbers = {name: _num_epochs(name, recipe, students, wishes) for name in wishes}
+    replaced = {name: {**students[name], "epochs": number} for name, number in numbers.items()}
+    return {**recipe, "students": {**students, **replaced}}
+
+
+def _problem(name: Any, wish: Mapping[Any, Any], wishes: Mapping[Any, Any], students: Mapping[Any, Any]) -> str | None:
+    """Returns what is wrong with one wish."""
+    field = f"students.{name}.epochs"
+    if unknown := [key for key in wish if key not in (AS_LONG_AS, TIMES)]:
+        return f"{field}.{unknown[0]}: unknown key; known: {AS_LONG_AS}, {TIMES}"
+    if AS_LONG_AS not in wish:
+        return f"{field}: found {dict(wish)!r}; expected a number, or {{{AS_LONG_AS}: the name of a student}}"
+    times = wish.get(TIMES, 1)
+    if isinstance(times, bool) or not isinstance(times, int | float) or not 0 < times < math.inf:
+        return f"{field}.{TIMES}: found {times!r}, expected a number over 0"
+    fault = _fault_of_the_other(name, wish[AS_LONG_AS], wishes, students)
+    return fault and f"{field}.{AS_LONG_AS}: {fault}"
+
+
+def _fault_of_the_other(name: Any, other: Any, wishes: Mapping[Any, Any], students: Mapping[Any, Any]) -> str | None:
+    """Returns why student `name` cannot train as long as `other`; of a circle, only its first student is told."""
+    if other == name:
+        return f"found {other!r}, the student itself; expected another student"
+    if not isinstance(other, str) or other not in students:
+        nearest = difflib.get_close_matches(str(other), [str(known) for known in students if known != name], n=1)
+        known = ", ".join(str(known) for known in students if known != name)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {known}" if known else "there is none"
+        return f"found {other!r}, which is not a student; {hint}"
+    path = [name]
+    while isinstance(other, str) and other in wishes and other not in path:
+        path.append(other)
+        other = wishes[other].get(AS_LONG_AS)
+    if other == name and path[0] == min(path, key=list(wishes).index):
+        return f"{' -> '.join(map(str, [*path, name]))} is a circle; give one of them a number of epochs"
+    return None
+
+
+def _num_epochs(name: str, recipe: Mapping[str, Any], students: Mapping[str, Any], wishes: Mapping[str, Any]) -> Any:
+    """Returns the epochs of a student, None where a section is wrong."""
+    wish = wishes.get(name)
+    without = {key: value for key, value in (students[name] or {}).items() if wish is None or key != "epochs"}
+    try:
+        student = StudentSection.model_validate(without)
+        ensemble_size = TeachersSection.model_validate(recipe.get("teachers") or {}).size
+        if wish is None:
+            return student.epochs or TrainingSection.model_validate(recipe.get("training") or {}).epochs
+        other = StudentSection.model_validate({**(students[wish[AS_LONG_AS]] or {}), "epochs": None})
+    except (ValidationError, TypeError, AttributeError):
+        return None
+    epochs = _num_epochs(wish[AS_LONG_AS], recipe, students, wishes)
+    if epochs is None:
+        return None
+    units = units_per_step(other, ensemble_size) / units_per_step(student, ensemble_size)
+    return max(1, math.floor(wish.get(TIMES, 1) * epochs * units + 0.5))
