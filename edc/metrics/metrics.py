@@ -23,6 +23,7 @@ __all__ = [
     "TemperatureOf",
     "accuracy",
     "brier",
+    "calibrated_log_probs",
     "dee",
     "diversity",
     "ece",
@@ -138,15 +139,21 @@ def evaluate(log_probs: Array, labels: Labels, *, validation_log_probs: Array, v
 
 def _calibrated(members: Array, validation: Array, labels: Labels) -> tuple[Array, float, TemperatureOf]:
     """Returns calibrated log-probabilities (N, K) of members (M, N, K), the temperature, and what it divides."""
-    mean, validation_mean = ensemble_log_probs(members), ensemble_log_probs(validation)
-    after = fit_temperature(validation_mean, labels)
+    after = fit_temperature(ensemble_log_probs(validation), labels)
     if len(members) == 1:
-        return log_probs_from_logits(mean / after), after, "mean"
+        return calibrated_log_probs(members, after, "mean"), after, "mean"
     before = fit_member_temperature(validation, labels)
-    nll_after = nll(log_probs_from_logits(validation_mean / after), labels)
-    if nll(ensemble_log_probs(validation / before), labels) < nll_after:
-        return ensemble_log_probs(members / before), before, "members"
-    return log_probs_from_logits(mean / after), after, "mean"
+    nll_after = nll(calibrated_log_probs(validation, after, "mean"), labels)
+    if nll(calibrated_log_probs(validation, before, "members"), labels) < nll_after:
+        return calibrated_log_probs(members, before, "members"), before, "members"
+    return calibrated_log_probs(members, after, "mean"), after, "mean"
+
+
+def calibrated_log_probs(members: Array, temperature: float, temperature_of: TemperatureOf) -> Array:
+    """Returns the log of the mean probabilities (N, K) of members (M, N, K), calibrated by a temperature."""
+    if temperature_of == "members":
+        return ensemble_log_probs(members / temperature)
+    return log_probs_from_logits(ensemble_log_probs(members) / temperature)
 
 
 def ensemble_nll_by_size(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from edc.recipe.data_section import DataSection, Section
@@ -71,7 +72,10 @@ class Recipe(Section):
                     f"but the ensemble has {self.teachers.size}; use 2 or more, or 'ods'"
                 )
             if student.epochs is not None and student.epochs <= self.training.warmup_epochs:
-                problems.append(f"students.{name}.epochs: must be larger than training.warmup_epochs")
+                problems.append(
+                    f"students.{name}.epochs: must be larger than training.warmup_epochs "
+                    f"({self.training.warmup_epochs}), found {student.epochs}"
+                )
         if self.data.unlabelled and not self.teachers.checkpoints:
             problems.append(
                 "data.unlabelled: teachers cannot be trained without labels; list your own in teachers.checkpoints"
@@ -120,6 +124,11 @@ class Recipe(Section):
         data = self.data.model_copy(update={field: getattr(other.data, field) for field in free})
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
         return self.model_copy(update={"data": data, "training": training})
+
+    def as_yaml(self) -> str:
+        """Returns the resolved recipe as a run folder keeps it."""
+        document = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
     def identity(self) -> dict[str, Any]:
         """Returns what makes a run this one: the recipe without where the data is, how it is fetched, and operation.

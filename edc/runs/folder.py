@@ -85,8 +85,7 @@ class RunFolder:
         kept = held.operated_as(recipe) if held else recipe
         if kept != held:
             with write_atomically(self.recipe_path) as temporary:
-                document = kept.model_dump(mode="json", exclude_none=True)
-                temporary.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+                temporary.write_text(kept.as_yaml())
         if inputs and inputs != self._inputs():
             write_json(self.inputs_path, dict(inputs))
 

@@ -93,9 +93,12 @@ class StepProfile:
 def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerator: Accelerator) -> StepProfile:
     """Returns where the time of a step of the recipe's deployed student goes, as the main process saw it.
 
+    Which student is the best is not known before all are trained: with `deploy: best` it is the last one.
+
     Leaves in `folder`: trace.json.gz (for chrome://tracing or ui.perfetto.dev) and profile.json. Nothing else on disk
     is changed. Teachers that are not all trained yet are replaced by untrained ones: the time is the same.
     """
+    name = next(reversed(recipe.students)) if recipe.deploys_best else recipe.deploy
     data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
     with raised_together(accelerator):
         require_trainable(recipe, data, accelerator=accelerator)
@@ -113,7 +116,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
     ):
         train_student(
             few_steps(recipe),
-            recipe.deploy,
+            name,
             few_images(data, NUM_STEPS * recipe.training.batch_size, num_processes=accelerator.num_processes),
             teachers,
             run=RunFolder(Path(temporary)),
@@ -129,7 +132,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
     events = list(profiler.events() or [])  # type: ignore[no-untyped-call]
     first, last = _measured_window(events)
     profile = StepProfile(
-        student=recipe.deploy,
+        student=name,
         teachers=kind,
         device=str(accelerator.device),
         num_processes=accelerator.num_processes,
