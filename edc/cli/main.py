@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: edc distill recipes/digits.yaml, then edc export, then edc bench.",
+    epilog="Start with: edc recipes digits, then edc distill digits.yaml, edc export and edc bench.",
 )
 
 

@@ -12,7 +12,7 @@ import typer
 
 from edc.errors import RequestError
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, for example recipes/digits.yaml.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe; `edc recipes` lists those that come with edc.")]
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the recipe; may be repeated.")
 ]

@@ -149,7 +149,7 @@ def newest_run(runs: Path) -> RunFolder:
     """Returns the finished run that was finished last."""
     finished = sorted(runs.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
     if not finished:
-        raise RunError(f"{runs.absolute()}: no finished run here; make one with: edc distill recipes/digits.yaml")
+        raise RunError(f"{runs.absolute()}: no finished run here; make one with: edc recipes digits && edc distill digits.yaml")
     return RunFolder(finished[-1].parent)
 
 
