@@ -21,7 +21,7 @@ from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
 from edc.system.files import write_atomically, write_json
 
-__all__ = ["RunFolder", "newest_run", "run_folder"]
+__all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
 
@@ -60,7 +60,7 @@ class RunFolder:
             held = self.recipe()
             if held.digest() != recipe.digest():
                 raise RunError(
-                    f"{self.path}: already holds another recipe; it differs in {_first_difference(held, recipe)}. "
+                    f"{self.path}: already holds another recipe; it differs in {first_difference(held, recipe)}. "
                     "Choose another folder with --run, or remove this one."
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
@@ -149,11 +149,13 @@ def newest_run(runs: Path) -> RunFolder:
     """Returns the finished run that was finished last."""
     finished = sorted(runs.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
     if not finished:
-        raise RunError(f"{runs.absolute()}: no finished run here; make one with: edc recipes digits && edc distill digits.yaml")
+        raise RunError(
+            f"{runs.absolute()}: no finished run here; make one with: edc recipes digits && edc distill digits.yaml"
+        )
     return RunFolder(finished[-1].parent)
 
 
-def _first_difference(held: Recipe, asked: Recipe) -> str:
+def first_difference(held: Recipe, asked: Recipe) -> str:
     """Returns the first field in which two recipes differ, with both values."""
 
     def flat(document: Any, prefix: str = "") -> dict[str, Any]:

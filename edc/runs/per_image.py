@@ -1,6 +1,6 @@
 """What each network of a run made of each test image: what intervals over test images are drawn from.
 
-predictions.npz lies beside what it is of: that of the teachers and their ensemble in the run's folder, that of a student
+predictions.npz lies beside what it is of: that of teachers and ensemble in the run's folder, that of a student
 and its members in the student's. A row is a network, in the order of summary.json.
 
     correct (R, N) bool             whether the most probable class is the label

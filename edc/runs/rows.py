@@ -6,7 +6,7 @@ from typing import Any
 from edc.recipe import Recipe
 from edc.subject import Subject
 
-__all__ = ["deployed_student", "identity_of", "rows_by_subject"]
+__all__ = ["deployed_student", "identity_of", "rows_by_subject", "teacher_sets"]
 
 
 def identity_of(subject: Subject) -> dict[str, Any]:
@@ -53,3 +53,20 @@ def deployed_student(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> str:
     if recipe.deploy_by == "accuracy":
         return str(max(students, key=lambda row: float(row["validation"]["acc"]))["name"])
     return str(min(students, key=lambda row: float(row["validation"]["calibrated_nll"]))["name"])
+
+
+def teacher_sets(summaries: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    """Returns which set of teachers each run has, from 0: runs whose teachers measure the same have the same ones."""
+    sets: list[list[float]] = []
+    found = []
+    for summary in summaries:
+        nlls = [row["raw"]["nll"] for subject, row in rows_by_subject(summary).items() if subject.role == "teacher"]
+        for number, known in enumerate(sets):
+            # The last figures depend on the number of threads.
+            if len(known) == len(nlls) and all(abs(a - b) <= 1e-4 * a for a, b in zip(known, nlls, strict=True)):
+                found.append(number)
+                break
+        else:
+            found.append(len(sets))
+            sets.append(nlls)
+    return tuple(found)
