@@ -1,5 +1,6 @@
 """The picture of what students are worth against what their training cost, as one SVG file that stands alone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +71,31 @@ def picture(evidence: Evidence, *, name: str) -> str:
         f'<g transform="translate({number * (WIDTH + BETWEEN):g} 30)">{"".join(drawing.parts)}</g>'
         for number, drawing in enumerate(drawings)
     ]
-    head = Drawing(total, 30, "")
-    head.text((4, 20), f"{name}: quality against training cost ({seeds})", "h")
+    rest = Drawing(total, 30, "")
+    rest.text((4, 20), f"{name}: quality against training cost ({seeds})", "h")
+    height = _legend(rest, students, top=HEIGHT + 40)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total:g} {HEIGHT + 30:g}" width="{total:g}" '
-        f'height="{HEIGHT + 30:g}"><style>{STYLE}{colours}</style><defs>{marker_definitions()}</defs>'
-        f'<rect width="{total:g}" height="{HEIGHT + 30:g}" fill="#fff"/>{"".join([*head.parts, *placed])}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total:g} {height:g}" width="{total:g}" '
+        f'height="{height:g}"><style>{STYLE}{colours}</style><defs>{marker_definitions()}</defs>'
+        f'<rect width="{total:g}" height="{height:g}" fill="#fff"/>{"".join([*rest.parts, *placed])}</svg>\n'
     )
+
+
+def _marker(number: int) -> tuple[str, str]:
+    """Returns the shape and the colour of a student: no two of 64 have the same of both."""
+    return SHAPES[(number + number // len(COLOURS)) % len(SHAPES)], f"c{number % len(COLOURS)}"
+
+
+def _legend(drawing: Drawing, students: Sequence[EvidenceRow], *, top: float) -> float:
+    """Writes every student beside its marker, in columns, and returns where the drawing ends."""
+    width = 30 + LETTER * max(len(row.label) for row in students)
+    num_columns = max(1, int((drawing.width - 8) // width))
+    for number, row in enumerate(students):
+        left, height = 14 + width * (number % num_columns), top + 20 * (number // num_columns)
+        shape, colour = _marker(number)
+        drawing.marker((left, height), shape, colour, size="large")
+        drawing.text((left + 12, height + 4), row.label)
+    return top + 20 * math.ceil(len(students) / num_columns)
 
 
 def _panel(panel: _Panel, evidence: Evidence, students: Sequence[EvidenceRow]) -> Drawing:
@@ -97,11 +116,13 @@ def _panel(panel: _Panel, evidence: Evidence, students: Sequence[EvidenceRow]) -
         taken += [(x.end - LETTER * len(words), height - 4 - LINE, x.end, height - 4), (x.start, height, x.end, height)]
     points = [(x((row.units or 0) / 1000), up(panel.factor * row.figures[panel.measure].mean)) for row in students]
     taken += [(left - 6, top - 6, left + 6, top + 6) for left, top in points]
+    for row, (at, _) in zip(students, points, strict=True):
+        low, high = (up(bound) for bound in _bounds(row, panel))
+        taken.append((at - 1, high, at + 1, low))
     for number, (row, (at, height)) in enumerate(zip(students, points, strict=True)):
-        colour = f"c{number % len(COLOURS)}"
+        shape, colour = _marker(number)
         low, high = (up(bound) for bound in _bounds(row, panel))
         drawing.line((at, low), (at, high), f"e {colour}")
-        shape = SHAPES[number % len(SHAPES)]
         figures = row.figures[panel.measure]
         cost = f"{(row.units or 0) / 1000:.3g} thousand forward passes"
         tip = f"{row.label}: {abs(panel.factor) * figures.mean:.4g}, {cost}"
@@ -119,14 +140,16 @@ def _bounds(row: EvidenceRow, panel: _Panel) -> tuple[float, float]:
 
 
 def _write_beside(drawing: Drawing, words: str, at: tuple[float, float], taken: list[Box]) -> None:
-    """Writes a label in the first free place around its marker, or at the last one: a name never vanishes."""
+    """Writes a label in the first free place around its marker; where there is none, the legend tells."""
     (x, y), length = at, LETTER * len(words)
-    places = [(x + 10, y + 4), (x - 10 - length, y + 4)]
-    places += [(x - share * length, y + down) for down in (-11, 20, -24, 33, -37, 46) for share in (0.5, 0.0, 1.0)]
-    inside = [place for place in places if place[0] >= 50 and place[0] + length <= WIDTH]
-    for left, baseline in inside or places[:1]:
+    # Where the text is anchored, and which share of it is left of there.
+    places = [(x + 10, y + 4, 0.0), (x - 10, y + 4, 1.0)]
+    places += [(x, y + down, share) for down in (-13, 22) for share in (0.5, 0.0, 1.0)]
+    for start, baseline, share in places:
+        left = start - share * length
         box = (left, baseline - LINE + 3, left + length, baseline + 3)
-        if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
-            break
-    taken.append(box)
-    drawing.text((left, baseline), words)
+        is_free = not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken)
+        if is_free and left >= 50 and box[2] <= WIDTH:
+            taken.append(box)
+            drawing.text((start, baseline), words, anchor={0.0: "start", 1.0: "end"}.get(share, "middle"))
+            return
