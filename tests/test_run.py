@@ -156,7 +156,9 @@ def test_newest_run_is_the_one_finished_last(tmp_path):
 
 
 def test_no_finished_run_says_how_to_make_one(tmp_path):
-    with pytest.raises(RunError, match=r"no finished run here; make one with: edc recipes digits && edc distill digits.yaml"):
+    with pytest.raises(
+        RunError, match=r"no finished run here; make one with: edc recipes digits && edc distill digits.yaml"
+    ):
         newest_run(tmp_path / "runs")
 
 

@@ -24,8 +24,8 @@ __all__ = ["CONFIDENCE", "Draws", "Interval", "mean_interval", "mean_over_both",
 Array = NDArray[np.float64]
 
 CONFIDENCE, NUM_RESAMPLES = 0.95, 2000
-IMAGES_AT_ONCE = 200
-"""Resamples of the images that are counted at once."""
+AT_ONCE = 200
+"""Resamples of the images that are multiplied at once."""
 
 LEAST_POSITIVE = 0.999
 """Share of the resampled denominators that must be over 0 for a ratio to have an interval."""
@@ -70,8 +70,9 @@ class Draws:
         normal = generator.standard_normal((num_resamples, num_runs))
         heavy_tails = np.sqrt(degrees / generator.chisquare(degrees, num_resamples))
         self.of_runs = normal * heavy_tails[:, None] / np.sqrt(num_runs * degrees)
-        # (B, N): how many times an image was drawn.
-        self.of_images = np.zeros((num_resamples, num_images), np.uint8)
+        # (B, N): how many times an image was drawn; a byte each where floats would take more than 200 MB.
+        is_small = num_resamples * num_images <= 50_000_000
+        self.of_images = np.zeros((num_resamples, num_images), np.float32 if is_small else np.uint8)
         for b in range(num_resamples if num_images else 0):
             self.of_images[b] = np.bincount(generator.integers(num_images, size=num_images), minlength=num_images)
 
@@ -86,9 +87,10 @@ class Draws:
         if figures.ndim == 3:
             by_image = figures.mean(1)
             centred = (by_image - by_image.mean(1, keepdims=True)).T / self.num_images
-            for start in range(0, len(self.of_images), IMAGES_AT_ONCE):
-                some = slice(start, start + IMAGES_AT_ONCE)
-                deviations[some] += without_rest * (self.of_images[some].astype(np.float64) @ centred)
+            for start in range(0, len(self.of_images), AT_ONCE):
+                some = slice(start, start + AT_ONCE)
+                counts = self.of_images[some].astype(np.float32, copy=False)
+                deviations[some] += without_rest * (counts @ centred.astype(np.float32))
         return deviations
 
 

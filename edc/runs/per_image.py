@@ -105,7 +105,7 @@ def _says_the_same(path: Path, arrays: dict[str, NDArray[Any]]) -> bool:
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Returns the arrays of a file, whose shapes fit one another."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("correct", "calibrated_nll", "labels")}
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise RunError(f"{path}: damaged ({error}). {ANEW}") from None
