@@ -4,6 +4,7 @@ runs/<name>/
     recipe.yaml              the resolved recipe
     inputs.json              what the recipe cannot say: which images and which teachers the students learn from
     students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains)
+    predictions.npz          what each network made of each test image; that of a student lies in its folder
     summary.json             metrics of every network; its presence means that the run is finished
 runs/teachers/<key>/         one trained teacher, kept by what determines it, shared by all runs
 """
