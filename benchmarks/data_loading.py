@@ -1,4 +1,4 @@
-"""Is the loader or the network the limit? Images a second of reading, decoding and augmenting, and of training steps.
+"""Is the loader or the network the limit? Images per second of reading, decoding and augmenting, and of training steps.
 
     python benchmarks/data_loading.py RECIPE [--data-root DIR] [--workers 0 1 2] [--images 256] [--rounds 5]
                                       [--set a.b=value]
@@ -137,7 +137,7 @@ def write_parquet(root: Path, split: str, chosen: list[int], photographs: list[b
 
 
 def loader_rows(sources: Sources, options: argparse.Namespace) -> dict[str, dict[int, float]]:
-    """Prints images a second of the training loader, sources and numbers of workers in turns; returns the medians."""
+    """Prints images per second of the training loader, sources and numbers of workers in turns; returns the medians."""
     measured: dict[tuple[str, int], list[float]] = {turn: [] for turn in product(sources, options.workers)}
     evaluated: dict[str, list[float]] = {name: [] for name in sources}
     for number in range(options.rounds):
@@ -146,7 +146,7 @@ def loader_rows(sources: Sources, options: argparse.Namespace) -> dict[str, dict
         for name, (_, data) in sources.items():
             batches = evaluation_batches(data.test, batch_size=min(LOADER_BATCH, max(len(data.test) // 2, 1)))
             evaluated[name].append(rate(batches, options.images, skipped=1))
-    print(f"Images a second, {num_cpus()} CPUs; median of {options.rounds} rounds (smallest to largest)\n")
+    print(f"Images per second, {num_cpus()} CPUs; median of {options.rounds} rounds (smallest to largest)\n")
     print("| images from |" + "".join(f" {w} workers |" for w in options.workers) + " evaluation view, 0 workers |")
     print("|---|" + "---|" * (len(options.workers) + 1))
     for name in sources:
@@ -173,7 +173,7 @@ def training_rate(recipe: Recipe, data: DataSet, workers: int, num_images: int) 
 
 
 def rate(batches: Iterator[Any], num_images: int, *, skipped: int) -> float:
-    """Returns images a second after the first `skipped` batches, over `num_images` or what there is."""
+    """Returns images per second after the first `skipped` batches, over `num_images` or what there is."""
     for _ in range(skipped):
         next(batches)
     count, started = 0, time.perf_counter()
@@ -185,7 +185,7 @@ def rate(batches: Iterator[Any], num_images: int, *, skipped: int) -> float:
 
 
 def network_rows(recipe: Recipe, data: DataSet) -> dict[str, float]:
-    """Prints and returns images a second of each training step on images in memory."""
+    """Prints and returns images per second of each training step on images in memory."""
     num_images = 4 * recipe.training.batch_size
     pixels = torch.randint(0, 256, (num_images, *data.image_shape), dtype=torch.uint8)
     labels = torch.arange(num_images) % data.num_classes

@@ -1,4 +1,4 @@
-"""Where people are spoken to, and how numbers are written for them."""
+"""The console for people, and how numbers are written for them."""
 
 import sys
 

@@ -42,17 +42,17 @@ __all__ = [
 
 
 RUN_AGAIN = 75
-"""EX_TEMPFAIL of sysexits.h: what a scheduler should requeue."""
+"""EX_TEMPFAIL of sysexits.h: a scheduler should requeue the job."""
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, SIGTERM or SIGUSR1: the same command goes on from what is on disk.
+    """Ctrl-C, SIGTERM or SIGUSR1: the same command continues from what is on disk.
 
-    Like KeyboardInterrupt it is no Exception: it may come while a library is at work, and what catches all exceptions
-    there (torch.compile does) would turn the request to stop into a failure of something else.
+    Like KeyboardInterrupt it is no Exception: it may come while a library is at work. Code there that catches all
+    exceptions (torch.compile does) would turn the request to stop into another failure.
 
     Args:
-        saved: whether that is all that was done; otherwise what was done since the last checkpoint is lost.
+        saved: whether all work is on disk; if not, the work since the last checkpoint is lost.
     """
 
     def __init__(self, signal_number: int, *, saved: bool) -> None:

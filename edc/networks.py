@@ -67,8 +67,9 @@ def build_network(
             if not section.pretrained:
                 raise
             raise FailedError(
-                f"{section.name}: pretrained: the library's weights could not be had ({first_line(error)}). Fetch them "
-                "where there is a network (TORCH_HOME and HF_HOME say where they are kept), or set pretrained to false."
+                f"{section.name}: pretrained: the library's weights could not be fetched ({first_line(error)}). "
+                "Fetch them on a machine with a network (TORCH_HOME and HF_HOME say where they are kept), or set "
+                "pretrained to false."
             ) from None
     elif match and match["depth"]:
         network = WideResNet(int(match["depth"]), int(match["width"]), num_classes, channels)
@@ -286,7 +287,7 @@ def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str, 
     if problems:
         more = f"\n  ... and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(
-            f"{source}: these weights are not of {type(network.network).__name__} as the recipe describes it\n  "
+            f"{source}: these weights do not fit {type(network.network).__name__} as the recipe describes it\n  "
             + "\n  ".join(sorted(problems)[:5])
             + more
         )

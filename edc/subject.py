@@ -1,4 +1,4 @@
-"""Which network something is about: a frozen value. It has a label for people, and nobody reads the label back."""
+"""The identity of a network: a frozen value. It has a label for people, which is never parsed."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -27,7 +27,7 @@ class Subject:
     member: int | None = None
     """Which teacher, from 0."""
     precision: PrecisionClass = "fp32"
-    """Of the file; what a backend makes of it by itself is the backend's."""
+    """Of the file; a backend may compute in another one."""
     ensemble_form: EnsembleForm | None = None
     """None: whichever."""
     cuda_graph: bool = False

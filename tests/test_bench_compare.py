@@ -124,7 +124,7 @@ def test_another_state_of_the_machine_leaves_only_the_rest_to_judge_by():
             each["probe_us"] = probe_us
     found = compare(new, old)
     assert verdicts(found) == ["same"] * 3
-    assert found.changes[0].reason == "the machine itself took +50% for the same work"
+    assert found.changes[0].reason == "the machine itself took +50% time for the same work"
     new["rows"][2]["p50_ms"] = p50(0.15 * 1.1)
     assert verdicts(compare(new, old)) == ["same", "same", "worse"]
     for each in new["rows"]:
@@ -176,7 +176,7 @@ def test_a_change_of_all_rows_is_worse_unless_it_is_divided_out():
     assert verdicts(absolute) == ["worse"] * 3
     assert verdicts(relative) == ["same", "same", "worse"]
     two = bench() | {"rows": bench()["rows"][:2]}
-    with pytest.raises(RequestError, match="takes 3 rows, there are 2"):
+    with pytest.raises(RequestError, match="needs 3 rows, there are 2"):
         compare(two, two, relative=True)
 
 

@@ -37,8 +37,8 @@ def test_probe_takes_the_median_so_that_one_interruption_does_not_count(monkeypa
     [
         ([100] * 12, ()),
         ([100] * 11 + [150], ()),  # one round of twelve: an accident
-        ([100] * 9 + [150] * 3, ("restless machine: in 3 of 12 rounds it was slower by itself",)),
-        ([150] * 10 + [100] * 2, ("restless machine: in 10 of 12 rounds it was slower by itself",)),
+        ([100] * 9 + [150] * 3, ("restless machine: in 3 of 12 rounds the machine itself was slower",)),
+        ([150] * 10 + [100] * 2, ("restless machine: in 10 of 12 rounds the machine itself was slower",)),
         ([150, 100], ()),
         ([], ()),
     ],

@@ -91,7 +91,7 @@ def test_checkpoint_that_does_not_fit_says_so(tmp_path, content):
             torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
         case "weights only":
             torch.save(net.state_dict(), path)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: (cannot go on from|checkpoint format 99)") as caught:
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: (cannot continue from|checkpoint format 99)") as caught:
         load_checkpoint(path, net, torch.optim.SGD(net.parameters(), 0.1))
     assert len(str(caught.value).splitlines()) == 1
 
@@ -150,7 +150,7 @@ def test_file_that_holds_no_state_dict_says_what_it_is(tmp_path, write, message)
     ("write", "message"),
     [
         (lambda path: cut(path, "safetensors"), "it is a safetensors file that is cut short or damaged"),
-        (lambda path: torch.save(network().state_dict(), path), "it is no safetensors file .* name it .pt"),
+        (lambda path: torch.save(network().state_dict(), path), "torch.save wrote it, not safetensors; name it .pt"),
         (lambda path: path.write_bytes(b"hello"), "it is text, which begins 'hello'"),
     ],
 )

@@ -244,7 +244,7 @@ def test_profile_says_how_long_the_processes_exchanged_inside_the_parts(of_two):
     expected = busy.sum() / 20 / 1000 / MEASURED_STEPS
     assert 0 < expected < called.document["step_ms"]
     assert called.document["exchange_ms"] == pytest.approx(expected, rel=0.02)
-    assert "exchange between processes: under way for" in called.stderr
+    assert "exchange between processes: during" in called.stderr
 
 
 def test_teach_prints_the_folders_of_teachers_and_trains_none_twice(workshop: Workshop):
@@ -715,7 +715,7 @@ def test_interrupted_distill_says_how_to_go_on_and_does(desk):
     (checkpoint,) = desk.glob("runs/teachers/*/checkpoint.pt")
     done = len((checkpoint.parent / "metrics.jsonl").read_text().splitlines())
     assert 1 <= done < 40
-    command = shlex.split(stderr.partition("Go on with: ")[2].strip().splitlines()[0])
+    command = shlex.split(stderr.partition("Continue with: ")[2].strip().splitlines()[0])
     assert command == ["edc", *arguments]
 
     called = edc(*command[1:], cwd=desk)

@@ -201,8 +201,8 @@ def test_no_other_image_takes_the_place_of_an_unreadable_test_image(damaged, con
     with pytest.raises(DataError) as refusal:
         list(evaluation_batches(data.test, batch_size=4, num_workers=num_workers))
     assert str(refusal.value) == (
-        f"{path}: not a readable image ({reason}). Replace or remove it. Figures are of whole splits, so edc does not "
-        "do it for a validation or test image."
+        f"{path}: not a readable image ({reason}). Replace or remove it. edc replaces no validation or test "
+        "image, because every figure is about a whole split."
     )
 
 
@@ -222,7 +222,7 @@ def test_class_without_a_readable_image_is_an_error(tmp_path):
     for path in (tmp_path / "train/class1").iterdir():
         path.write_bytes(b"junk")
     data = load_data(section(tmp_path, max_bad_fraction=0.9))
-    with pytest.raises(DataError, match=r"and so are the 8 images tried in its place"):
+    with pytest.raises(DataError, match=r"and none of the 8 images tried in its place is readable"):
         epoch_of(data, section(tmp_path))
 
 

@@ -214,7 +214,7 @@ def test_loss_is_unknown_and_refused_without_a_whole_shard_to_compare_with(tmp_p
     shard.write_bytes(shard.read_bytes()[: data_offsets(shard)["00030.jpg"]])
     message = (
         r"train-000000.tar breaks off .*, 30 samples before it: how many are lost is unknown, because no whole shard "
-        r"shows how many one holds \(the last may hold fewer\). Fetch the damaged ones again, or remove them.$"
+        r"shows how many samples one has \(the last may have fewer\). Fetch the damaged ones again, or remove them.$"
     )
     with pytest.raises(DataError, match=message):
         load_data(section(tmp_path, max_bad_fraction=0.9))
@@ -226,7 +226,7 @@ def test_damaged_shard_of_a_split_that_figures_are_made_of_is_refused_at_any_rat
         write_shards(tmp_path, name, TRAIN, 8)
     shard = tmp_path / f"{split}-000001.tar"
     shard.write_bytes(shard.read_bytes()[: data_offsets(shard)["00012.jpg"]])
-    message = rf"{split}-000001.tar breaks off .*, 4 samples before it. Figures are of whole splits: fetch validation"
+    message = rf"{split}-000001.tar breaks off .*, 4 samples before it. Validation and test splits must be whole: fetch"
     with pytest.raises(DataError, match=message):
         load_data(section(tmp_path, max_bad_fraction=0.9))
 
@@ -240,8 +240,8 @@ def test_unreadable_image_is_named_by_its_shard_and_key(shards):
         list(evaluation_batches(load_data(section(shards, max_bad_fraction=0.9)).test, batch_size=4))
     assert str(refusal.value) == (
         f"{shard}/00003.jpg: not a readable image (its {len(TEST[3].content)} bytes are in no format that Pillow "
-        "knows, or break off in the header). Replace or remove it. Figures are of whole splits, so edc does not do it "
-        "for a validation or test image."
+        "knows, or break off in the header). Replace or remove it. edc replaces no validation or test image, "
+        "because every figure is about a whole split."
     )
 
 

@@ -27,7 +27,7 @@ def test_graph_that_the_checker_refuses_leaves_the_file_that_was_there(tmp_path:
     path = tmp_path / "a.onnx"
     path.write_bytes(b"before")
     with pytest.raises(
-        FailedError, match=r"a\.onnx: the ONNX checker refuses the float16 graph: .*NoSuchOperator"
+        FailedError, match=r"a\.onnx: the ONNX checker rejects the float16 graph: .*NoSuchOperator"
     ) as caught:
         write_checked(graph("NoSuchOperator"), path, what="the float16 graph")
     assert "\n" not in str(caught.value)

@@ -58,7 +58,7 @@ def test_repository_has_the_files_where_triton_looks(tmp_path):
     assert files == ["student/1/model.onnx", "student/config.pbtxt", "student/labels.txt"]
     assert (folder / "1" / "model.onnx").read_bytes() == b"weights"
     assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == list(CLASSES)
-    with pytest.raises(ArtifactError, match="is there already"):
+    with pytest.raises(ArtifactError, match="already exists"):
         write_triton_model(tmp_path / "triton", "student", model=source, class_names=CLASSES, config="")
 
 

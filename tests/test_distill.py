@@ -304,7 +304,7 @@ def test_trained_student_loads_from_its_run(summary, runs):
     saved = load_file(runs / "tiny/students/be/weights.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
     assert not loaded.training
-    with pytest.raises(RunError, match=r"students/be/weights.safetensors: student 'be' is not trained; go on with"):
+    with pytest.raises(RunError, match=r"students/be/weights.safetensors: student 'be' is not trained; continue with"):
         load_student(one, "be", load_data(one.data), run=RunFolder(runs / "nothing"))
 
 
@@ -436,7 +436,7 @@ def refused(one: Recipe, error: type[EdcError], message: str, *, folder: Path, a
 
 def test_checkpoint_of_another_architecture_names_the_first_keys(checkpoints, tmp_path, accelerator):
     one = own_teachers([{"file": checkpoints[0]["file"]}, checkpoints[1]])
-    message = r"a\.pth: these weights are not of CifarResNet as the recipe describes it\n  blocks\.1\.norm1\.bias: "
+    message = r"a\.pth: these weights do not fit CifarResNet as the recipe describes it\n  blocks\.1\.norm1\.bias: "
     refused(one, CheckpointError, message, folder=tmp_path / "runs", accelerator=accelerator)
 
 
@@ -499,7 +499,7 @@ def test_unfinished_run_does_not_go_on_with_another_teacher_in_a_file_of_the_sam
     before = snapshot(tmp_path / "runs")
     resnet = Classifier(CifarResNet(8, 1, 3), (0.1, 0.2, 0.3), (0.9, 0.8, 0.7))
     save_file(resnet.state_dict(), tmp_path / "b.safetensors")
-    with pytest.raises(RunError, match=r"own: its students have begun to learn from other content of teacher 1 than"):
+    with pytest.raises(RunError, match=r"own: its students began to learn from other content of teacher 1 than"):
         distill(one, run=run, accelerator=accelerator)
     assert snapshot(tmp_path / "runs") == before
 
@@ -511,7 +511,7 @@ def test_weights_that_a_library_cannot_fetch_are_missed_before_teachers_are_trai
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     one = recipe(network={"name": "torchvision/resnet18", "pretrained": True})
-    message = r"torchvision/resnet18: pretrained: .*could not be had \(\[Errno -2\] Name or service not known\)"
+    message = r"torchvision/resnet18: pretrained: .*could not be fetched \(\[Errno -2\] Name or service not known\)"
     with pytest.raises(FailedError, match=message):
         distill(one, run=RunFolder(tmp_path / "runs/run"), accelerator=accelerator)
     assert not (tmp_path / "runs").exists()

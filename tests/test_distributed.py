@@ -178,7 +178,7 @@ main()
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(1, "everything is saved. Go on"), (2, "what was saved before is intact, nothing since then is. Go on")],
+    [(1, "everything is saved. Continue"), (2, "what was saved before is intact, later work is lost. Continue")],
 )
 def test_what_is_said_of_the_state_is_so_after_one_sigterm_and_after_two(tmp_path, number, said):
     (tmp_path / "tiny.yaml").write_text(TINY_RECIPE)

@@ -50,6 +50,21 @@ def test_numbers_are_the_nearest_halves_up():
     assert epochs_of(with_epochs(kd=10, split={"as_long_as": "kd"}))["split"] == 18  # 17.5
 
 
+@pytest.mark.parametrize("share", [0.5, 0.75])
+def test_an_epoch_with_extra_images_costs_more(share):
+    """Steps of an epoch of 4,800 labelled images: 4,800 / (128 - extra rows)."""
+    document = with_epochs(kd={"as_long_as": "paper"}, split={"as_long_as": "paper"})
+    document["students"]["kd"]["extra"] = False
+    data = {"kind": "synthetic", "extra": "synthetic", "extra_share": share}
+    recipe = Recipe.model_validate(document | {"data": data})
+    steps = {name: 4800 // (128 if name == "kd" else round(128 * (1 - share))) for name in recipe.students}
+    units = {name: units_per_step(student, 4) * steps[name] for name, student in recipe.students.items()}
+    for name in ("kd", "split"):
+        cost = units[name] * (recipe.students[name].epochs or 0)
+        assert abs(cost - 133 * units["paper"]) <= 0.5 * units[name] + 0.03 * cost  # an incomplete batch is left out
+    assert recipe.students["split"].epochs == 732  # as without
+
+
 def test_a_recipe_that_says_the_number_is_the_same_run():
     said, counted = (Recipe.model_validate(with_epochs(kd=kd)) for kd in ({"as_long_as": "paper"}, 418))
     assert said == counted

@@ -18,6 +18,9 @@ STUDENTS = {
     "KD + TDiv": StudentSection(method="kd", perturbation="tdiv"),
     "LatentBE": StudentSection(method="latent_be"),
     "LatentBE + TDiv-SDiv": StudentSection(method="latent_be", perturbation="tdiv_sdiv"),
+    "KD, `answers: split`": StudentSection(method="kd", answers="split"),
+    "LatentBE, `answers: split`": StudentSection(method="latent_be", answers="split"),
+    "LatentBE + TDiv-SDiv, `answers: split`": StudentSection(perturbation="tdiv_sdiv", answers="split"),
 }
 
 
@@ -31,9 +34,10 @@ def costs() -> dict[str, tuple[int, str]]:
 def test_costs_are_those_of_the_dry_run_at_any_number_of_members(name):
     units, formula = costs()[name]
     assert units == units_per_step(STUDENTS[name], 4)
-    factor, rest = re.fullmatch(r"(?:(\d+) )?M(?: \+ (\d+))?", formula).groups()
+    term, factor, rest = re.fullmatch(r"((?:(\d+) )?M)?(?: \+ )?(\d+)?", formula).groups()
     for num_members in (2, 3, 4, 8):
-        assert units_per_step(STUDENTS[name], num_members) == int(factor or 1) * num_members + int(rest or 0)
+        expected = (int(factor or 1) * num_members if term else 0) + int(rest or 0)
+        assert units_per_step(STUDENTS[name], num_members) == expected
 
 
 def test_table_of_costs_has_the_two_rows_that_are_no_student_of_edc():

@@ -221,7 +221,7 @@ def test_weights_of_another_depth_name_the_first_differing_keys():
     with pytest.raises(CheckpointError) as caught:
         loaded(build("wrn16x1").state_dict())
     lines = str(caught.value).splitlines()
-    assert lines[0] == "file.pt: these weights are not of WideResNet as the recipe describes it"
+    assert lines[0] == "file.pt: these weights do not fit WideResNet as the recipe describes it"
     assert lines[1].strip() == (
         "network.blocks.1.conv1.weight: (16, 16, 3, 3) in the file, (32, 16, 3, 3) in the network"
     )

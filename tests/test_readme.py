@@ -143,3 +143,32 @@ def test_costs_in_the_readme_are_those_of_the_dry_run():
 def test_table_of_commands_is_complete():
     named = {call[0] for call in typed(README.read_text(), "edc") if call}
     assert set(commands()) <= named
+
+
+def prose_sentences(text: str) -> list[str]:
+    """Returns the sentences outside code blocks, tables, headings and pictures; inline code counts as one word."""
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"`[^`\n]+`", "code", FENCE.sub("\n", text)))
+    lines = ["" if line.startswith(("|", "#")) else re.sub(r"^(\d+\.|-|>) ", "\n", line) for line in text.splitlines()]
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", "\n".join(lines))]
+    ends = re.compile(r"(?<=[.!?])[*)]* (?=[A-Z0-9*(]|code|edc)")
+    return [sentence for paragraph in paragraphs for sentence in ends.split(paragraph) if sentence]
+
+
+def test_sentences_are_counted_without_code_and_tables():
+    text = "# Title\n\nOne two. `a b` is\nthree? edc four\n\n| a | b |\n```sh\nmake demo\n```\n1. x\n2. [y z](w)\n"
+    assert prose_sentences(text) == ["One two.", "code is three?", "edc four", "x", "y z"]
+
+
+def test_no_sentence_of_the_readme_is_over_30_words():
+    found = prose_sentences(README.read_text())
+    assert len(found) > 50
+    assert [sentence for sentence in found if len(sentence.split()) > 30] == []
+
+
+def test_python_of_the_readme_stands_in_the_example():
+    """examples/own_loop.py is run by tests/test_front_door.py; the README shows lines of it, in their order."""
+    (block,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    shown = [line for line in block.splitlines() if line]
+    example = iter((ROOT / "examples/own_loop.py").read_text().splitlines())
+    assert len(shown) >= 10
+    assert [line for line in shown if line not in example] == []

@@ -67,7 +67,7 @@ def test_network_names_that_do_not(name, message):
 
 
 def test_mean_and_std_go_together():
-    refused("mean and std go together", network={"name": "wrn10x1", "mean": [0.5]})
+    refused("mean and std must be given together", network={"name": "wrn10x1", "mean": [0.5]})
 
 
 def test_teachers_have_the_students_network_unless_they_have_their_own():
@@ -204,7 +204,10 @@ def test_digest_ignores_how_a_run_is_operated_and_is_the_one_it_was_before_it_di
     assert recipe(training={"checkpoint_every": 7}).digest() == recipe().digest()
     whole = base.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
     for student in whole["students"].values():
-        assert student.pop("answers") == "all"  # a field that came later
+        assert student.pop("answers") == "all"  # fields that came later
+        assert student.pop("extra") is True
+    assert whole["data"].pop("extra") == []
+    assert whole["data"].pop("extra_share") == 0.5
     assert base.digest() == hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 

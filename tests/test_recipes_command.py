@@ -72,7 +72,7 @@ def test_what_is_there_is_never_overwritten(tmp_path):
     (tmp_path / "digits.yaml").write_text("mine")
     called = edc("recipes", "digits", cwd=tmp_path)
     assert (called.exit_code, called.stdout) == (2, "")
-    assert called.stderr.startswith("error: digits.yaml: is there already")
+    assert called.stderr.startswith("error: digits.yaml: already exists")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("digits.yaml", "mine")]
 
 

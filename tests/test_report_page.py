@@ -154,7 +154,7 @@ def test_throughput_load_and_robustness_tables_hold_every_point(document, page):
             expected = [100 * value for value in record["acc_difference"].values()]
             assert bounds(line[10]) == pytest.approx(expected, abs=0.00501)
         assert line[11] == "400"
-    assert "400 of the 500 test images, damaged" in page.text["robustness"]
+    assert "400 of the 500 test images, with corruptions" in page.text["robustness"]
 
 
 def test_robustness_of_an_older_bench_has_no_columns_for_what_it_did_not_measure(document):

@@ -67,7 +67,7 @@ def test_run_whose_students_have_begun_does_not_go_on_with_other_images_or_teach
     before = snapshot(tmp_path)
     run.claim(recipe(), INPUTS)
     moved = recipe(data={"kind": "synthetic", "root": "elsewhere"})
-    with pytest.raises(RunError, match=r"r: its students have begun to learn from other content of teacher 1 than"):
+    with pytest.raises(RunError, match=r"r: its students began to learn from other content of teacher 1 than"):
         run.claim(moved, INPUTS | {"teacher 1": "dd"})
     with pytest.raises(RunError, match=r"other content of the images, teacher 0 than"):
         run.claim(moved, INPUTS | {"the images": "ab", "teacher 0": "bc"})
@@ -136,7 +136,7 @@ def test_unfinished_run_says_how_to_go_on(tmp_path):
         run.summary()
     assert str(caught.value) == (
         f"{run.path}: the run is not finished (no summary.json); "
-        f"go on with: edc distill {run.recipe_path} --run {run.path}"
+        f"continue with: edc distill {run.recipe_path} --run {run.path}"
     )
 
 

@@ -176,7 +176,7 @@ def test_figures_by_image_and_on_validation_are_those_of_the_networks(done, subj
     def calibrated(split: str) -> tuple[np.ndarray, np.ndarray]:
         members, t = log_probs_of(done, subject, split), row["calibration_temperature"]
         probabilities = np.exp(members).mean(0)
-        tempered = members / t if row["temperature_of"] == "members" else np.log(probabilities)[None] / t
+        tempered = members / t if row.get("temperature_of") == "members" else np.log(probabilities)[None] / t
         powered = np.exp(tempered - tempered.max(-1, keepdims=True))
         return probabilities, (powered / powered.sum(-1, keepdims=True)).mean(0)
 

@@ -68,7 +68,7 @@ def bench(artifact: Path | str, options: BenchOptions | None = None) -> BenchRes
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """What the workers found."""
+    """The results of the workers."""
 
     loads: dict[RowSpec, LoadReport | NotRun]
     predictions: Predictions
@@ -101,7 +101,7 @@ def _measure(request: BenchRequest, options: BenchOptions) -> _Measured:
 
 
 def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, environment: Environment) -> BenchResult:
-    """Returns what the figures amount to: rows with their comparisons, the verdict, and what the report shows."""
+    """Returns the result: rows with their comparisons, the verdict, and the report's other parts."""
     seed, specs, qualities, predictions = options.seed, request.specs, measured.qualities, measured.predictions
     rows = _rows(request, measured, seed=seed)
     verdict = _verdict(rows, request, qualities, seed=seed)
@@ -165,7 +165,7 @@ def _load_all(pool: WorkerPool, specs: tuple[RowSpec, ...]) -> dict[RowSpec, Loa
 def _robustness(
     pool: WorkerPool, qualities: Qualities, request: BenchRequest, options: BenchOptions
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns the records of one row a subject, by key; none where the options leave them out."""
+    """Returns the records of one row per subject, by key; none if the options leave them out."""
     if not options.robustness:
         return {}
     temperatures = {

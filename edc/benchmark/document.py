@@ -1,7 +1,7 @@
-"""bench.json: its one schema. The page, `--compare` and whoever else reads a bench read it here.
+"""bench.json: its one schema. The page, `--compare` and every other reader use it.
 
-What nobody reads is not declared, and is ignored. A page shows as much as there is (`BenchDocument`); a comparison
-needs what every bench has (`WholeBench`).
+Fields that nobody reads are not declared, and are ignored. A page shows the parts that exist (`BenchDocument`); a
+comparison needs the parts that every bench has (`WholeBench`).
 """
 
 from typing import Annotated, Any, Self, TypeVar
@@ -132,12 +132,12 @@ class SavedRow(_Section):
 
     @property
     def key(self) -> str:
-        """What the row is called: as `RowSpec.key`."""
+        """The row's name: as `RowSpec.key`."""
         return row_key(self.identity.label, self.backend, self.artifact)
 
     @property
     def network(self) -> str:
-        """What the row is called, whatever its backend."""
+        """The row's name without its backend."""
         return self.identity.label if self.artifact is None else f"{self.artifact}: {self.identity.label}"
 
 

@@ -27,7 +27,7 @@ PACKAGES = (
 )
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 QUIET = 0.3
-"""Processors in use by others that leave a bench in peace: what a machine that does nothing else shows now and then."""
+"""Processors that others may use without a flag: an otherwise idle machine shows as many now and then."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Environment:
 def environment_now(*, threads: int) -> Environment:
     """Returns the record as it is before the bench begins; a machine that is busy already is flagged.
 
-    What other programs use counts, and not the load average, which remembers the bench before this one.
+    The use by other programs counts, not the load average, which still includes the bench before this one.
     """
     load, gpus, in_use = _load(), gpus_now(), processors_in_use()
     flags = _busy(in_use, "before the bench began")

@@ -1,4 +1,4 @@
-"""How rows of a bench are called."""
+"""The names of a bench's rows."""
 
 __all__ = ["row_key"]
 

@@ -1,6 +1,6 @@
-"""bench.json of an edc that knew networks by their labels alone. Here, and nowhere else, a label is read.
+"""bench.json of an edc that knew networks by their labels alone. A label is parsed here and nowhere else.
 
-Labels of then were unambiguous: a student's name holds no space, no comma and no parenthesis. A student called
+Those labels were unambiguous: a student's name holds no space, no comma and no parenthesis. A student called
 `ensemble`, `teacher` or `members` has another label now, so keys that name its rows are renamed too.
 """
 

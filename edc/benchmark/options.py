@@ -1,4 +1,4 @@
-"""What a bench is asked for, and how much it measures."""
+"""The options of a bench, and how much it measures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class BenchOptions:
     latency_bound_ms: float | None = None
     """For the server's p99; None takes three times the ensemble's median, per backend."""
     compare_with: dict[str, Any] | None = None
-    """The document of a saved bench that this one will be compared with: refused at once if it cannot be."""
+    """The document of a saved bench to compare this one with; an error at once if that cannot be done."""
     seed: int = 0
     command: str = ""
     """What was typed, for the record."""

@@ -1,4 +1,4 @@
-"""What a person sees while a bench runs: a line a step on stderr, with the time it took where there is a terminal."""
+"""The progress of a bench for people: one line per step on stderr, with its time on a terminal."""
 
 import time
 from collections.abc import Iterator

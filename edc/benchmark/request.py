@@ -1,4 +1,4 @@
-"""What is to be measured, checked: whatever can be refused is refused here, before minutes are spent."""
+"""The request of a bench, checked: all errors that can be found early are raised here, before minutes are spent."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -87,7 +87,7 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
 
 
 def _also_labels(others: Sequence[Path], artifact: Path) -> dict[Path, str]:
-    """Returns what the rows of each other artifact are called by: its folder's name, or its path where names repeat."""
+    """Returns the prefix of each other artifact's rows: its folder's name, or its path if names repeat."""
     labels: dict[Path, str] = {}
     seen = {artifact.resolve()}
     names = [other.resolve().name for other in others]
@@ -160,7 +160,7 @@ def _recipe(artifact: Path) -> Recipe:
 
 
 def _require_same_run(run: Path, manifest: Manifest) -> None:
-    """Raises if `run` is another run than the artifact's; an absent one only costs the torch rows."""
+    """Raises if `run` is not the artifact's run; without a run only the torch rows are missing."""
     folder = RunFolder(run)
     if folder.recipe_path.is_file() and folder.recipe().digest() != manifest.recipe_sha256:
         raise RequestError(
@@ -170,7 +170,7 @@ def _require_same_run(run: Path, manifest: Manifest) -> None:
 
 
 def _require_readable(run: Path, recipe: Recipe, data: DataSet) -> None:
-    """Raises if weights of a run that is there are damaged; what is absent only costs its rows."""
+    """Raises if weights of an existing run are damaged; absent weights only mean missing rows."""
     folder = RunFolder(run)
     if not folder.recipe_path.is_file():
         return

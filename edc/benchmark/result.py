@@ -1,4 +1,4 @@
-"""All that a bench found, and the document it becomes: bench.json, which the report is made from alone."""
+"""The results of a bench, and their document: bench.json, the only source of the report."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class BenchResult:
     rows: tuple[Row, ...]
     parameters: dict[str, int]
     flops: dict[str, int]
-    """Of one image; two a multiply-add."""
+    """Per image; two per multiply-add."""
     dee: dict[str, float | None]
     """Of what is not the ensemble itself: 0 is worse than one teacher, None better than all."""
     students: frozenset[str] = frozenset()

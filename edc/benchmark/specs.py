@@ -1,4 +1,4 @@
-"""What a bench compares: which subjects of an artifact and its run, in which precisions, on which backends."""
+"""The rows of a bench: which subjects of an artifact and its run, in which precisions, on which backends."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -50,7 +50,7 @@ def row_specs(
     specs = []
     for backend in backends:
         if needs_run(backend):
-            # Compiling takes minutes a row: with torch.compile, what the comparison needs and no more.
+            # Compiling takes minutes per row, so torch.compile runs only what the comparison needs.
             students = [Subject("student", name=recipe.deploy)]
             if backend != "torch-compile":
                 students = _students(recipe, recipe.students)

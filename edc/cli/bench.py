@@ -43,7 +43,7 @@ def bench(
         str, typer.Option(help="auto (all that can run here), or some of torch,onnxruntime,openvino,tensorrt,...")
     ] = "auto",
     batch: Annotated[
-        str | None, typer.Option(help="Batch sizes, comma-separated; default: 1 and the largest that was exported for.")
+        str | None, typer.Option(help="Batch sizes, comma-separated; default: 1 and the artifact's largest.")
     ] = None,
     threads: Threads = None,
     also: Annotated[
@@ -68,7 +68,7 @@ def bench(
         bool,
         typer.Option(
             "--relative",
-            help="With --compare: divide out what all rows share (a slower day of this machine, or of edc itself).",
+            help="With --compare: ignore a change that all rows share (a slower machine, or edc itself slower).",
         ),
     ] = False,
     as_json: Json = False,
@@ -120,7 +120,7 @@ def bench(
 def _old_bench(
     path: Path | None, fail_on: str | None, *, relative: bool, threads: int
 ) -> tuple[dict[str, Any] | None, float]:
-    """Returns the earlier bench and the limit; what cannot be compared is refused before anything is measured."""
+    """Returns the earlier bench and the limit; raises before anything is measured if they cannot be compared."""
     if path is None:
         for option, is_given in (("--fail-on", fail_on is not None), ("--relative", relative)):
             if is_given:

@@ -57,7 +57,7 @@ def export(
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Export the student of RUN, and its ensemble as the baseline, in files held to parity on real images."""
+    """Export the student of RUN, and its ensemble as the baseline; check each file on real images."""
     from edc.runs.folder import RunFolder, newest_run
 
     kinds = listed(precision, ("fp32", "fp16", "int8"), "--precision")
@@ -78,7 +78,7 @@ def export(
             cache = Path.home() / ".cache/edc/tensorrt.timing" if library == "tensorrt" else None
             engines = EngineChoice(library, tuple(generations), strict_fp32=not tf32, timing_cache=cache)
         except NotInstalledError as error:
-            say(f"{error}. Writing the ONNX files, which any of them reads.")
+            say(f"{error}. Writing the ONNX files alone, which every engine library reads.")
     options = ExportOptions(
         precisions=tuple(name for kind in kinds for name in (("int8-cpu", "int8-trt") if kind == "int8" else (kind,))),
         max_batch=max_batch,
@@ -99,7 +99,9 @@ def export(
 
 def verify(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact, wherever it came from.")],
-    run: Annotated[Path | None, typer.Option("--run", help="Its run: hold every file to parity again.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Its run: compare every file with its networks again.")
+    ] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:

@@ -1,6 +1,6 @@
 """The command line: parse, call one function, show. The only place that catches `EdcError`.
 
-Heavy modules are imported inside the commands: `edc --help` and a mistake in a recipe are answered before torch loads.
+Heavy modules are imported inside the commands, so that `edc --help` and a mistake in a recipe need no torch.
 """
 
 import os
@@ -90,11 +90,11 @@ def distill(
 ) -> None:
     """Train what RECIPE describes: teachers, students, and the table of what was gained and lost.
 
-    Stopping is safe: the same command goes on where it stopped. Ctrl-C exits 130; SIGTERM and SIGUSR1, a scheduler's
-    signals, exit 75 (run again). Trained teachers are kept and shared by runs.
+    Stopping is safe: the same command continues where it stopped. Ctrl-C exits 130; SIGTERM and SIGUSR1, a scheduler's
+    signals, exit 75 (run again). Trained teachers are kept, and runs share them.
     """
     if dry_run and profile:
-        raise RequestError("--dry-run and --profile: each is a whole answer; ask for one at a time")
+        raise RequestError("--dry-run and --profile: give only one of them")
     if seeds is not None and (run or profile):
         raise RequestError(
             f"--seeds and {'--run' if run else '--profile'}: each seed has a run and a folder of its own; leave one out"
@@ -142,7 +142,7 @@ def teach(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Train the teachers of RECIPE, or one of them, so that a cluster can train them side by side."""
+    """Train the teachers of RECIPE, or one of them, so that a cluster can train them in parallel."""
     from edc.recipe.loading import load_recipe
 
     loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
@@ -178,17 +178,20 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
     import yaml
 
     from edc.cli.tables.run import print_costs
-    from edc.data import load_data
+    from edc.data import load_training_data
+    from edc.data.overlap import warn_of_overlap
     from edc.runs.cost import estimate_costs
     from edc.runs.distill import require_trainable
     from edc.runs.student import as_begun
     from edc.system.files import require_free_disk
     from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
 
-    by_main(lambda: run.require_claimable(recipe), accelerator)  # what the run itself would refuse, in its order
-    data = one_of_a_machine_first(lambda: load_data(recipe.data.model_copy(update={"download": False})), accelerator)
+    by_main(lambda: run.require_claimable(recipe), accelerator)  # the errors of the run itself, in its order
+    data_section = recipe.data.without_download()
+    data = one_of_a_machine_first(lambda: load_training_data(data_section), accelerator)
     with raised_together(accelerator):
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
+    by_main(lambda: warn_of_overlap(data), accelerator)
     costs = estimate_costs(as_begun(recipe, run=run, accelerator=accelerator), data, accelerator=accelerator)
     if not accelerator.is_main_process:
         return
@@ -208,7 +211,7 @@ def _show_profile(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> 
     from edc.runs.profile import profile_step
     from edc.runs.student import as_begun
 
-    # Beside the run, never in it: `edc distill` would take a folder with other files in it for somebody else's.
+    # Beside the run, never in it: `edc distill` does not take a folder that holds other files.
     folder = run.path.with_name(f"{run.path.name}-profile")
     begun = as_begun(recipe, run=run, accelerator=accelerator)
     found = profile_step(begun, folder=folder, teachers_path=run.teachers_path, accelerator=accelerator)
@@ -239,10 +242,10 @@ def main() -> None:
         say(f"error: {error}")
         sys.exit(error.exit_code)
     except Interrupted as interrupted:
-        state = "everything is saved" if interrupted.saved else "what was saved before is intact, nothing since then is"
+        state = "everything is saved" if interrupted.saved else "what was saved before is intact, later work is lost"
         several = os.environ.get("WORLD_SIZE", "1") != "1"
         command = "the same command on as many processes" if several else shlex.join(["edc", *sys.argv[1:]])
-        say(f"\nstopped by {interrupted}; {state}. Go on with: {command}")
+        say(f"\nstopped by {interrupted}; {state}. Continue with: {command}")
         sys.exit(interrupted.exit_code)
     except SystemExit as end:  # Typer's own: a usage error, already explained on stderr, or Ctrl-C outside training
         if end.code == 130:

@@ -20,11 +20,11 @@ Overrides = Annotated[
 ]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where the data is; overrides data.root.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds runs and trained teachers.")]
-Device = Annotated[Literal["auto", "cpu"], typer.Option(help="auto: a GPU where there is one.")]
+Device = Annotated[Literal["auto", "cpu"], typer.Option(help="auto: a GPU if there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: every core.")]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON document on stdout and nothing else; people's output goes to stderr."),
+    typer.Option("--json", help="Print one JSON document on stdout and nothing else; text for people goes to stderr."),
 ]
 
 RUNS, EXPORT = Path("runs"), Path("export")

@@ -1,4 +1,4 @@
-"""The command that hands out the recipes that edc ships: recipes."""
+"""The command that lists and copies the recipes that edc ships: recipes."""
 
 import shlex
 from dataclasses import asdict
@@ -43,14 +43,14 @@ def recipes(
 
 
 def _copied(source: Path) -> Path:
-    """Copies a recipe to the current folder and returns where it is; what is there already stays as it is."""
+    """Copies a recipe to the current folder and returns its path; never overwrites a file."""
     target, content = Path(source.name), source.read_bytes()
     try:
         with target.open("xb") as file:
             file.write(content)
     except FileExistsError:
         raise RequestError(
-            f"{target}: is there already and is never overwritten; move it away, or call the command in another folder"
+            f"{target}: already exists and is never overwritten; move it away, or call the command in another folder"
         ) from None
     except OSError as error:
         raise FailedError(

@@ -1,4 +1,4 @@
-"""Images that could not be read: counted, named once, and refused where there are too many."""
+"""Images that could not be read: counted, named once, and an error if there are too many."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,16 @@ NUM_NAMED = 5
 
 
 class BadImages:
-    """The unreadable images of one split: those that this process has met, and those it has been told of.
+    """The unreadable images of one split: those that this process has met, and those that others have reported.
 
     Args:
         max_fraction: the largest part of the split that may be unreadable; 0: none.
         num_lost: samples already known to be missing (the rest of a truncated shard).
+        section: of the recipe, that the split comes from.
     """
 
-    def __init__(self, max_fraction: float = 0.0, *, num_lost: int = 0) -> None:
-        self.max_fraction, self.num_lost = max_fraction, num_lost
+    def __init__(self, max_fraction: float = 0.0, *, num_lost: int = 0, section: str = "data") -> None:
+        self.max_fraction, self.num_lost, self.section = max_fraction, num_lost, section
         self.names: dict[str, str] = {}
         """The name of each, and what is wrong with it, in the order they were met."""
         self.pooled: dict[str, str] = {}
@@ -43,16 +44,17 @@ class BadImages:
             lost = f" and {self.num_lost} lost with damaged shards" if self.num_lost else ""
             raise DataError(
                 f"{reason}\n  {num_found} of {num_images} images could not be read{lost}: more than "
-                f"data.max_bad_fraction, {self.max_fraction:g}, allows"
+                f"{self.section}.max_bad_fraction, {self.max_fraction:g}, allows"
             )
 
     def report(self) -> None:
-        """Says which images this process has replaced since the last report, once each."""
+        """Prints which images this process has replaced since the last report, once each."""
         new = list(self.names)[self.num_reported :]
         if new:
             more = f" and {len(new) - NUM_NAMED} more" if len(new) > NUM_NAMED else ""
             listed = ", ".join(new[:NUM_NAMED]) + more
             console.print(
-                f"data: {len(new)} unreadable images, each replaced by another of its class: {listed}", highlight=False
+                f"{self.section}: {len(new)} unreadable images, each replaced by another of its class: {listed}",
+                highlight=False,
             )
         self.num_reported = len(self.names)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from edc.data.images import FileImages, Images, MemoryImages, sample_seed
+from edc.data.extra import ExtraImages, Rows, rows_of_batches, steps_per_epoch
+from edc.data.images import FileImages, Images, MemoryImages
 from edc.errors import DataError, EdcError
 from edc.recipe import DataSection
 from edc.seeding import generator_for
@@ -20,16 +21,7 @@ from edc.system.machine import num_cpus
 from edc.system.memory import keep_no_freed_memory
 from edc.system.signals import STOP_SIGNALS
 
-__all__ = ["crop_and_flip", "evaluation_batches", "steps_per_epoch", "train_batches"]
-
-
-def steps_per_epoch(images: Images, batch_size: int) -> int:
-    """Returns the number of full batches in an epoch; an incomplete last batch is left out, as in the official code."""
-    if len(images) < batch_size:
-        raise DataError(
-            f"training.batch_size: found {batch_size}, but only {len(images)} training images; make it smaller"
-        )
-    return len(images) // batch_size
+__all__ = ["crop_and_flip", "evaluation_batches", "train_batches"]
 
 
 def train_batches(
@@ -39,13 +31,17 @@ def train_batches(
     batch_size: int,
     seed: int,
     epoch: int,
+    extra: ExtraImages | None = None,
     first_batch: int = 0,
     rank: int = 0,
     num_processes: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
 
-    With a GPU in the machine they lie in pinned memory, from which it copies while the CPU goes on.
+    On a machine with a GPU they are in pinned memory, from which it copies while the CPU continues.
+
+    Args:
+        extra: images without labels (`NO_LABEL`) that have their share of each batch; an epoch is one of `images`.
 
     Shapes: images (batch_size / num_processes, C, H, W) uint8, labels (batch_size / num_processes,) int64.
 
@@ -54,19 +50,22 @@ def train_batches(
     """
     if batch_size < num_processes:
         raise DataError(
-            f"training.batch_size: found {batch_size} for {num_processes} processes, expected an image for each"
+            f"training.batch_size: found {batch_size} for {num_processes} processes, expected at least one each"
         )
-    order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
-    num_batches = steps_per_epoch(images, batch_size)
+    sources = (images, *extra.parts) if extra else (images,)
     mine = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
-    batches = [order[b * batch_size : (b + 1) * batch_size] for b in range(first_batch, num_batches)]
-    if isinstance(images, FileImages):
-        resized = data.augmentation == "resized_crop_flip"
-        # Drawn up batch by batch: a million tuples would be copied page by page between this process and its workers.
-        requests = ([(i, sample_seed(seed, epoch, i) if resized else None) for i in b[mine].tolist()] for b in batches)
-        loaded = _loaded(images, requests, data.num_workers, replace=True)
+    rows_of = rows_of_batches(images, extra, batch_size=batch_size, seed=seed, epoch=epoch)
+    rows = (rows_of(number)[mine] for number in range(first_batch, steps_per_epoch(images, batch_size, extra)))
+    loaded: Iterator[tuple[Tensor, Tensor]]
+    in_memory = [source for source in sources if isinstance(source, MemoryImages)]
+    if len(in_memory) == len(sources):
+        loaded = (_gathered(in_memory, batch) for batch in rows)
     else:
-        loaded = (images[batch[mine]] for batch in batches)
+        seeded = data.augmentation == "resized_crop_flip"
+        # Drawn up batch by batch: a million tuples would be copied page by page between this process and its workers.
+        loaded = _loaded(
+            sources, (batch.requests(seed, seeded=seeded) for batch in rows), data.num_workers, replace=True
+        )
     for number, (unchanged, labels) in enumerate(loaded, start=first_batch):
         pixels = unchanged
         if data.augmentation in ("crop", "crop_flip"):
@@ -87,7 +86,7 @@ def evaluation_batches(
     """Yields every image once over all processes, in order within a process (rows rank, rank + P, ...).
 
     Raises:
-        DataError: an image that cannot be read. Figures are of whole splits, so that `max_bad_fraction` is no matter.
+        DataError: an image that cannot be read, whatever `max_bad_fraction` is, because figures need whole splits.
     """
     order = torch.arange(len(images))[rank::num_processes]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -95,8 +94,21 @@ def evaluation_batches(
         for pixels, labels in (images[batch] for batch in batches):
             yield _pinned(pixels), _pinned(labels)
     elif batches:
-        requests = ([(i, None) for i in batch.tolist()] for batch in batches)
-        yield from _loaded(images, requests, num_workers, replace=False)
+        requests = ([(0, i, None) for i in batch.tolist()] for batch in batches)
+        yield from _loaded((images,), requests, num_workers, replace=False)
+
+
+def _gathered(sources: Sequence[MemoryImages], rows: Rows) -> tuple[Tensor, Tensor]:
+    """Returns the images and labels of some rows of a batch."""
+    if len(sources) == 1:
+        return sources[0][rows.indices]
+    first = sources[0].images
+    pixels = torch.empty(len(rows.indices), *first.shape[1:], dtype=first.dtype)
+    labels = torch.empty(len(rows.indices), dtype=torch.int64)
+    for number, source in enumerate(sources):
+        here = rows.sources == number
+        pixels[here], labels[here] = source[rows.indices[here]]
+    return pixels, labels
 
 
 def _pinned(rows: Tensor) -> Tensor:
@@ -137,24 +149,28 @@ def crop_and_flip(
     ]
 
 
-WHOLE_SPLITS = "Figures are of whole splits, so edc does not do it for a validation or test image."
+WHOLE_SPLITS = "edc replaces no validation or test image, because every figure is about a whole split."
 
 
 class _Requests(Dataset[Any]):
-    """Answers (index, augmentation seed) requests; an image without an answer comes back as its error.
+    """Answers (source, index, augmentation seed) requests; an image without an answer comes back as its error.
 
     An exception raised in a worker would reach the user wrapped in the worker's traceback.
     """
 
-    def __init__(self, images: FileImages, *, replace: bool) -> None:
-        self.images, self.replace = images, replace
+    def __init__(self, sources: Sequence[Images], *, replace: bool) -> None:
+        self.sources, self.replace = sources, replace
 
     def __getitem__(self, request: Any) -> Any:
-        index, augment_seed = request
+        number, index, augment_seed = request
+        source = self.sources[number]
+        if isinstance(source, MemoryImages):
+            return *source[index], number, {}
         try:
             if self.replace:
-                return self.images.load_or_replace(index, augment_seed=augment_seed)
-            return *self.images.load(index, augment_seed=augment_seed), {}
+                pixels, label, unreadable = source.load_or_replace(index, augment_seed=augment_seed)
+                return pixels, label, number, unreadable
+            return *source.load(index, augment_seed=augment_seed), number, {}
         except DataError as error:
             return error if self.replace else DataError(f"{error} {WHOLE_SPLITS}")
         except EdcError as error:
@@ -165,23 +181,24 @@ def _collate(items: Sequence[Any]) -> Any:
     error = next((item for item in items if isinstance(item, EdcError)), None)
     if error is not None:
         return error
-    pixels, labels, unreadable = zip(*items, strict=True)
-    return torch.stack(pixels), torch.stack(labels), {name: why for one in unreadable for name, why in one.items()}
+    pixels, labels, numbers, unreadable = zip(*items, strict=True)
+    bad = {(n, name): why for n, met in zip(numbers, unreadable, strict=True) for name, why in met.items()}
+    return torch.stack(pixels), torch.stack(labels), bad
 
 
 def _begin_worker(_worker: int) -> None:
-    """Leaves signals that reach the whole process group to the main process, which saves first; and frees memory."""
-    keep_no_freed_memory()  # its blocks are of as many sizes as there are images: a heap of them would only grow
+    """Ignores signals to the whole process group, because the main process saves first; and frees memory."""
+    keep_no_freed_memory()  # every image has a block of another size, so the heap would only grow
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _loaded(
-    images: FileImages, batches: Iterable[Any], num_workers: int, *, replace: bool
+    sources: Sequence[Images], batches: Iterable[Any], num_workers: int, *, replace: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     num_workers = min(num_workers, num_cpus())  # torch warns at every epoch about more
     loader = DataLoader(
-        _Requests(images, replace=replace),
+        _Requests(sources, replace=replace),
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_collate,
@@ -193,7 +210,11 @@ def _loaded(
         if isinstance(batch, EdcError):
             raise batch
         pixels, labels, unreadable = batch
-        for name, reason in unreadable.items():
+        for (number, name), reason in unreadable.items():
+            images = sources[number]
+            assert isinstance(images, FileImages)  # of those in memory all are readable
             images.bad.add(name, reason, num_images=len(images))
         yield pixels, labels
-    images.bad.report()
+    for images in sources:
+        if isinstance(images, FileImages):
+            images.bad.report()

@@ -10,12 +10,23 @@ import torch
 from numpy.typing import NDArray
 
 from edc.data.bad_images import BadImages
+from edc.data.extra import ExtraImages
 from edc.data.images import Images, MemoryImages
 from edc.errors import DataError
 from edc.recipe import DataSection
+from edc.recipe.data_section import FILE_KINDS
 from edc.seeding import generator_for
 
-__all__ = ["DataSet", "channel_statistics", "divide", "limit", "split_at", "stratified_limit", "stratified_split"]
+__all__ = [
+    "DataSet",
+    "channel_statistics",
+    "divide",
+    "left_out",
+    "limit",
+    "split_at",
+    "stratified_limit",
+    "stratified_split",
+]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -34,13 +45,20 @@ class DataSet:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    extra: ExtraImages | None = None
+    """Images without labels that students learn from, too."""
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def trained_on(self) -> tuple[Images, ...]:
+        """The training images, and the extra ones."""
+        return (self.train, *(self.extra.parts if self.extra else ()))
+
     def fingerprint(self) -> str:
-        """Returns a digest of the training and validation images, wherever they lie on disk."""
+        """Returns a digest of the labelled training and validation images, wherever they lie on disk."""
         parts = (self.train.fingerprint(), self.validation.fingerprint(), self.class_names, self.mean, self.std)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -57,7 +75,7 @@ def take(images: Images, indices: torch.Tensor) -> Images:
     if isinstance(images, MemoryImages):
         return MemoryImages(images.images[indices], images.labels[indices])
     rows = indices.numpy()
-    # Samples lost with damaged shards are missing from every part of the split alike.
+    # Samples lost with damaged shards count for every part of the split.
     num_lost = min(math.ceil(images.bad.num_lost * len(rows) / max(len(images), 1)), images.bad.num_lost)
     return replace(
         images,
@@ -91,10 +109,31 @@ def stratified_limit(images: Images, num_images: int | None, seed: int) -> Image
     """
     if num_images is None or num_images >= len(images):
         return images
+    return _limited(images, num_images, seed)[1]
+
+
+def _limited(images: Images, num_images: int, seed: int) -> tuple[Images, Images]:
+    """Returns (the rest, what `stratified_limit` keeps)."""
     if num_images < len(set(images.labels.tolist())):
         order = torch.randperm(len(images), generator=generator_for(seed, "limit"))
-        return take(images, order[:num_images].sort().values)
-    return stratified_split(images, num_images, seed)[1]
+        return take(images, order[num_images:].sort().values), take(images, order[:num_images].sort().values)
+    return stratified_split(images, num_images, seed)
+
+
+def left_out(images: Images, data: DataSection) -> Images:
+    """Returns which of all training images `data.train_limit` leaves out.
+
+    Raises:
+        DataError: none.
+    """
+    assert data.train_limit is not None  # the recipe's rule
+    if data.train_limit >= len(images):
+        raise DataError(
+            f"data.extra: 'remainder' is empty, because data.train_limit keeps all {len(images)} training images"
+        )
+    if data.kind in FILE_KINDS:  # limited by `divide`
+        return _limited(images, data.train_limit, data.split_seed)[0]
+    return take(images, torch.arange(data.train_limit, len(images)))
 
 
 def split_at(images: Images, num_last: int) -> tuple[Images, Images]:
@@ -121,10 +160,10 @@ def stratified_split(images: Images, num_held_out: int, seed: int) -> tuple[Imag
 def divide(
     data: DataSection, train: Images, validation: Images | None, test: Images | None
 ) -> tuple[Images, Images, Images]:
-    """Returns (train, validation, test) from the splits that there are.
+    """Returns (train, validation, test) from the splits that exist.
 
-    Of a single held-out split, papers test on it and validation comes out of the training images; unlabelled training
-    images cannot give one, so then the held-out split gives both (`data.validation` images, by default half).
+    A single held-out split is the test set, as in papers, and validation comes out of the training images. Unlabelled
+    training images cannot give one, so the held-out split then gives both (`data.validation` images, by default half).
 
     Raises:
         DataError: unlabelled training images, and no images with labels beside them.

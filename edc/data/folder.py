@@ -1,4 +1,4 @@
-"""Folders of image files: a folder a class, or training images of no class at all."""
+"""Folders of image files: one folder per class, or training images without classes."""
 
 import os
 from array import array
@@ -18,7 +18,7 @@ from edc.data.tar_index import NO_LABEL
 from edc.errors import DataError
 from edc.recipe import DataSection
 
-__all__ = ["load_image_folder"]
+__all__ = ["load_image_folder", "load_unlabelled_folder"]
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 
@@ -35,8 +35,7 @@ def load_image_folder(data: DataSection) -> DataSet:
         if not (root / "train").is_dir():
             raise DataError(f"data.root: no folder {(root / 'train').absolute()} for the unlabelled training images")
         class_names = tuple(sorted({name for folder in held_out.values() for name in _class_folders(folder)}))
-        found = _images_under(train_folder, "folder")
-        train = _file_images(data, train_folder, ((path, num_bytes, NO_LABEL) for path, num_bytes in found))
+        train = load_unlabelled_folder(data)
     else:
         class_names = _class_folders(train_folder)
         train = _labelled_images(data, train_folder, class_names)
@@ -44,6 +43,16 @@ def load_image_folder(data: DataSection) -> DataSet:
     divided = data_set.divide(data, train, splits.get("val"), splits.get("test"))
     assert data.image_size is not None  # the recipe's rule
     return DataSet(*divided, class_names, (3, data.image_size, data.image_size), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def load_unlabelled_folder(data: DataSection) -> FileImages:
+    """Returns the images anywhere under `root/train`, or under `root` where it has no such folder, without labels."""
+    root = data.root or Path("data")
+    folder = root / "train" if (root / "train").is_dir() else root
+    if not folder.is_dir():
+        raise DataError(f"data.root: no folder {folder.absolute()}; point data.root at the images")
+    found = _images_under(folder, "folder")
+    return _file_images(data, folder, ((path, num_bytes, NO_LABEL) for path, num_bytes in found))
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
@@ -104,7 +113,7 @@ def _walk(folder: str, below: str) -> Iterator[tuple[str, int]]:
 def _size_of(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
-    except OSError:  # a link to nowhere, as far as can be told: reading it will say so, and count it
+    except OSError:  # perhaps a broken link: reading it will say so, and count it
         return 0
 
 

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 NUM_STAND_INS = 8
-"""Images that are tried in place of an unreadable one."""
+"""How many images are tried in place of an unreadable one."""
 REDUCING_GAP = 2.0
 """A view is first shrunk in cheap whole steps down to this many times its size, then resized: several times faster on
 photographs, visually the same. libjpeg does the cheap steps while it decodes."""
@@ -46,6 +46,11 @@ class MemoryImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     def __getitem__(self, index: int | Tensor | slice) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
@@ -80,6 +85,10 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.num_channels, self.size, self.size
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.load(index, augment_seed=None)
 
@@ -93,9 +102,9 @@ class FileImages:
         return torch.from_numpy(pixels).permute(2, 0, 1), self.labels[index]
 
     def load_or_replace(self, index: int, *, augment_seed: int | None) -> tuple[Tensor, Tensor, dict[str, str]]:
-        """Returns image `index`, or where `bad` allows for unreadable ones, the next readable one of its class.
+        """Returns image `index` or, if `bad` allows for unreadable ones, the next readable one of its class.
 
-        For training alone: a figure of a split in which one image stands for two would not be one of that split.
+        For training only: a figure about a split must not count one image twice.
 
         The third value names the images that could not be read, and why. Labels are always those of `index`.
         """
@@ -111,9 +120,9 @@ class FileImages:
         raise DataError(
             f"{unreadable[self.names[index]]}\n  and "
             + (
-                f"so are the {others} images tried in its place"
+                f"none of the {others} images tried in its place is readable"
                 if others
-                else "its class has no other to take its place"
+                else "there is no other image of its class to take its place"
             )
         )
 
@@ -160,7 +169,7 @@ def opened(content: bytes, name: str) -> Iterator[Image.Image]:
 def _what_is_wrong(content: bytes, error: Exception) -> str:
     if not content:
         return "it is empty"
-    if isinstance(error, UnidentifiedImageError):  # Pillow's own words name an object in memory
+    if isinstance(error, UnidentifiedImageError):  # Pillow's own message names an object in memory
         return f"its {len(content)} bytes are in no format that Pillow knows, or break off in the header"
     return str(error)
 

@@ -10,10 +10,10 @@ __all__ = ["Names"]
 
 
 class Names:
-    """Strings by number, kept as their bytes in a row and where each begins and ends.
+    """Strings by number, kept as their joined bytes and the start and end of each.
 
-    A tuple of strings is several times larger, and a worker process comes to a copy of its own: looking at a Python
-    object counts a reference in it, which copies the page that it lies on. Here workers only read.
+    A tuple of strings is several times larger, and each worker process would end up with its own copy: a look at a
+    Python object counts a reference in it, which copies its page. Here workers only read.
 
     Shapes: `starts` and `ends` are (N,) int64, places in `text`.
     """
@@ -45,5 +45,5 @@ class Names:
         return Names(self.text, self.starts[rows], self.ends[rows])
 
     def encoded(self) -> Iterator[bytes]:
-        """Yields each name with a zero byte, which no name holds, behind it."""
+        """Yields each name followed by a zero byte, which no name contains."""
         return (self.text[start:end] + b"\0" for start, end in zip(self.starts, self.ends, strict=True))

@@ -19,7 +19,7 @@ from edc.data.tar_index import NO_LABEL
 from edc.errors import DataError, NotInstalledError
 from edc.recipe import DataSection
 
-__all__ = ["load_parquet"]
+__all__ = ["load_parquet", "load_unlabelled_parquet"]
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "fine_label", "labels")
 IN_MEMORY_BYTES = 1 << 30
@@ -29,15 +29,12 @@ IN_MEMORY_BYTES = 1 << 30
 def load_parquet(data: DataSection) -> DataSet:
     """Returns the data in `root/train-*.parquet`, `validation-*` or `valid-*` (optional) and `test-*`.
 
-    Without `image_size` all images must have one size and are decoded into memory once; with it they are decoded when
-    asked for, resized and cropped, and read from disk by row groups where the files are large.
+    Without `image_size` all images must have one size and are decoded into memory once; with it they are decoded on
+    request, resized and cropped, and read from disk by row groups if the files are large.
     """
     root = data.root or Path("data")
     files = {split: _files(root, split) for split in ("train", "validation", "valid", "test")}
-    if not files["train"]:
-        raise DataError(
-            f"data.root: no train-*.parquet in {root.absolute()}; point data.root or --data-root at the files"
-        )
+    _require_training_files(files["train"], root)
     validation_files = files["validation"] or files["valid"]
     test_files = files["test"] if _labelled(data, files["test"]) else []
     class_names: tuple[str, ...] | None = None
@@ -59,6 +56,21 @@ def load_parquet(data: DataSection) -> DataSet:
     shape = (3, train.size, train.size)
     train = data_set.limit(train, data.train_limit)
     return DataSet(train, validation, test, class_names, shape, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def load_unlabelled_parquet(data: DataSection) -> Images:
+    """Returns the images of `root/train-*.parquet`, whatever labels they have."""
+    root = data.root or Path("data")
+    files = _files(root, "train")
+    _require_training_files(files, root)
+    return _read(data, files, labelled=False)[0]
+
+
+def _require_training_files(files: list[Path], root: Path) -> None:
+    if not files:
+        raise DataError(
+            f"data.root: no train-*.parquet in {root.absolute()}; point data.root or --data-root at the files"
+        )
 
 
 def _files(root: Path, split: str) -> list[Path]:
@@ -170,8 +182,9 @@ class ParquetReader:
 class RowGroupReader:
     """Returns the encoded bytes of row `index`, holding no more than a few row groups in memory.
 
-    A row group is read whole for one of its images (some 10 MB where the hub's writer made the files): in a shuffled
-    epoch that costs about as much as decoding a photograph. Where that is the limit, WebDataset shards read one image.
+    One image costs reading its whole row group (some 10 MB if the hub's writer made the files). In a shuffled epoch
+    this takes about as long as decoding a photograph. If that is the limit, use WebDataset shards, which read one
+    image.
     """
 
     def __init__(self, paths: tuple[str, ...], column: str) -> None:
@@ -197,7 +210,7 @@ class RowGroupReader:
         return _bytes_of(_row_group(self.paths[file], group, self.column)[row])
 
     def file_bytes(self) -> torch.Tensor:
-        """Returns each row group's size for its rows: the images' own would have to be read for it."""
+        """Returns each row group's size for its rows, because the images' own sizes would have to be read."""
         return torch.from_numpy(np.repeat(self.num_bytes, self.num_rows))
 
 

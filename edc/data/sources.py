@@ -1,5 +1,7 @@
-"""Where images come from: one function a kind, each returning a `DataSet`."""
+"""The sources of images: one function per kind, each returning a `DataSet`."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,17 @@ import torch
 from PIL import Image
 
 from edc.data import data_set
+from edc.data.bad_images import BadImages
 from edc.data.data_set import DataSet
+from edc.data.extra import ExtraImages
 from edc.data.images import Images, MemoryImages, crop_fraction_of, resize_and_crop
 from edc.errors import DataError, first_line
-from edc.recipe import DataSection
+from edc.method.losses import NO_LABEL
+from edc.recipe import DataSection, ExtraSection
+from edc.recipe.data_section import FILE_KINDS
 from edc.seeding import generator_for
 
-__all__ = ["load_data"]
+__all__ = ["load_data", "load_training_data"]
 
 # Per-channel statistics of the training sets, as the papers' code has them.
 CIFAR10_STATISTICS = (0.4915, 0.4821, 0.4464), (0.2472, 0.2437, 0.2617)
@@ -55,6 +61,79 @@ def load_data(data: DataSection) -> DataSet:
             f"data.num_classes: the recipe says {data.num_classes}, the data has {loaded.num_classes} classes"
         )
     return loaded
+
+
+def load_training_data(data: DataSection) -> DataSet:
+    """Returns the data set, and beside it the images without labels of `data.extra`, which only training asks for.
+
+    Raises:
+        DataError: as `load_data` does, for either kind; or extra images of another shape than the labelled ones.
+    """
+    labelled = load_data(data)
+    if not data.extra:
+        return labelled
+    parts = []
+    for number, section in enumerate(data.extra):
+        field = f"data.extra.{number}" if len(data.extra) > 1 else "data.extra"
+        try:
+            images = _extra_images(data, section)
+        except DataError as error:
+            raise DataError(_about_extra(str(error), field)) from None
+        images = data_set.stratified_limit(_without_labels(images, section, field), section.limit, data.split_seed)
+        if images.image_shape != labelled.image_shape:
+            found, expected = _shape_in_words(images.image_shape), _shape_in_words(labelled.image_shape)
+            raise DataError(
+                f"{field}: images of {found}, expected {expected} as those with labels have. data.image_size resizes "
+                "both; grey images and images in colour cannot be mixed"
+            )
+        parts.append(images)
+    return replace(labelled, extra=ExtraImages(tuple(parts), data.extra_share))
+
+
+def _extra_images(data: DataSection, section: ExtraSection) -> Images:
+    """Returns the images of one section of `data.extra`, as a labelled set of that kind would have them."""
+    if section.kind == "remainder":
+        whole = load_data(data.model_copy(update={"train_limit": None}))
+        return data_set.left_out(whole.train, data)
+    own = ("kind", "root", "download", "max_bad_fraction", "image_column", "num_images")
+    shared = ("image_size", "crop_fraction", "split_seed", "num_workers")
+    update = {field: getattr(section, field) for field in own} | {field: getattr(data, field) for field in shared}
+    update["num_classes"] = data.num_classes if section.kind == "synthetic" else None
+    read = DataSection.model_construct(**update, unlabelled=section.kind in FILE_KINDS)
+    match section.kind:
+        case "image_folder":
+            from edc.data.folder import load_unlabelled_folder
+
+            return load_unlabelled_folder(read)
+        case "webdataset":
+            from edc.data.webdataset import load_unlabelled_shards
+
+            return load_unlabelled_shards(read)
+        case "parquet":
+            from edc.data.parquet import load_unlabelled_parquet
+
+            return load_unlabelled_parquet(read)
+    return load_data(read).train
+
+
+def _without_labels(images: Images, section: ExtraSection, field: str) -> Images:
+    labels = torch.full((len(images),), NO_LABEL)
+    if isinstance(images, MemoryImages):
+        return MemoryImages(images.images, labels)
+    bad = BadImages(section.max_bad_fraction, num_lost=images.bad.num_lost, section=field)
+    return replace(images, labels=labels, bad=bad)
+
+
+def _about_extra(message: str, field: str) -> str:
+    """Returns a reader's message about `data` as one about `field`, where `--data-root` says nothing."""
+    message = re.sub(
+        r"(?<![\w/.])data\.(?=(root|max_bad_fraction|image_column|kind|image_size)\b)", f"{field}.", message
+    )
+    return message.replace(f"{field}.root or --data-root", f"{field}.root")
+
+
+def _shape_in_words(shape: tuple[int, int, int]) -> str:
+    return f"{shape[2]} x {shape[1]} pixels in {shape[0]} channel{'s' * (shape[0] > 1)}"
 
 
 def _digits(data: DataSection) -> DataSet:
@@ -172,5 +251,4 @@ def in_memory(
     assert isinstance(train, MemoryImages)
     known = {"cifar10": CIFAR10_STATISTICS, "cifar100": CIFAR100_STATISTICS}
     mean, std = known[data.kind] if data.kind in known else data_set.channel_statistics(train)
-    channels, height, width = train.images.shape[1:]
-    return DataSet(train, validation, test, class_names, (channels, height, width), mean, std)
+    return DataSet(train, validation, test, class_names, train.image_shape, mean, std)

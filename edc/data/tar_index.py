@@ -1,11 +1,11 @@
 """Where every image of a tar shard lies: the index that makes WebDataset shards readable in any order.
 
-Streaming readers (the `webdataset` package) shuffle through a buffer and give whole shards to workers, so what comes
-out depends on the number of workers and processes, and going on in the middle of an epoch means reading up to there
-again. With byte offsets an image of a shard is a file like any other: the order is a permutation drawn from seed and
-epoch, a worker or a process only says who reads, and a resumed run reads nothing twice. The price is one look at the
-headers of each shard (kept in the user's cache until the shard changes), and one range request an image where the
-shards are remote; copy them to a local disk where that is the limit.
+Streaming readers (the `webdataset` package) shuffle through a buffer and give whole shards to workers. So their order
+depends on the number of workers and processes, and a resumed epoch has to be read again from its start. With byte
+offsets an image of a shard is a file like any other. The order is a permutation drawn from seed and epoch, whoever
+reads, and a resumed run reads nothing twice. The price is one look at the headers of each shard (kept in the user's
+cache until the shard changes), and one range request per image if shards are remote. If that is the limit, copy them to
+a local disk.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from edc.data.names import Names
 from edc.errors import DataError, EdcError, FailedError, first_line
+from edc.method.losses import NO_LABEL
 from edc.system.files import write_atomically
 
 __all__ = ["NO_LABEL", "ShardIndex", "index_of_shard", "is_local", "reachable"]
 
-NO_LABEL = -1
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "webp", "ppm", "tif", "tiff"})
 FORMAT = 2
 
@@ -44,7 +44,7 @@ class ShardIndex:
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]
     damage: str
-    """Where and how the archive breaks off; empty if it ends as an archive does."""
+    """Where and how the archive breaks off; empty if it is whole."""
 
 
 def index_of_shard(filesystem: Any, path: str) -> ShardIndex:
@@ -67,7 +67,7 @@ def index_of_shard(filesystem: Any, path: str) -> ShardIndex:
 
 @contextmanager
 def reachable(what: str, filesystem: Any) -> Iterator[None]:
-    """Raises what keeps `filesystem` from answering in the block as a `DataError` about `what`."""
+    """Raises any failure of `filesystem` in the block as a `DataError` about `what`."""
     try:
         yield
     except EdcError:
@@ -113,7 +113,7 @@ def _members(file: IO[bytes], num_bytes: int) -> tuple[list[tuple[str, int, int]
                     members.append((member.name, member.offset_data, member.size))
             end = archive.offset
             file.seek(end)
-            # Where tarfile takes a broken header for the end: a whole archive ends in a block of zeros.
+            # tarfile takes a broken header for the end, but a whole archive ends in a block of zeros.
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 damage = f"breaks off at byte {end}"
     except (tarfile.TarError, EOFError) as error:

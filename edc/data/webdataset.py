@@ -21,14 +21,14 @@ from edc.data.tar_index import NO_LABEL, ShardIndex, index_of_shard, is_local, r
 from edc.errors import DataError, FailedError, NotInstalledError, first_line
 from edc.recipe import DataSection
 
-__all__ = ["ShardReader", "load_webdataset"]
+__all__ = ["ShardReader", "load_unlabelled_shards", "load_webdataset"]
 
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?:[-_.0-9]|$)")
 SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 PAUSES = (1.0, 5.0, 20.0)
 """Seconds before a remote shard is asked again for an image it did not give."""
 NUM_THREADS = 16
-"""Shards whose headers are looked at side by side; remote ones wait for the network."""
+"""Shards whose headers are read in parallel, because remote ones wait for the network."""
 
 
 def load_webdataset(data: DataSection) -> DataSet:
@@ -38,16 +38,9 @@ def load_webdataset(data: DataSection) -> DataSet:
 
     Raises:
         DataError: no shards, no labels, a damaged validation or test shard, or more training samples lost with
-            damaged shards than `data.max_bad_fraction` allows, or nobody knows how many.
+            damaged shards than `data.max_bad_fraction` allows, or an unknown number of them.
     """
-    filesystem, root, address = _filesystem(data)
-    with reachable(f"data.root: {address}", filesystem):
-        shards = _shards(filesystem, root)
-    if not shards["train"]:
-        raise DataError(
-            f"data.root: no train-*.tar in {address}; point data.root or --data-root at the shards (uncompressed: "
-            "images in a .tar.gz cannot be read one by one)"
-        )
+    filesystem, root, address, shards = _found_shards(data)
     splits = {
         split: _read_split(data, filesystem, paths, root=root, address=address, is_train=split == "train")
         for split, paths in shards.items()
@@ -59,6 +52,12 @@ def load_webdataset(data: DataSection) -> DataSet:
     assert data.image_size is not None  # the recipe's rule
     shape = (3, data.image_size, data.image_size)
     return DataSet(train, validation, test, class_names, shape, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def load_unlabelled_shards(data: DataSection) -> FileImages:
+    """Returns the images of the training shards, whatever labels they have; `data` says that they have none."""
+    filesystem, root, address, shards = _found_shards(data)
+    return _read_split(data, filesystem, shards["train"], root=root, address=address, is_train=True)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class ShardReader:
     def _fetched(self, path: str, offset: int, size: int) -> bytes:
         """Returns bytes from another machine, asking again where it does not answer.
 
-        That is no unreadable image, which another may replace: which ones a training sees must not depend on a network.
+        Another image may not replace this one, because the images of a training must not depend on a network.
         """
         import fsspec
 
@@ -102,7 +101,7 @@ class ShardReader:
                 if attempt == len(PAUSES):
                     raise FailedError(
                         f"{path}: cannot be read, asked {attempt + 1} times ({first_line(error)}); the same command "
-                        "goes on from the last checkpoint"
+                        "continues from the last checkpoint"
                     ) from None
                 time.sleep(PAUSES[attempt])
             else:
@@ -125,6 +124,19 @@ def _filesystem(data: DataSection) -> tuple[Any, str, str]:
     except (ImportError, ValueError) as error:  # s3fs, gcsfs and the like come by themselves
         raise NotInstalledError(f"data.root: {address}: {error}") from None
     return filesystem, path, address
+
+
+def _found_shards(data: DataSection) -> tuple[Any, str, str, dict[str, list[str]]]:
+    """Returns what `_filesystem` does, and the shards of each split; those of `train` are there."""
+    filesystem, root, address = _filesystem(data)
+    with reachable(f"data.root: {address}", filesystem):
+        shards = _shards(filesystem, root)
+    if not shards["train"]:
+        raise DataError(
+            f"data.root: no train-*.tar in {address}; point data.root or --data-root at the shards (uncompressed: "
+            "images in a .tar.gz cannot be read one by one)"
+        )
+    return filesystem, root, address, shards
 
 
 def _shards(filesystem: Any, root: str) -> dict[str, list[str]]:
@@ -175,10 +187,10 @@ def _read_split(
 
 
 def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: float | None) -> int:
-    """Returns how many samples damaged shards have lost (as many as make up a whole one), having named the shards.
+    """Returns how many samples damaged shards have lost (a whole shard's number less theirs), and names the shards.
 
     Args:
-        max_fraction: the largest part of the split that may be lost; None: figures are made of it, so nothing may be.
+        max_fraction: the largest share of the split that may be lost; None: nothing (figures need the whole split).
     """
     damaged = [(path, index) for path, index in zip(paths, indices, strict=True) if index.damage]
     if not damaged:
@@ -186,12 +198,12 @@ def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: floa
     listed = "; ".join(f"{path} {index.damage}, {len(index.names)} samples before it" for path, index in damaged[:5])
     listed += "; ..." if len(damaged) > 5 else ""
     if max_fraction is None:
-        raise DataError(f"{listed}. Figures are of whole splits: fetch validation and test shards again.")
+        raise DataError(f"{listed}. Validation and test splits must be whole: fetch these shards again.")
     usual = max((len(index.names) for index in indices[:-1] if not index.damage), default=-1)  # the last may be shorter
     if any(len(index.names) > usual for _, index in damaged):
         raise DataError(
-            f"{listed}: how many are lost is unknown, because no whole shard shows how many one holds (the last may "
-            "hold fewer). Fetch the damaged ones again, or remove them."
+            f"{listed}: how many are lost is unknown, because no whole shard shows how many samples one "
+            "has (the last may have fewer). Fetch the damaged ones again, or remove them."
         )
     num_lost = sum(max(usual - len(index.names), 1) for _, index in damaged)
     num_read = sum(len(index.names) for index in indices)
@@ -200,7 +212,7 @@ def _num_lost(paths: list[str], indices: list[ShardIndex], *, max_fraction: floa
         raise DataError(
             f"{found}, and data.max_bad_fraction is {max_fraction:g}. Fetch the shards again, or allow for more."
         )
-    console.print(f"data: {found}; going on without them", highlight=False)
+    console.print(f"data: {found}; continuing without them", highlight=False)
     return num_lost
 
 
@@ -210,8 +222,8 @@ def _require_labels(names: list[str], indices: list[ShardIndex]) -> None:
         if len(missing):
             key = index.names[missing[0]].partition(".")[0]
             raise DataError(
-                f"{name}: {len(missing)} samples without a label, the first without {key}.cls. Training images may go "
-                "without (data.unlabelled: true); validation and test images need theirs."
+                f"{name}: {len(missing)} samples without a label, the first without {key}.cls. Training images "
+                "need none with data.unlabelled: true; validation and test images do."
             )
 
 

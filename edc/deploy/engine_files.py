@@ -1,7 +1,7 @@
 """Which engine library to use, and engines for the files of one network.
 
-TensorRT where it and a GPU are there: the engine is run and held to parity. Else TensorRT-RTX ahead of time, without a
-GPU, for GPUs elsewhere: built and not run, and the manifest says so.
+With TensorRT and a GPU, the engine is run and checked against the network. Otherwise TensorRT-RTX builds ahead of time
+for GPUs elsewhere; such an engine is built and not run, and the manifest says so.
 """
 
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """With which library engines are built, and for which GPUs."""
+    """The library that builds engines, and the GPUs they are for."""
 
     library: Library
     compute_capabilities: tuple[int, ...] = ()
@@ -38,7 +38,7 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine on disk; `parity` is None where it was built and not run."""
+    """An engine on disk; `parity` is None if it was built and not run."""
 
     path: Path
     role: str
@@ -76,7 +76,7 @@ def build_engines(
 ) -> list[Built]:
     """Builds an engine beside each file that TensorRT reads (int8-cpu is not for it), and returns them.
 
-    On a machine with a GPU each one is run on `images` and held to parity with `reference`.
+    On a machine with a GPU each one is run on `images` and compared with `reference`.
     """
     built = []
     for file in written:

@@ -1,4 +1,4 @@
-"""From a finished run to an artifact: files that a server can trust, in a folder that is whole or not there."""
+"""From a finished run to an artifact: checked files in a folder that is complete or does not exist."""
 
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -168,7 +168,7 @@ def _write_recipe(run: RunFolder, path: Path, summary: dict[str, Any]) -> None:
 def sample_images(images: Images, num_images: int, *, seed: int) -> tuple[Floats, NDArray[np.int64]]:
     """Returns drawn images (N, C, H, W) float32 in [0, 1] and labels (N,): the first may be all of one class.
 
-    Where training images may be unreadable, another of the class stands in for one, as it did in training.
+    If training images may be unreadable, another of the class replaces one, as in training.
     """
     rows = torch.randperm(len(images), generator=generator_for(seed, "sample"))[:num_images]
     if isinstance(images, FileImages) and images.bad.max_fraction:
@@ -227,8 +227,8 @@ def _networks(
 ) -> list[_Network]:
     """Returns the student, then its baseline: each teacher and the ensemble merged into one graph.
 
-    There is no baseline where a teacher cannot be written as ONNX (TorchScript, converted ONNX): half of one would not
-    be fair to the ensemble.
+    There is no baseline if a teacher cannot be written as ONNX (TorchScript, converted ONNX), because half a baseline
+    would not be fair to the ensemble.
     """
     cpu, shape = Accelerator(cpu=True), data.image_shape
     folded = deployable(student, recipe, recipe.deploy, data, accelerator=cpu)

@@ -1,4 +1,4 @@
-"""What can be computed once, at export, instead of at every inference: BatchNorm and the calibration temperature.
+"""Computing BatchNorm and the calibration temperature once, at export, instead of at every inference.
 
 A BatchNorm in eval mode is an affine map per channel, and so is what a convolution or a linear layer ends with, so
 
@@ -67,7 +67,7 @@ def scale_classifier(
     """Returns a copy of `network` in eval mode whose classifier is divided by `calibration_temperature`.
 
     Each candidate for "the layer that makes the logits" is tried and kept only when the whole network's output really
-    comes out divided; a network that does not end in one linear layer or 1x1 convolution is refused.
+    comes out divided; a network that does not end in one linear layer or 1x1 convolution is an error.
 
     Raises:
         FailedError: no layer has that property.

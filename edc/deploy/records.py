@@ -1,4 +1,4 @@
-"""What the manifest says of each file, and the Triton repository made from them."""
+"""The manifest's entry of each file, and the Triton repository made from them."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -15,10 +15,10 @@ __all__ = ["verify"]
 
 
 def verify(artifact: Path, *, run: Path | None = None, data_root: Path | None = None) -> list[str]:
-    """Returns what was checked, a line each; nothing in the artifact is executed unless `run` asks for parity again.
+    """Returns the checks, one line each; executes nothing in the artifact unless `run` asks for parity again.
 
     Raises:
-        ArtifactError: the first thing that is not as the manifest says.
+        ArtifactError: the first difference from the manifest.
         ParityError: with `run`, a file that does not compute what the network of the run computes.
     """
     manifest = load_manifest(artifact)
@@ -32,7 +32,7 @@ def verify(artifact: Path, *, run: Path | None = None, data_root: Path | None = 
             num_onnx += 1
         elif file.format in ("tensorrt", "tensorrt_rtx") and not sidecar_path(artifact / file.path).is_file():
             raise ArtifactError(f"{file.path}: an engine without its description {sidecar_path(Path(file.path)).name}")
-    done.append(f"onnx: {num_onnx} files pass the checker, keep no data outside, and hold the precision they claim")
+    done.append(f"onnx: {num_onnx} files pass the checker, keep no data outside, and have the precision they claim")
     if run is not None:
         done.append(_parity_again(artifact, manifest, run, data_root))
     return done
@@ -54,7 +54,7 @@ def _check_onnx(path: Path, precision: str) -> None:
 
 
 def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path | None) -> str:
-    """Holds the fp32 and fp16 files to parity with the run's networks again."""
+    """Compares the fp32 and fp16 files with the run's networks again."""
     from edc.data import load_data
     from edc.deploy.export import references_of, sample_images
     from edc.deploy.onnx.parity import check_onnx_parity

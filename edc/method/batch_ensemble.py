@@ -1,4 +1,4 @@
-"""BatchEnsemble: networks whose M members share every slow weight, one for each teacher; and their fold.
+"""BatchEnsemble: networks with one member per teacher, which share every slow weight; and their fold.
 
 Their layers are in `member_layers`. Source: Wen et al. 2020 (arXiv 2002.06715); Nam et al. 2022 (arXiv 2206.15047).
 """
@@ -36,10 +36,10 @@ def to_batch_ensemble(
 ) -> nn.Module:
     """Returns a copy of `network` in which every Conv2d and Linear, at any depth, has `ensemble_size` members.
 
-    All members start equal to `network`. Left shared, and named by `shared_layers`: subclasses with a forward of their
-    own, layers whose weight is read without calling them (torch's attention and encoder layers), and layers that are
-    tied to another by one weight. With `example` also those that a forward does not call, or calls on something that is
-    not the batch: a table of relative positions, say, has the same rows for every member.
+    All members start equal to `network`. Some layers stay shared, and `shared_layers` names them: subclasses with their
+    own forward, layers whose weight is read without calling them (torch's attention and encoder layers), and layers
+    that share one weight. With `example` also layers that a forward does not call, or calls on something other than
+    the batch. A table of relative positions, for example, has the same rows for every member.
 
     Args:
         example: a batch (N, C, H, W) to try the network on.
@@ -83,7 +83,7 @@ def _convertible_layers(network: nn.Module, example: Tensor | None) -> set[nn.Mo
 
 
 def _rows_seen(network: nn.Module, layers: set[nn.Module], images: Tensor) -> dict[nn.Module, list[int]]:
-    """Returns how many rows each layer that is called is given, call by call, when the network is given `images`."""
+    """Returns the number of rows that each called layer gets in each call when the network runs on `images`."""
     rows: dict[nn.Module, list[int]] = {}
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -140,14 +140,14 @@ def select_members(
 
 @cache
 def _index(members: tuple[int, ...], device: torch.device) -> Tensor:
-    """Returns `members` as a tensor; made once, because copying it to a GPU in each step would wait for the GPU."""
+    """Returns `members` as a tensor; cached, because copying it to a GPU in each step would wait for the GPU."""
     with torch.inference_mode(False):
         return torch.tensor(members, device=device)
 
 
 @contextmanager
 def batchnorm_momentum_shared(network: nn.Module, num_updates: int) -> Iterator[None]:
-    """Within the block, running statistics move by such a share that `num_updates` of them are worth one."""
+    """Within the block, running statistics move in smaller updates, `num_updates` of which weigh as much as one."""
     norms: list[Any] = [module for module in network.modules() if num_updates > 1 and _averages(module)]
     momenta: list[float] = [norm.momentum for norm in norms]
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -172,7 +172,7 @@ def member_logits(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def fold(network: nn.Module, plain: nn.Module | None = None, *, kind: FoldKind = "mean_weights") -> nn.Module:
-    """Returns one plain network that the members of `network` are averaged into; it costs no more than one of them.
+    """Returns the members of `network` averaged into one plain network; it costs as much as one of them.
 
     `mean_weights` is the mean of the member weights, W * mean_m outer(s_m, r_m); `mean_factors` is what the official
     code computes, W * outer(mean s, mean r). They differ by the covariance of s and r. Everything else (norms, running

@@ -4,7 +4,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cross_entropy_between", "kd_loss", "label_loss", "latent_be_loss", "wide"]
+__all__ = [
+    "NO_LABEL",
+    "cross_entropy_between",
+    "kd_loss",
+    "kd_losses",
+    "label_loss",
+    "latent_be_loss",
+    "latent_be_losses",
+    "student_loss",
+    "wide",
+]
+
+NO_LABEL = -1
+"""The label of an image that has none."""
 
 
 def cross_entropy_between(target_probs: Tensor, logits: Tensor) -> Tensor:
@@ -17,8 +30,13 @@ def latent_be_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperatur
 
     Shapes: both logits (M, N, K); the result is a scalar.
     """
+    return latent_be_losses(student_logits, teacher_logits, temperature=temperature).mean()
+
+
+def latent_be_losses(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """Returns what `latent_be_loss` is the mean of, (M, N)."""
     targets = F.softmax(teacher_logits / temperature, dim=-1)
-    return cross_entropy_between(targets, student_logits / temperature).mean() * temperature**2
+    return cross_entropy_between(targets, student_logits / temperature) * temperature**2
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
@@ -26,8 +44,28 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: floa
 
     Shapes: student (1, N, K), teachers (M, N, K); the result is a scalar.
     """
+    return kd_losses(student_logits, teacher_logits, temperature=temperature).mean()
+
+
+def kd_losses(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+    """Returns what `kd_loss` is the mean of, (1, N)."""
     targets = F.softmax(teacher_logits / temperature, dim=-1).mean(0, keepdim=True)
-    return cross_entropy_between(targets, student_logits / temperature).mean() * temperature**2
+    return cross_entropy_between(targets, student_logits / temperature) * temperature**2
+
+
+def student_loss(distillation: Tensor, student_logits: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
+    """Returns the mean over members and images of (1 - alpha) * H(label, member) + alpha * distillation.
+
+    An image without a label (`NO_LABEL`) has the alpha 1, and counts as much as the others.
+
+    Shapes: distillation (M, N), logits (M, N, K), labels (N,); the result is a scalar.
+    """
+    if alpha == 1:
+        return distillation.mean()
+    labels = labels.expand(distillation.shape)
+    by_label = F.cross_entropy(student_logits.movedim(-1, 1), labels, ignore_index=NO_LABEL, reduction="none")
+    by_label = torch.where(labels == NO_LABEL, distillation, by_label)
+    return ((1 - alpha) * by_label + alpha * distillation).mean()
 
 
 def label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 Member m computes with `W_m = W * outer(s_m, r_m)`, in one of two forms that give the same numbers:
 
-    activation form   y = (conv(x * r_m, W) + b) * s_m        no weight is copied; M activations are kept
-    weight form       y =  conv(x, W_m) + b * s_m             M small weights are made; no activation is kept for r, s
+    activation form   y = (conv(x * r_m, W) + b) * s_m        no weight is copied; M activations are stored
+    weight form       y =  conv(x, W_m) + b * s_m             M small weights are made, no activation stored for r, s
 
-The weight form is what edc trains with; the activation form is what every published BatchEnsemble computes, kept as
-the reference.
+edc trains in the weight form. The activation form, which every published BatchEnsemble computes, is the reference.
 
 The factors are stored as their distance from one, rho = r - 1 and sigma = s - 1. Ordinary weight decay then pulls r and
-s towards one, which is the official penalty with its 1/M, provided that their data gradient is multiplied by M: each
-member sees the gradient of its own mean loss instead of the mean over members.
+s towards one, which is the official penalty with its 1/M if their data gradient is multiplied by M. Each member then
+sees the gradient of its own mean loss instead of the mean over members.
 
 Batches of members are member-major: row m * N + n is image n seen by member m.
 
@@ -44,7 +43,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 class BatchEnsembleLayer(nn.Module):
-    """What the two layers share: slow weight, bias, factors, and which members the next batch is for.
+    """The part that both layers share: slow weight, bias, factors, and the members that the next batch is for.
 
     Shapes: rho (M, C_in), sigma (M, C_out).
     """
@@ -107,7 +106,7 @@ class BatchEnsembleLayer(nn.Module):
 
     def plain(self) -> nn.Module:
         """Returns a plain layer of this one's shape, place and type, its weights still to be loaded."""
-        layer = self.plain_on_meta()  # without drawing initial weights: who folds in a loop keeps its random numbers
+        layer = self.plain_on_meta()  # draws no initial weights, so that a fold in a loop changes no random numbers
         for name, parameter in (("weight", self.weight), ("bias", self.bias)):
             if parameter is not None:
                 setattr(layer, name, nn.Parameter(torch.empty_like(parameter)))

@@ -2,14 +2,14 @@
 
 All kinds move an image by the same root-mean-square size and differ only in the direction:
 
-    gaussian     noise: the control that says whether the direction matters
+    gaussian     noise: the control that shows whether the direction matters
     ods          gradient of a random combination w of one teacher's probabilities, w ~ U(-1, 1)^K
     tdiv         gradient of H(p_j, p_i): where teacher i is surprised by teacher j
     tdiv_sdiv    gradient of H(p_j, p_i) over teachers minus the same over student members: where teachers disagree
                  and the members do not yet
 
-One ordered pair (i, j), i != j, is drawn for a step, the same for teachers and members, and only those two of each are
-run. Gradients flow to the images alone, so no weight gradient is computed.
+Each step draws one ordered pair (i, j), i != j, for teachers and members alike, and runs only those two of each.
+Gradients flow to the images alone, so no weight gradient is computed.
 
 Source: Nam et al. 2022 (arXiv 2206.15047); ODS: Tashiro et al. 2020 (arXiv 2003.06878); docs/method.md.
 """
@@ -69,7 +69,7 @@ def perturb(
         if student is None:
             raise ValueError("perturb: 'tdiv_sdiv' needs the student, whose members disagree too; found none")
         with _evaluating(student):
-            # Not in inference mode: autocast would keep the weights it casts there for the pass that needs a graph.
+            # Not in inference mode: autocast would reuse the weights that it cast there in the pass that needs a graph.
             with torch.no_grad(), select_members(student, (j,)):
                 target = F.softmax(wide(student(images)), dim=-1)
             with select_members(student, (i,)):
@@ -121,7 +121,7 @@ def _ods_gradient(images: Tensor, network: nn.Module, generator: torch.Generator
 def _evaluating(*networks: nn.Module) -> Iterator[None]:
     """Within the block, the networks are in eval mode; after it each module is in its own mode again.
 
-    Not `network.train()`: it would wake what a user has frozen, a BatchNorm say.
+    Not `network.train()`: it would unfreeze what a user has frozen, a BatchNorm for example.
     """
     training = [module for network in networks for module in network.modules() if module.training]
     for module in training:

@@ -1,6 +1,6 @@
 """One training step, from images to the loss.
 
-A step computes its loss in parts whose sum it is, one for each group of members that goes through the network at once:
+The loss is a sum of parts, one for each group of members that goes through the network at once:
 
     joint        one group of all M members: M * N rows, BatchNorm statistics over all of them, as published
     sequential   M groups of one member: memory does not depend on M
@@ -28,7 +28,7 @@ from torch.profiler import record_function
 
 from edc.method.batch_ensemble import batchnorm_momentum_shared, ensemble_size_of, select_members
 from edc.method.kinds import Answers, MemberForm, Method, Perturbation
-from edc.method.losses import kd_loss, label_loss, latent_be_loss, wide
+from edc.method.losses import kd_losses, label_loss, latent_be_losses, student_loss, wide
 from edc.method.perturb import perturb, sent_to
 
 __all__ = ["Batch", "LabelStep", "Step", "StudentStep", "answers", "autocast_to", "draw_owners"]
@@ -36,7 +36,10 @@ __all__ = ["Batch", "LabelStep", "Step", "StudentStep", "answers", "autocast_to"
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images (N, C, H, W) in [0, 1] and labels (N,), and where they stand in the global batch."""
+    """One step's images (N, C, H, W) in [0, 1] and labels (N,), and where they stand in the global batch.
+
+    The label of an image without one is `NO_LABEL`: such an image is learned from the teachers alone.
+    """
 
     images: Tensor
     labels: Tensor
@@ -46,7 +49,7 @@ class Batch:
     num_rows: int
 
     def in_parts(self, size: int | None) -> Iterator["Batch"]:
-        """Yields the batch in parts of `size` images, each with the same random draws ahead of it."""
+        """Yields the batch in parts of `size` images, each with the same random draws to come."""
         if size is None or size >= len(self.images):
             yield self
             return
@@ -60,7 +63,7 @@ class Batch:
 
 
 class Step(Protocol):
-    """What a network learns by."""
+    """One training step: how a batch becomes a loss."""
 
     def num_parts(self, network: nn.Module) -> int:
         """Returns how many losses a batch has."""
@@ -70,8 +73,8 @@ class Step(Protocol):
         """Yields scalars whose sum is the loss.
 
         Args:
-            model: the network as a launcher wrapped it, which each part goes through exactly once; `network`: the same
-                one, bare.
+            model: the network as the launcher wrapped it; each part calls it exactly once.
+            network: the same network, unwrapped.
         """
         ...
 
@@ -122,12 +125,12 @@ class StudentStep:
             ):
                 if self.method == "kd" and self.answers == "all":
                     logits, learned = wide(model(images))[None], batch.labels
-                    loss = kd_loss(logits, torch.stack(answered), temperature=self.temperature)
+                    distillation = kd_losses(logits, torch.stack(answered), temperature=self.temperature)
                 else:  # row by row, member-major: row m * N + n is image n seen by member m
                     logits, learned = wide(model(_joined(parts, group)))[None], _joined(labels, group)
-                    loss = latent_be_loss(logits, _joined(answered, group)[None], temperature=self.temperature)
-                if self.alpha < 1:
-                    loss = (1 - self.alpha) * label_loss(logits, learned) + self.alpha * loss
+                    targets = _joined(answered, group)[None]
+                    distillation = latent_be_losses(logits, targets, temperature=self.temperature)
+                loss = student_loss(distillation, logits, learned, alpha=self.alpha)
             yield sum(sizes[m] for m in group) / sum(sizes) * loss
 
     def num_parts(self, network: nn.Module) -> int:
@@ -140,7 +143,7 @@ class StudentStep:
         return [(m,) for m in everyone] if is_sequential else [tuple(everyone)]
 
     def _shared_out(self, images: Tensor, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Returns the images that each teacher answers, and their labels: all, or a part of its own."""
+        """Returns the images that each teacher answers, and their labels: all of them, or its share."""
         num_teachers = len(self.teachers)
         if self.answers == "all":
             return [images] * num_teachers, [batch.labels] * num_teachers
@@ -153,8 +156,8 @@ class StudentStep:
 def draw_owners(num_rows: int, num_teachers: int, generator: torch.Generator) -> Tensor:
     """Returns which teacher each row of a batch goes to (num_rows,).
 
-    In every M rows each teacher has one, in random order: parts are equal where M divides the batch, and so are those
-    of every process, or of a micro-batch, whose rows M divides.
+    In every M rows each teacher has one, in random order. So parts are equal if M divides the batch; the same holds for
+    a process or a micro-batch whose number of rows M divides.
     """
     blocks = -(-num_rows // num_teachers)
     return torch.rand(blocks, num_teachers, generator=generator).argsort(1).flatten()[:num_rows]
@@ -183,12 +186,12 @@ class LabelStep:
 
 
 def autocast_to(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
-    """Returns the context in which networks run; None: the one that they are called in."""
+    """Returns the context in which networks run; with None, the caller's."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def answers(teacher: nn.Module, images: Tensor) -> Tensor:
-    """Returns a teacher's logits (N, K) in float32 or wider to learn from, computed in inference mode."""
+    """Returns a teacher's logits (N, K) in float32 or wider, computed in inference mode."""
     with torch.inference_mode():
         logits = wide(teacher(images))
     return logits.clone()  # a normal tensor again: a loss may keep it for its backward pass

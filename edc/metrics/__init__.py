@@ -1,12 +1,11 @@
-"""What predictions are worth: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
+"""Metrics of predictions: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
 
-from edc.metrics.calibrate import fit_member_temperature, fit_temperature
+from edc.metrics.calibrate import fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.metrics import (
     Labels,
     Metrics,
     Quality,
-    TemperatureOf,
     accuracy,
     brier,
     calibrated_log_probs,
@@ -26,7 +25,6 @@ __all__ = [
     "Metrics",
     "Quality",
     "ReliabilityBin",
-    "TemperatureOf",
     "accuracy",
     "brier",
     "calibrated_log_probs",
@@ -36,7 +34,6 @@ __all__ = [
     "ensemble_log_probs",
     "ensemble_nll_by_size",
     "evaluate",
-    "fit_member_temperature",
     "fit_temperature",
     "log_probs_from_logits",
     "nll",

@@ -27,7 +27,7 @@ def ensemble_log_probs(members: Sequence[NDArray[Dtype]] | NDArray[Dtype]) -> ND
 
         output = log( 1/M sum_m softmax(logits_m) ) = logsumexp_m( log_softmax(logits_m) ) - log M
 
-    It is part of what running an ensemble member by member costs, so it is a handful of calls.
+    Its time counts when an ensemble is run member by member, so it takes only a few calls.
 
     Shapes:
         members (M, N, K), logits or log-probabilities -> (N, K)

@@ -8,19 +8,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edc.metrics.calibrate import fit_member_temperature, fit_temperature
+from edc.metrics.calibrate import fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs, log_softmax
 from edc.metrics.reliability import NUM_BINS, ece_of_bins, reliability_bins
 
 __all__ = [
     "Metrics",
     "Quality",
-    "TemperatureOf",
     "accuracy",
     "brier",
     "calibrated_log_probs",
@@ -34,10 +33,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
-
-
-TemperatureOf = Literal["mean", "members"]
-"""What the temperature divides: the logarithm of the mean probabilities, or each member's logits before the mean."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,6 @@ class Metrics:
     raw: Quality
     calibrated: Quality
     calibration_temperature: float
-    temperature_of: TemperatureOf
     validation_acc: float
     validation_nll: float
     dee: float | None = None
@@ -117,42 +111,19 @@ def quality(log_probs: Array, labels: Labels) -> Quality:
 
 
 def evaluate(log_probs: Array, labels: Labels, *, validation_log_probs: Array, validation_labels: Labels) -> Metrics:
-    """Returns test quality raw and with the temperature that minimises the validation NLL.
-
-    Of several members the mean of their probabilities counts. They are calibrated by one temperature after the mean and
-    by one on each member's logits before it; the way that has the lower NLL on validation images is taken.
-
-    Shapes: log-probabilities (N, K), or (M, N, K) of M members.
-    """
-    members, validation_members = (x[None] if x.ndim == 2 else x for x in (log_probs, validation_log_probs))
-    mean, validation_mean = ensemble_log_probs(members), ensemble_log_probs(validation_members)
-    calibrated, temperature, temperature_of = _calibrated(members, validation_members, validation_labels)
+    """Returns test quality raw and with the temperature that minimises the validation NLL."""
+    temperature = fit_temperature(validation_log_probs, validation_labels)
     return Metrics(
-        raw=quality(mean, labels),
-        calibrated=quality(calibrated, labels),
+        raw=quality(log_probs, labels),
+        calibrated=quality(log_probs_from_logits(log_probs / temperature), labels),
         calibration_temperature=temperature,
-        temperature_of=temperature_of,
-        validation_acc=accuracy(validation_mean, validation_labels),
-        validation_nll=nll(validation_mean, validation_labels),
+        validation_acc=accuracy(validation_log_probs, validation_labels),
+        validation_nll=nll(validation_log_probs, validation_labels),
     )
 
 
-def _calibrated(members: Array, validation: Array, labels: Labels) -> tuple[Array, float, TemperatureOf]:
-    """Returns calibrated log-probabilities (N, K) of members (M, N, K), the temperature, and what it divides."""
-    after = fit_temperature(ensemble_log_probs(validation), labels)
-    if len(members) == 1:
-        return calibrated_log_probs(members, after, "mean"), after, "mean"
-    before = fit_member_temperature(validation, labels)
-    nll_after = nll(calibrated_log_probs(validation, after, "mean"), labels)
-    if nll(calibrated_log_probs(validation, before, "members"), labels) < nll_after:
-        return calibrated_log_probs(members, before, "members"), before, "members"
-    return calibrated_log_probs(members, after, "mean"), after, "mean"
-
-
-def calibrated_log_probs(members: Array, temperature: float, temperature_of: TemperatureOf) -> Array:
+def calibrated_log_probs(members: Array, temperature: float) -> Array:
     """Returns the log of the mean probabilities (N, K) of members (M, N, K), calibrated by a temperature."""
-    if temperature_of == "members":
-        return ensemble_log_probs(members / temperature)
     return log_probs_from_logits(ensemble_log_probs(members) / temperature)
 
 
@@ -160,8 +131,6 @@ def ensemble_nll_by_size(
     teacher_log_probs: Array, labels: Labels, *, validation_log_probs: Array, validation_labels: Labels
 ) -> list[float]:
     """Returns the calibrated NLL of an m-teacher ensemble for m = 1..M, averaged over all subsets of that size.
-
-    Each is calibrated as `evaluate` does.
 
     With many teachers only the first 20 subsets of a size are taken. Shapes: teacher log-probabilities (M, N, K).
     """
@@ -171,8 +140,10 @@ def ensemble_nll_by_size(
         subsets = [list(subset) for subset in combinations(range(num_teachers), m)][:20]
         values = []
         for subset in subsets:
-            calibrated, *_ = _calibrated(teacher_log_probs[subset], validation_log_probs[subset], validation_labels)
-            values.append(nll(calibrated, labels))
+            validation = ensemble_log_probs(validation_log_probs[subset])
+            temperature = fit_temperature(validation, validation_labels)
+            test = ensemble_log_probs(teacher_log_probs[subset])
+            values.append(nll(log_probs_from_logits(test / temperature), labels))
         by_size.append(float(np.mean(values)))
     return by_size
 

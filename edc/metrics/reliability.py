@@ -1,4 +1,4 @@
-"""How often a network is right among the images on which it is so sure: bins of confidence, and what ECE adds up."""
+"""How often a network is right, by its confidence: the bins that ECE adds up."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

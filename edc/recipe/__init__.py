@@ -1,6 +1,6 @@
 """Recipes: what a run is. Importable without torch."""
 
-from edc.recipe.data_section import DataSection, Section
+from edc.recipe.data_section import DataSection, ExtraSection, Section
 from edc.recipe.recipe import Recipe
 from edc.recipe.sections import (
     NETWORK_NAME,
@@ -15,6 +15,7 @@ __all__ = [
     "NETWORK_NAME",
     "CheckpointSection",
     "DataSection",
+    "ExtraSection",
     "NetworkSection",
     "Recipe",
     "Section",

@@ -1,28 +1,76 @@
 """The data section of a recipe: which images, and how they are read. Importable without torch, as all of a recipe."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-__all__ = ["DataSection", "Section"]
+__all__ = ["FILE_KINDS", "DataSection", "ExtraSection", "Section", "num_extra_rows", "problems_with_extra"]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+FILE_KINDS = ("image_folder", "parquet", "webdataset")
 FIELDS_OF_KINDS = {
     "image_size": ("image_folder", "parquet", "webdataset", "synthetic", "cifar10", "cifar100", "fashion_mnist"),
-    "crop_fraction": ("image_folder", "parquet", "webdataset"),
+    "crop_fraction": FILE_KINDS,
     "test": ("digits", "image_folder", "parquet", "webdataset", "synthetic"),
-    "unlabelled": ("image_folder", "parquet", "webdataset"),
-    "max_bad_fraction": ("image_folder", "parquet", "webdataset"),
+    "unlabelled": FILE_KINDS,
+    "max_bad_fraction": FILE_KINDS,
     "image_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
     "label_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
     "num_images": ("synthetic",),
 }
-"""Fields of the data section that only some kinds look at: elsewhere they would be silently without effect."""
+"""Fields of the data section that only some kinds read; with another kind they would silently have no effect."""
+
+
+EXTRA_FIELDS_OF_KINDS = {
+    "root": (*FILE_KINDS, "cifar10", "cifar100", "fashion_mnist"),
+    "download": ("cifar10", "cifar100", "fashion_mnist"),
+    "max_bad_fraction": ("remainder", *FILE_KINDS),
+    "image_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
+    "num_images": ("synthetic",),
+}
+
+
+class ExtraSection(Section):
+    """Images without labels, or whose labels nobody looks at; written `remainder` or as a mapping.
+
+    They are resized and augmented as the labelled ones are. `remainder`: the training images of the labelled set that
+    `data.train_limit` leaves out.
+    """
+
+    kind: Literal[
+        "remainder", "fashion_mnist", "cifar10", "cifar100", "image_folder", "parquet", "webdataset", "synthetic"
+    ]
+    root: Path | None = None
+    """Of `image_folder`: images anywhere under `root/train`, or under `root` where it has no such folder. Of the other
+    kinds: as `data.root`, of which the training split is taken. On the command line: `--set data.extra.root=...`, or
+    `data.extra.0.root` where `extra` is a list; `--data-root` is of `data.root` alone."""
+    unlabelled: Literal[True] = True
+    download: bool = True
+    limit: PositiveInt | None = None
+    """Keep only so many, drawn at random."""
+    max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """As `data.max_bad_fraction`, of these images."""
+    image_column: str | None = None
+    num_images: PositiveInt = 256
+    """Images that `synthetic` makes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for field, kinds in EXTRA_FIELDS_OF_KINDS.items():
+            if self.kind not in kinds and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} has no effect with kind {self.kind!r} (only with {', '.join(kinds)})")
+        return self
 
 
 class DataSection(Section):
@@ -42,11 +90,11 @@ class DataSection(Section):
     """Images held out for test where the data comes without a test split (image_folder, parquet, webdataset)."""
     unlabelled: bool = False
     """The training images have no labels (a `train` folder without class folders, shards without .cls, parquet without
-    a label column). Only with one's own teachers and alpha 1; validation and test images still need labels."""
+    a label column). Only with your own teachers and alpha 1; validation and test images still need labels."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest part of the training images that may be unreadable: each is replaced by another of its class, the rest
-    of a truncated shard is left out, and all are named. 0: the first one ends the run, as it always does in validation
-    and test images."""
+    """Largest share of training images that may be unreadable. Each is replaced by another of its class, the rest of
+    a truncated shard is left out, and all are named. 0: the first one ends the run, as always in validation and test
+    images."""
     split_seed: int = 0
     image_size: PositiveInt | None = None
     """Side of the square that images are resized and cropped to; None: their own size."""
@@ -58,15 +106,24 @@ class DataSection(Section):
     image_column: str | None = None
     label_column: str | None = None
     num_classes: PositiveInt | None = None
-    """Expected number of classes; checked against the data, and the number that `synthetic` makes."""
+    """Expected number of classes, checked against the data; `synthetic` makes this many."""
     num_images: PositiveInt = 256
     """Training images that `synthetic` makes."""
+    extra: tuple[ExtraSection, ...] = ()
+    """Images without labels from which students learn beside those with; one section, or a list. Teachers are trained
+    on the labelled images alone, and learn nothing of these."""
+    extra_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of each of a student's batches that is extra images. An epoch still goes through the labelled images once:
+    at 0.5 it has twice as many steps as without."""
+
+    @field_validator("extra", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else () if value is None else (value,)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.augmentation == "resized_crop_flip" and (
-            self.kind not in ("image_folder", "parquet", "webdataset") or not self.image_size
-        ):
+        if self.augmentation == "resized_crop_flip" and (self.kind not in FILE_KINDS or not self.image_size):
             raise ValueError(
                 "augmentation 'resized_crop_flip' is for 'image_folder', 'parquet' and 'webdataset' with an image_size"
             )
@@ -76,3 +133,71 @@ class DataSection(Section):
         if self.kind in ("image_folder", "webdataset") and self.image_size is None:
             raise ValueError(f"image_size is needed for {self.kind!r} (for example 224)")
         return self
+
+    def without_download(self) -> "DataSection":
+        """Returns this section, to be read from what is on disk alone."""
+        extra = tuple(section.model_copy(update={"download": False}) for section in self.extra)
+        return self.model_copy(update={"download": False, "extra": extra})
+
+    def operated_as(self, other: "DataSection") -> "DataSection":
+        """Returns this section with what of `other`, one of the same identity, may change in the middle of a run."""
+        free = ("root", "download", "num_workers", "max_bad_fraction", "extra")
+        return self.model_copy(update={field: getattr(other, field) for field in free})
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what makes a run this one: without where the images are and how they are fetched.
+
+        What may change in the middle of a run is there with its default, so that digests of older edcs still hold.
+        """
+        document = self.model_dump(mode="json", exclude={"root", "download", "num_workers"})
+        for section in (document, *document["extra"]):
+            section["max_bad_fraction"] = 0.0
+        for section in document["extra"]:
+            del section["root"], section["download"]
+        if not self.extra:
+            del document["extra"], document["extra_share"]
+        return document
+
+
+def num_extra_rows(batch_size: int, share: float) -> int:
+    """Returns how many rows of a batch are extra images."""
+    return round(batch_size * share)
+
+
+def problems_with_extra(data: DataSection, *, batch_size: int, learns: Mapping[str, bool]) -> list[str]:
+    """Returns what is wrong with `data.extra`, and with which students learn from it (`learns`)."""
+    problems = []
+    if not data.extra:
+        if data.extra_share != DataSection.model_fields["extra_share"].default:
+            problems.append(f"data.extra_share: found {data.extra_share:g}, which has no effect without data.extra")
+        return problems + [
+            f"students.{name}.extra: found false, which has no effect without data.extra; leave it out"
+            for name, does in learns.items()
+            if not does
+        ]
+    if data.unlabelled:
+        problems.append(
+            "data.extra: with data.unlabelled no training image has a label anyway; put all of them under data.root"
+        )
+    if not any(learns.values()):
+        problems.append("data.extra: every student says extra: false, so nobody would learn from these images")
+    if not 0 < num_extra_rows(batch_size, data.extra_share) < batch_size:
+        problems.append(
+            f"data.extra_share: {data.extra_share:g} of a batch of {batch_size} images is "
+            f"{num_extra_rows(batch_size, data.extra_share)}; expected some of each kind"
+        )
+    kinds = [extra.kind for extra in data.extra]
+    if "remainder" in kinds and data.train_limit is None:
+        problems.append("data.extra: 'remainder' is what data.train_limit leaves out; found no train_limit")
+    if kinds.count("remainder") > 1:
+        problems.append("data.extra: 'remainder' is there twice; keep one of them")
+    for kind in kinds:
+        read_as = data.kind if kind == "remainder" else kind
+        if read_as in ("image_folder", "webdataset") and data.image_size is None:
+            problems.append(f"data.image_size: needed for data.extra of kind {kind!r}")
+        if read_as not in FILE_KINDS and data.augmentation == "resized_crop_flip":
+            problems.append(f"data.extra: {kind!r} is held in memory, which 'resized_crop_flip' is not for")
+    for extra in data.extra:
+        if extra.kind == "remainder" and data.kind not in FILE_KINDS and extra.max_bad_fraction:
+            problems.append(f"data.extra: max_bad_fraction has no effect with data.kind {data.kind!r}")
+    return problems

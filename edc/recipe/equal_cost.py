@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from edc.recipe.data_section import DataSection, num_extra_rows
 from edc.recipe.sections import StudentSection, TeachersSection, TrainingSection
 
 __all__ = ["units_per_step", "with_numbers_of_epochs"]
@@ -17,7 +18,7 @@ AS_LONG_AS, TIMES = "as_long_as", "times"
 def units_per_step(student: StudentSection, ensemble_size: int) -> int:
     """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4.
 
-    Where each image goes to one teacher and one member, 4 and 10 for any M.
+    With `answers: split` 4 and 10, for any M.
     """
     perturbation = {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
     if student.answers == "split":
@@ -30,7 +31,7 @@ def with_numbers_of_epochs(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a recipe as it was read, with a number in place of each `epochs: {as_long_as: NAME, times: 1}`.
 
     The number is `times` * epochs of NAME * units of NAME / units of the student, rounded to the nearest whole epoch.
-    A section that is wrong in another way gives no number: that is for its own check to say.
+    The units are those of an epoch, which has more steps for a student that learns from extra images. A section that is wrong in another way gives no number: that is for its own check to say.
 
     Raises:
         ValueError: a line for each student whose number cannot be known, by its field.
@@ -88,17 +89,25 @@ def _fault_of_the_other(name: Any, other: Any, wishes: Mapping[Any, Any], studen
 def _num_epochs(name: str, recipe: Mapping[str, Any], students: Mapping[str, Any], wishes: Mapping[str, Any]) -> Any:
     """Returns the epochs of a student, None where a section is wrong."""
     wish = wishes.get(name)
-    without = {key: value for key, value in (students[name] or {}).items() if wish is None or key != "epochs"}
     try:
-        student = StudentSection.model_validate(without)
+        training = TrainingSection.model_validate(recipe.get("training") or {})
+        data = DataSection.model_validate(recipe.get("data"))
         ensemble_size = TeachersSection.model_validate(recipe.get("teachers") or {}).size
         if wish is None:
-            return student.epochs or TrainingSection.model_validate(recipe.get("training") or {}).epochs
-        other = StudentSection.model_validate({**(students[wish[AS_LONG_AS]] or {}), "epochs": None})
-    except (ValidationError, TypeError, AttributeError):
+            return StudentSection.model_validate(students[name] or {}).epochs or training.epochs
+        student, other = (
+            StudentSection.model_validate({**(students[one] or {}), "epochs": None}) for one in (name, wish[AS_LONG_AS])
+        )
+    except (ValidationError, TypeError):
         return None
     epochs = _num_epochs(wish[AS_LONG_AS], recipe, students, wishes)
-    if epochs is None:
+    rows, other_rows = (_labelled_rows(each, data, training.batch_size) for each in (student, other))
+    if epochs is None or not rows or not other_rows:
         return None
-    units = units_per_step(other, ensemble_size) / units_per_step(student, ensemble_size)
+    units = units_per_step(other, ensemble_size) * rows / (units_per_step(student, ensemble_size) * other_rows)
     return max(1, math.floor(wish.get(TIMES, 1) * epochs * units + 0.5))
+
+
+def _labelled_rows(student: StudentSection, data: DataSection, batch_size: int) -> int:
+    """Returns how many rows of a batch are labelled images: an epoch has one step for so many of them."""
+    return batch_size - (num_extra_rows(batch_size, data.extra_share) if data.extra and student.extra else 0)

@@ -54,7 +54,7 @@ def recipe_from_document(document: dict[str, Any], *, source: str) -> Recipe:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys and says nothing; a recipe must not."""
+    """PyYAML silently keeps the last of two equal keys; in a recipe they are an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -81,14 +81,22 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from None
     *parents, last = path.split(".")
-    section = document
+    section: Any = document
     for i, key in enumerate(parents):
-        child = section.setdefault(key, {})
+        where = f"--set {override}: {'.'.join(parents[: i + 1])}"
+        if isinstance(section, list):
+            if not key.isdigit() or int(key) >= len(section):
+                raise RecipeError(f"{where}: the list has {len(section)} entries, of which 0 is the first")
+            child = section[int(key)]
+        else:
+            child = section.setdefault(key, {})
         if isinstance(child, str) and key == "network":  # `network: wrn28x4` is short for a mapping
             child = section[key] = {"name": child}
-        if not isinstance(child, dict):
-            raise RecipeError(f"--set {override}: {'.'.join(parents[: i + 1])} is {child!r}, not a section")
+        if not isinstance(child, dict | list):
+            raise RecipeError(f"{where} is {child!r}, not a section")
         section = child
+    if isinstance(section, list):
+        raise RecipeError(f"--set {override}: {'.'.join(parents)} is a list; say which entry and which field of it")
     section[last] = value
 
 

@@ -1,7 +1,7 @@
 """Recipes: what a run is, as frozen sections read from YAML.
 
 A recipe says *what* (data, networks, schedule, method); command-line flags say *where* (folders, device). This module
-must stay importable without torch, so that a mistake in a recipe is refused before anything heavy loads.
+must stay importable without torch, so that a mistake in a recipe is reported before anything heavy loads.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from edc.recipe.data_section import DataSection, Section
+from edc.recipe.data_section import DataSection, Section, problems_with_extra
 from edc.recipe.equal_cost import with_numbers_of_epochs
 from edc.recipe.sections import ADDED_LATER, NetworkSection, StudentSection, TeachersSection, TrainingSection
 
@@ -87,6 +87,8 @@ class Recipe(Section):
                 for name, student in self.students.items()
                 if student.alpha != 1
             ]
+        learns = {name: student.extra for name, student in self.students.items()}
+        problems += problems_with_extra(self.data, batch_size=self.training.batch_size, learns=learns)
         if self.teachers.epochs is not None and self.teachers.epochs <= self.training.warmup_epochs:
             problems.append("teachers.epochs: must be larger than training.warmup_epochs")
         if problems:
@@ -120,10 +122,8 @@ class Recipe(Section):
 
     def operated_as(self, other: "Recipe") -> "Recipe":
         """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""
-        free = ("root", "download", "num_workers", "max_bad_fraction")
-        data = self.data.model_copy(update={field: getattr(other.data, field) for field in free})
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
-        return self.model_copy(update={"data": data, "training": training})
+        return self.model_copy(update={"data": self.data.operated_as(other.data), "training": training})
 
     def as_yaml(self) -> str:
         """Returns the resolved recipe as a run folder keeps it."""
@@ -131,12 +131,12 @@ class Recipe(Section):
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what makes a run this one: the recipe without where the data is, how it is fetched, and operation.
+        """Returns what identifies a run: the recipe without the data's place, the way it is fetched, and operation.
 
-        What may change in the middle of a run is there with its default, so that digests of older edcs still hold.
+        Fields that may change in the middle of a run have their defaults, so that digests of older edcs still hold.
         """
-        document = self.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
-        document["data"]["max_bad_fraction"] = DataSection.model_fields["max_bad_fraction"].default
+        document = self.model_dump(mode="json")
+        document["data"] = self.data.identity()
         document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
         for student in document["students"].values():
             for field in ADDED_LATER:

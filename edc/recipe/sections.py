@@ -17,7 +17,7 @@ __all__ = [
     "TrainingSection",
 ]
 
-ADDED_LATER = ("answers",)
+ADDED_LATER = ("answers", "extra")
 """Fields of a student that recipes of edc 0.1.0 did not have: with their defaults they make no other run."""
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -58,7 +58,7 @@ class NetworkSection(Section):
                 f"pretrained: {self.name} comes without weights; torchvision/ and timm/ networks have some"
             )
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must be given together")
         return self
 
 
@@ -81,14 +81,14 @@ class TrainingSection(Section):
     compile: bool = False
     """torch.compile for teachers and student. Where it fails, they run without it and the log says so. Measured once: a
     step of WRN-16-2 on one CPU core went from 1.66 to 1.60 s, after two minutes of compiling (results/step_cost.md);
-    not measured on a GPU. What several processes exchange in SyncBatchNorm is not part of the trial: a failure there
+    not measured on a GPU. The trial does not include SyncBatchNorm's exchange between processes: a failure there
     ends the first step."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes, so that a run does not depend on how many there are."""
     checkpoint_every: PositiveInt = 1
     """Epochs between checkpoints; may be changed between two calls of one run."""
     validate_every: PositiveInt = 1
-    """Epochs between looks at the validation accuracy; the last epoch is always looked at."""
+    """Epochs between two validations; the last epoch is always validated."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -98,7 +98,7 @@ class TrainingSection(Section):
 
 
 class CheckpointSection(Section):
-    """A teacher of the user's own: a state dict and the network it belongs to, or a file that is a whole network.
+    """A user's teacher: a state dict and the network it belongs to, or a file that is a whole network.
 
     Without a file, a network of torchvision or timm with the library's own weights (`pretrained: true`).
     """
@@ -109,13 +109,13 @@ class CheckpointSection(Section):
     format: Literal["auto", "state_dict", "torchscript", "exported_program", "onnx"] = "auto"
     """`auto` looks at the file: TorchScript (torch.jit.save), an exported program (.pt2), .onnx, else a state dict."""
     input_size: PositiveInt | None = None
-    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size, or what the
-    library says of its weights."""
+    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size, or the
+    library's size for its weights."""
     mean: tuple[float, ...] | None = None
     std: tuple[PositiveFloat, ...] | None = None
     """What this teacher subtracts from images in [0, 1] and divides by. Needed where the file is a whole network
-    (zeros and ones if it normalises by itself); for a state dict the network's or the data's unless given, for a
-    library's weights what the library says."""
+    (zeros and ones if it normalises by itself). Default for a state dict: the network's or the data's; for a
+    library's weights: the library's."""
     output: Literal["logits", "probabilities"] = "logits"
 
     @model_validator(mode="before")
@@ -133,7 +133,7 @@ class CheckpointSection(Section):
         if self.file is None and self.format != "auto":
             raise ValueError(f"format: found {self.format!r}, which has no effect without a file; leave it out")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together")
+            raise ValueError("mean and std must be given together")
         if self.mean and self.network and self.network.mean:
             raise ValueError("mean and std are given twice, here and in network; keep one of them")
         return self
@@ -178,6 +178,8 @@ class StudentSection(Section):
     temperature: PositiveFloat = 4.0
     alpha: UnitInterval = 1.0
     """Weight of the distillation loss; 1: labels are not used at all."""
+    extra: bool = True
+    """Whether it learns from the images of `data.extra`, too; without labels they have the `alpha` 1."""
     epochs: PositiveInt | None = None
     """Of this student; those of `training` unless given. Written `{as_long_as: NAME}`, as many as cost as many forward
     passes as student NAME, rounded to the nearest whole number (`times: 2` with it: twice as many)."""

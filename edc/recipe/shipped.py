@@ -1,4 +1,4 @@
-"""The recipes that come with edc, and what the head of each says."""
+"""The recipes that come with edc, and the comments at the head of each."""
 
 import difflib
 import re
@@ -16,7 +16,7 @@ IN_REPOSITORY = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """A recipe that came with edc, and what its head says of it."""
+    """A recipe that came with edc, and the comments at its head."""
 
     name: str
     file: str
@@ -39,7 +39,7 @@ def shipped_recipes() -> list[ShippedRecipe]:
 
 
 def shipped_recipe(name: str) -> ShippedRecipe:
-    """Returns the recipe called `name`, with or without the ending of its file; raises `RequestError` if none is."""
+    """Returns the recipe called `name`, with or without its file suffix; raises `RequestError` if there is none."""
     by_name = {recipe.name: recipe for recipe in shipped_recipes()}
     stem = name.removesuffix(".yaml")
     if stem not in by_name:

@@ -4,7 +4,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from edc.method.kinds import MemberForm
 from edc.recipe import Recipe
 from edc.recipe.equal_cost import units_per_step
 from edc.runs.folder import RunFolder
-from edc.runs.student import form_of, train_student
+from edc.runs.student import form_of, learned_by, train_student
 from edc.runs.trial import few_images, few_steps
 from edc.teachers.ensemble import build_teacher, load_own_teachers, load_teachers, obtain_teacher
 from edc.train.distributed import one_of_a_machine_first
@@ -48,15 +48,18 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
     """Returns the cost of each training of the run, from a few steps of it in a folder that is thrown away.
 
     All processes take part, each with its share of every batch. The user's own teachers answer if the recipe lists
-    them, else untrained ones: they take as long. What a run refuses besides is for `require_trainable` to say first.
+    them, else untrained ones, which take as long. Call `require_trainable` first: it raises a run's other errors.
 
     Raises:
-        CheckpointError, RecipeError: a teacher of the user's own that cannot teach, as in a run.
+        CheckpointError, RecipeError: a user's teacher that cannot teach, as in a run.
     """
-    steps = steps_per_epoch(data.train, recipe.training.batch_size)
-    size, short = recipe.teachers.size, few_steps(recipe)
-    num_images = (WARMUP_STEPS + TIMED_STEPS) * recipe.training.batch_size
-    few = few_images(data, num_images, num_processes=accelerator.num_processes)
+    size, short, batch_size = recipe.teachers.size, few_steps(recipe), recipe.training.batch_size
+    few_of = partial(
+        few_images,
+        num_steps=WARMUP_STEPS + TIMED_STEPS,
+        batch_size=batch_size,
+        num_processes=accelerator.num_processes,
+    )
     costs = []
     with tempfile.TemporaryDirectory(prefix="edc-dry-run-") as temporary:
         run = RunFolder(Path(temporary) / "run")
@@ -64,13 +67,16 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
         own = own or [build_teacher(short, data, fresh=False) for _ in range(size)]
         teachers = load_teachers(short, data, own=own, teachers_path=run.teachers_path, accelerator=accelerator)
         if not recipe.teachers.checkpoints:
+            few = few_of(replace(data, extra=None))
             train = partial(obtain_teacher, short, few, 0, teachers_path=run.teachers_path, accelerator=accelerator)
             seconds = _seconds_per_step(train, accelerator.device)
-            num_steps = recipe.training_of(recipe.teachers).epochs * steps
+            num_steps = recipe.training_of(recipe.teachers).epochs * steps_per_epoch(data.train, batch_size)
             costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
         for name, student in recipe.students.items():
-            learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator)
+            learned = learned_by(student, data)
+            learn = partial(train_student, short, name, few_of(learned), teachers, run=run, accelerator=accelerator)
             seconds = _seconds_per_step(learn, accelerator.device)
+            steps = steps_per_epoch(data.train, batch_size, learned.extra)
             num_steps = recipe.training_of(student).epochs * steps
             form = form_of(recipe, name, run=run)
             costs.append(Cost(name, units_per_step(student, size), num_steps, seconds, form))

@@ -1,4 +1,4 @@
-"""The steps of a run: data, teachers, students, and what became of them."""
+"""The steps of a run: data, teachers, students, summary."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +8,14 @@ import torch
 from accelerate import Accelerator
 
 from edc.console import console
-from edc.data import DataSet, load_data, steps_per_epoch
+from edc.data import DataSet, load_training_data, steps_per_epoch
+from edc.data.overlap import warn_of_overlap
 from edc.errors import RecipeError, first_line
 from edc.method.batch_ensemble import member_logits, to_batch_ensemble
 from edc.networks import Classifier, build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe
 from edc.runs.folder import RunFolder, run_folder
-from edc.runs.student import build_plain, train_student
+from edc.runs.student import build_plain, learned_by, train_student
 from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
 from edc.teachers.ensemble import fetch_teacher_weights, load_own_teachers, load_teachers, teacher_digests
@@ -25,16 +26,17 @@ __all__ = ["distill", "distill_all", "require_trainable"]
 
 
 def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
-    """Runs `recipe` to its end in the folder `run`, going on where an earlier call stopped, and returns the summary."""
+    """Runs `recipe` to its end in the folder `run`, continuing where an earlier call stopped; returns the summary."""
     run, accelerator = run_folder(run), accelerator or Accelerator()
     finished = by_main(lambda: _finished(recipe, run), accelerator)
     if finished is not None:
         return finished
-    data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
+    data = one_of_a_machine_first(lambda: load_training_data(recipe.data), accelerator)
     with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     own_teachers = one_of_a_machine_first(lambda: load_own_teachers(recipe, data), accelerator)
     one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
+    by_main(lambda: warn_of_overlap(data), accelerator)
     by_main(lambda: _claim(recipe, data, run), accelerator)
     teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
     students = {
@@ -63,11 +65,12 @@ def distill_all(recipes: Mapping[RunFolder, Recipe], *, accelerator: Accelerator
 
 def _claim(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
     teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
-    run.claim(recipe, {"the images": data.fingerprint()} | teachers)
+    extra = {"the extra images": data.extra.fingerprint()} if data.extra else {}
+    run.claim(recipe, {"the images": data.fingerprint()} | extra | teachers)
 
 
 def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
-    """Has the libraries fetch the weights that the run will ask for: one that is not to be had is known at once."""
+    """Lets the libraries fetch the weights that the run will need, so that missing ones are known at once."""
     if recipe.network.pretrained:
         build_plain(recipe, data)
     fetch_teacher_weights(recipe, data, teachers_path=run.teachers_path)
@@ -88,7 +91,10 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
         DataError: fewer training images than a batch.
     """
     require_sharable(recipe.training, num_processes=accelerator.num_processes)
-    steps_per_epoch(data.train, recipe.training.batch_size)
+    if not recipe.teachers.checkpoints:
+        steps_per_epoch(data.train, recipe.training.batch_size)
+    for section in recipe.students.values():
+        steps_per_epoch(data.train, recipe.training.batch_size, learned_by(section, data).extra)
     student, teacher = _tried(recipe.network, data), _tried(recipe.teacher_network, data)
     trained = (
         {"the student": student} if recipe.teachers.checkpoints else {"the student": student, "a teacher": teacher}
@@ -110,11 +116,11 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
 
 
 def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> None:
-    """Raises `RecipeError` where a batch, divided among the teachers, would leave one of them with hardly an image."""
+    """Raises `RecipeError` if a batch, divided among the teachers, would leave one of them with too few images."""
     training, num_teachers = recipe.training, recipe.teachers.size
     share = training.batch_size // num_processes
     micro = min(training.micro_batch_size or share, share)
-    smallest = share % micro or micro  # the last micro-batch is what is left over
+    smallest = share % micro or micro  # the last micro-batch is the remainder
     if smallest < 2 * num_teachers:
         raise RecipeError(
             f"students.{name}.answers: 'split' divides each batch among {num_teachers} teachers, and {smallest} images "
@@ -125,7 +131,7 @@ def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> N
 
 
 def _try_members(student: Classifier, data: DataSet, *, source: str) -> None:
-    """Raises what goes wrong with members alone, as a `RecipeError`: here, and not after hours."""
+    """Raises errors that only members cause, as a `RecipeError`: now, not after hours."""
     images = torch.zeros(2, *data.image_shape)
     members = to_batch_ensemble(student, 2, example=images).eval()
     try:

@@ -2,11 +2,11 @@
 
 runs/<name>/
     recipe.yaml              the resolved recipe
-    inputs.json              what the recipe cannot say: which images and which teachers the students learn from
+    inputs.json              not in the recipe: which images and which teachers the students learn from
     students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains)
     predictions.npz          what each network made of each test image; that of a student lies in its folder
     summary.json             metrics of every network; its presence means that the run is finished
-runs/teachers/<key>/         one trained teacher, kept by what determines it, shared by all runs
+runs/teachers/<key>/         one trained teacher, its key derived from what determines it; all runs share it
 """
 
 import json
@@ -68,10 +68,10 @@ class RunFolder:
             raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
 
     def claim(self, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
-        """Makes the folder this recipe's own, or goes on with it; what is refused leaves it as it was.
+        """Claims the folder for this recipe, or continues the run in it; an error leaves it as it was.
 
-        Of a run that goes on with its data elsewhere, or with another allowance for bad images, the latest is kept:
-        others read its data later.
+        If the run continues with its data elsewhere, or with another limit for bad images, the folder keeps the latest
+        values, because other commands read the data later.
 
         Args:
             inputs: what the students learn from ("teacher 0", "the images") to a digest of its content.
@@ -95,8 +95,8 @@ class RunFolder:
         changed = [name for name, digest in inputs.items() if held and held.get(name) != digest]
         if changed:
             raise RunError(
-                f"{self.path}: its students have begun to learn from other content of {', '.join(changed)} than there "
-                "is now, and would mix the two if they went on. Put back what was there, choose another folder with "
+                f"{self.path}: its students began to learn from other content of {', '.join(changed)} than there "
+                "is now, and would mix the two if they continued. Restore that content, choose another folder with "
                 "--run, or remove this one."
             )
 
@@ -133,7 +133,7 @@ class RunFolder:
             self.recipe()  # says so if this is no run at all
             raise RunError(
                 f"{self.path}: the run is not finished (no summary.json); "
-                f"go on with: edc distill {self.recipe_path} --run {self.path}"
+                f"continue with: edc distill {self.recipe_path} --run {self.path}"
             )
         return self._document(self.summary_path)
 
@@ -142,7 +142,7 @@ class RunFolder:
 
 
 def run_folder(run: RunFolder | Path | str) -> RunFolder:
-    """Returns the run that a caller in Python names, by its folder or as what it is."""
+    """Returns the run that a caller in Python names, by its path or as a `RunFolder`."""
     return run if isinstance(run, RunFolder) else RunFolder(Path(run))
 
 

@@ -1,4 +1,4 @@
-"""The networks of a run by who they are, as another process loads them."""
+"""The networks of a run by subject, as another process loads them."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -47,7 +47,7 @@ def prepare_run(run: Path, *, data_root: Path | None = None) -> None:
 
 
 def load_subject(run: Path, subject: Subject, *, data_root: Path | None = None) -> SubjectNetworks:
-    """Returns the networks of `subject`, one of `subjects_of`, in fp32 and whatever form; nothing is trained.
+    """Returns the networks of `subject`, one of `subjects_of`, in fp32 and any form; trains nothing.
 
     Raises:
         RunError: no such network in this run, or it is not trained yet.

@@ -5,11 +5,11 @@ only read. The loop and the loss name their parts with `record_function("edc:...
 profiler started and stopped, by torch's own hook after every optimiser step: a measured step lasts from the end of one
 "edc:optimizer" range to the end of the next, so the parts and "other" (schedules, progress, Python) add up to it.
 
-Ranges are host time. On a GPU the host only launches kernels; each step there ends with a wait for the GPU, which is a
-row of its own, and a second column says for how long the kernels that a range launched were running.
+Ranges are host time. On a GPU the host only launches kernels; each step there ends with a wait for the GPU, which has a
+row for itself. A second column says how long the kernels that a range launched were running.
 
-Processes exchange statistics and gradients inside the parts, partly while these compute: how long an exchange was under
-way, waiting for the slowest process included, is a figure beside the parts, and not one of them.
+Processes exchange statistics and gradients inside the parts, partly while these compute. The duration of the exchange,
+including the wait for the slowest process, is a separate figure, not one of the parts.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, record_function
 
-from edc.data import DataSet, load_data
+from edc.data import DataSet, load_training_data
 from edc.recipe import Recipe
 from edc.runs.distill import require_trainable
 from edc.runs.folder import RunFolder
-from edc.runs.student import train_student
+from edc.runs.student import learned_by, train_student
 from edc.runs.trial import few_images, few_steps
 from edc.system.files import write_atomically, write_json
 from edc.system.peak_memory import peak_growth
@@ -72,7 +72,7 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class StepProfile:
-    """What one training step of `student` is made of; the shares of `ranges` add up to 1."""
+    """The parts of one training step of `student`; the shares of `ranges` add up to 1."""
 
     student: str
     teachers: str
@@ -84,7 +84,7 @@ class StepProfile:
     ranges: tuple[RangeTime, ...]
     operators: tuple[OperatorTime, ...]
     exchange_ms: float | None
-    """How long, in a step, something was on its way between the processes, inside the parts; None for one process."""
+    """How long an exchange between the processes lasted per step, inside the parts; None for one process."""
     peak_memory_bytes: int | None
     """CPU: growth of the process's resident memory before the profiler starts; GPU: highest allocated memory."""
     trace: str
@@ -99,7 +99,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
     is changed. Teachers that are not all trained yet are replaced by untrained ones: the time is the same.
     """
     name = next(reversed(recipe.students)) if recipe.deploys_best else recipe.deploy
-    data = one_of_a_machine_first(lambda: load_data(recipe.data), accelerator)
+    data = one_of_a_machine_first(lambda: load_training_data(recipe.data), accelerator)
     with raised_together(accelerator):
         require_trainable(recipe, data, accelerator=accelerator)
     own_teachers = one_of_a_machine_first(lambda: load_own_teachers(few_steps(recipe), data), accelerator)
@@ -117,7 +117,12 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
         train_student(
             few_steps(recipe),
             name,
-            few_images(data, NUM_STEPS * recipe.training.batch_size, num_processes=accelerator.num_processes),
+            few_images(
+                learned_by(recipe.students[name], data),
+                NUM_STEPS,
+                batch_size=recipe.training.batch_size,
+                num_processes=accelerator.num_processes,
+            ),
             teachers,
             run=RunFolder(Path(temporary)),
             accelerator=accelerator,

@@ -1,4 +1,4 @@
-"""The rows of summary.json by who they are about."""
+"""The rows of summary.json by subject."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["deployed_student", "identity_of", "rows_by_subject", "teacher_sets"]
 
 
 def identity_of(subject: Subject) -> dict[str, Any]:
-    """Returns the fields of a row that say whose it is; `subject` is for people, the others are for programs."""
+    """Returns the fields that identify a row's network; `subject` is for people, the others are for programs."""
     row: dict[str, Any] = {"subject": subject.label, "kind": subject.role}
     if subject.name is not None:
         row["name"] = subject.name

@@ -1,5 +1,7 @@
 """Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
 
+from dataclasses import replace
+
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -30,6 +32,7 @@ __all__ = [
     "deployable",
     "fold_student",
     "form_of",
+    "learned_by",
     "load_student",
     "student_step",
     "train_student",
@@ -55,6 +58,11 @@ def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = Tru
     if section.method == "kd":
         return plain
     return to_batch_ensemble(plain, recipe.teachers.size, example=torch.zeros(2, *data.image_shape))
+
+
+def learned_by(section: StudentSection, data: DataSet) -> DataSet:
+    """Returns what a student learns from: the data set with the extra images, or without."""
+    return data if section.extra else replace(data, extra=None)
 
 
 def student_step(
@@ -96,7 +104,7 @@ def train_student(
     run: RunFolder,
     accelerator: Accelerator,
 ) -> nn.Module:
-    """Returns student `name` (with its members) trained to the end, going on where an earlier call stopped."""
+    """Returns student `name` (with its members) trained to the end, continuing where an earlier call stopped."""
     section = recipe.students[name]
     network = build_student(recipe, name, data)
     not_members = shared_layers(network) if section.method == "latent_be" else []
@@ -115,7 +123,7 @@ def train_student(
             _compile_teachers(recipe, data, teachers, accelerator)
         return fit(
             network,
-            data,
+            learned_by(section, data),
             learn=student_step(section, teachers, training=training, form=form),
             plain_of=lambda trained: fold_student(trained, recipe, name, data),
             data_section=recipe.data,
@@ -128,7 +136,7 @@ def train_student(
 
 
 def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
-    """Returns the form that student `name` of the run was trained in; None: one network, or not recorded."""
+    """Returns the form in which student `name` was trained; None: one network, or not recorded."""
     section = recipe.students[name]
     if section.method == "kd" or recipe.teachers.size == 1:
         return None
@@ -138,7 +146,7 @@ def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
 
 
 def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Recipe:
-    """Returns the recipe with the forms, where left to `auto`, that students of the run have been begun in."""
+    """Returns the recipe with `auto` replaced by the form in which each student of the run was begun."""
 
     def kept_forms() -> dict[str, MemberForm | None]:
         is_its_run = run.recipe_path.is_file() and run.recipe().digest() == recipe.digest()
@@ -153,7 +161,7 @@ def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Rec
 
 
 def _compile_teachers(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, accelerator: Accelerator) -> None:
-    """Compiles the teachers for all students of the recipe: each is tried once, whoever comes first."""
+    """Compiles the teachers for all students of the recipe; each teacher is tried once."""
     to_images = any(section.perturbation not in ("none", "gaussian") for section in recipe.students.values())
     training, num_processes = recipe.training, accelerator.num_processes
     for m, teacher in enumerate(teachers.members):
@@ -168,7 +176,7 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
     path = run.student_path(name) / "weights.safetensors"
     if not path.is_file():
         raise RunError(
-            f"{path}: student {name!r} is not trained; go on with: edc distill {run.recipe_path} --run {run.path}"
+            f"{path}: student {name!r} is not trained; continue with: edc distill {run.recipe_path} --run {run.path}"
         )
     network = build_student(recipe, name, data, fresh=False)
     network.load_state_dict(load_state(path))
@@ -176,7 +184,7 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
 
 
 def deployable(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, accelerator: Accelerator) -> nn.Module:
-    """Returns what is evaluated and exported: the folded student, its BatchNorm re-estimated if the recipe says so."""
+    """Returns the network to evaluate and export: the folded student, its BatchNorm re-estimated if the recipe asks."""
     plain = fold_student(network, recipe, name, data)
     if recipe.students[name].reestimate_batchnorm:
         plain = reestimate_batchnorm(

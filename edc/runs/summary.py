@@ -1,4 +1,4 @@
-"""What became of a run: metrics of every network in it."""
+"""The summary of a run: metrics of every network in it."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ from edc.recipe.equal_cost import units_per_step
 from edc.runs.folder import RunFolder
 from edc.runs.per_image import PerImage, per_image_of, write_per_image
 from edc.runs.rows import deployed_student, identity_of
-from edc.runs.student import deployable, fold_student, form_of
+from edc.runs.student import deployable, fold_student, form_of, learned_by
 from edc.subject import Subject
 from edc.system.machine import cpu_name
 from edc.teachers.ensemble import TeacherEnsemble
@@ -104,6 +104,7 @@ def summarise(
             "train": len(data.train),
             "validation": len(data.validation),
             "test": len(data.test),
+            **({"extra": len(data.extra)} if data.extra else {}),
             "classes": list(data.class_names),
         },
         "ensemble_size": recipe.teachers.size,
@@ -134,15 +135,15 @@ def _row(
     nlls: list[float],
     results: dict[Subject, PerImage],
 ) -> dict[str, Any]:
-    """Returns what one network is worth, and puts what it made of each test image into `results`.
+    """Returns the metrics of one network, and puts its results on each test image into `results`.
 
     Its DEE is read from `nlls`, those of ensembles of 1 to M teachers.
     """
     num_members = len(predictions.test)
     result = metrics.evaluate(
-        predictions.test,
+        metrics.ensemble_log_probs(predictions.test),
         test_labels,
-        validation_log_probs=predictions.validation,
+        validation_log_probs=metrics.ensemble_log_probs(predictions.validation),
         validation_labels=validation_labels,
     )
     result = dataclasses.replace(
@@ -152,7 +153,7 @@ def _row(
     )
     row = {**identity_of(subject), "parameters": parameters, "forwards": num_members, **_plain(result)}
     calibrated, validation = (
-        metrics.calibrated_log_probs(members, result.calibration_temperature, result.temperature_of)
+        metrics.calibrated_log_probs(members, result.calibration_temperature)
         for members in (predictions.test, predictions.validation)
     )
     results[subject] = per_image_of(metrics.ensemble_log_probs(predictions.test), calibrated, test_labels)
@@ -167,7 +168,7 @@ def _row(
 def _training(recipe: Recipe, name: str, data: DataSet) -> dict[str, int]:
     """Returns how long a student trained; `units` are forward passes of one network on one batch."""
     section, training = recipe.students[name], recipe.training_of(recipe.students[name])
-    num_steps = training.epochs * steps_per_epoch(data.train, training.batch_size)
+    num_steps = training.epochs * steps_per_epoch(data.train, training.batch_size, learned_by(section, data).extra)
     units = units_per_step(section, recipe.teachers.size)
     return {"epochs": training.epochs, "steps": num_steps, "units_per_step": units, "units": units * num_steps}
 

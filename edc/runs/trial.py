@@ -1,7 +1,7 @@
-"""A few steps of a training as the run itself would make them: what a dry run times, and a profile looks into.
+"""A few steps of a training, as the run itself would take them: a dry run times them, a profile looks into them.
 
-They go through `train_student` and `obtain_teacher`, in a folder that is thrown away: what those refuse, choose or
-share among processes is refused, chosen and shared here too.
+They go through `train_student` and `obtain_teacher` in a temporary folder, so errors, choices and the exchange between
+processes are those of a run.
 """
 
 import dataclasses
@@ -40,9 +40,13 @@ def few_steps(recipe: Recipe) -> Recipe:
     )
 
 
-def few_images(data: DataSet, num_images: int, *, num_processes: int) -> DataSet:
-    """Returns so many training images, repeated if there are not as many, and hardly any others."""
+def few_images(data: DataSet, num_steps: int, *, batch_size: int, num_processes: int) -> DataSet:
+    """Returns training images for so many steps, repeated if there are not as many, and hardly any others.
+
+    Extra images are all there: a step has its share of them.
+    """
     few = limit(data.validation, num_processes)
+    num_images = num_steps * (batch_size - (data.extra.num_rows(batch_size) if data.extra else 0))
     return dataclasses.replace(
         data, train=take(data.train, torch.arange(num_images) % len(data.train)), validation=few, test=few
     )

@@ -1,7 +1,7 @@
 """What this machine can train, build and run, found out by trying, and how to get what is missing.
 
-Every library is imported in a process of its own: one that is installed can still fail to load, and some that fail take
-their process with them.
+Every library is imported in its own process: an installed library can still fail to load, and some failures end the
+process.
 """
 
 import os
@@ -34,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Library:
-    """A package, what edc uses it for, how to get it, and Python that prints what is worth knowing of it."""
+    """A package, what edc uses it for, how to get it, and Python code that prints facts about it."""
 
     module: str
     purpose: str

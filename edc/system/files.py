@@ -32,13 +32,13 @@ def write_atomically(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors report a full disk in words of their own, without the number.
+        # torch and safetensors report a full disk in their own words, without the error number.
         no_space = getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error)
         if no_space or shutil.disk_usage(path.parent).free < 1 << 20:
             free_mb = shutil.disk_usage(path.parent).free / 1e6
             raise FailedError(
                 f"{path}: the disk is full ({free_mb:.0f} MB free). What was written before is intact; "
-                "free some space and run the same command again to go on."
+                "free some space and run the same command again to continue."
             ) from error
         raise
     finally:
@@ -46,7 +46,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes `document` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
+    """Writes `document` as indented JSON, atomically. NaN and infinity are errors, because they are not JSON."""
     text = json.dumps(document, indent=2, allow_nan=False) + "\n"
     with write_atomically(path) as temporary:
         temporary.write_text(text)

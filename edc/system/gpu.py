@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as their driver reports them: is there one, and how fast do its clocks run right now."""
+"""NVIDIA GPUs as their driver reports them, with their clock rates now."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What processor and how much memory this machine has, and how much of both we may use."""
+"""The machine's processor and memory, and how much of both this process may use."""
 
 import os
 import platform

@@ -29,7 +29,7 @@ class PeakGrowth:
 def peak_growth() -> Iterator[PeakGrowth]:
     """Yields a record that holds the growth of the block once it has ended."""
     growth = PeakGrowth()
-    give_back_freed_memory()  # or the block would run in what others have freed, and seem to need nothing
+    give_back_freed_memory()  # or the block would reuse memory that others have freed, and seem to need none
     try:
         CLEAR.write_text("5")
     except OSError:

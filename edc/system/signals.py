@@ -1,4 +1,4 @@
-"""Requests to stop, turned into something a loop can look at.
+"""Requests to stop, as a list that a loop can check.
 
 SIGINT is Ctrl-C. SIGTERM is what SLURM, container runtimes and torchrun send before SIGKILL. SIGUSR1 is what SLURM is
 usually told to send some time before the time limit (`--signal=USR1@120`).
@@ -50,7 +50,7 @@ def stop_at_once() -> Iterator[None]:
 
 @contextmanager
 def nothing_kept() -> Iterator[None]:
-    """Says of an `Interrupted` from the block that nothing is saved: what was, was in a folder that is thrown away."""
+    """Marks an `Interrupted` from the block as not saved, because its files are in a folder that is deleted."""
     try:
         yield
     except Interrupted as interrupted:

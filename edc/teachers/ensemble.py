@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def load_teachers(
 def obtain_teacher(
     recipe: Recipe, data: DataSet, member: int, *, teachers_path: Path, accelerator: Accelerator
 ) -> nn.Module:
-    """Returns teacher `member`, from disk if what determines it has been trained before, else trained now."""
+    """Returns teacher `member`: from disk if the same one was trained before, else trained now."""
     key, determined_by = teacher_key(recipe, data, member)
     folder = teachers_path / key
     seed = recipe.teachers.seed + member
@@ -117,7 +118,7 @@ def obtain_teacher(
         training = recipe.training_of(recipe.teachers)
         return fit(
             network,
-            data,
+            replace(data, extra=None),
             learn=LabelStep(autocast_dtype(training)),
             plain_of=lambda trained: trained,
             data_section=recipe.data,
@@ -130,7 +131,7 @@ def obtain_teacher(
 
 
 def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[str, object]]:
-    """Returns the name a teacher is kept under, and everything that determines its weights."""
+    """Returns the name of a teacher's folder, and everything that determines its weights."""
     determined_by: dict[str, object] = {
         "data": data.fingerprint(),
         "augmentation": recipe.data.model_dump(mode="json", include={"augmentation", "crop_padding"}),
@@ -152,14 +153,14 @@ def are_trained(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> bool:
 
 
 def fetch_teacher_weights(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> None:
-    """Has the library fetch what teachers that are not trained yet start from, if the recipe asks for that."""
+    """Lets the library fetch the weights from which untrained teachers start, if the recipe asks for them."""
     trains = not recipe.teachers.checkpoints and not are_trained(recipe, data, teachers_path=teachers_path)
     if recipe.teacher_network.pretrained and trains:
         build_teacher(recipe, data)
 
 
 def teacher_digests(recipe: Recipe, data: DataSet) -> list[str]:
-    """Returns, for each teacher, what its weights are known by: those of its file, or all that determines them."""
+    """Returns what identifies each teacher's weights: the digest of its file, or everything that determines them."""
     if recipe.teachers.checkpoints:
         return [_checkpoint_digest(checkpoint) for checkpoint in recipe.teachers.checkpoints]
     return [teacher_key(recipe, data, member)[0] for member in range(recipe.teachers.size)]

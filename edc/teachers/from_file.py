@@ -1,10 +1,10 @@
 """Teachers that come as files: state dicts of named networks, TorchScript, exported programs and ONNX.
 
-Whatever the file, what comes out is a module from images (N, C, H, W) in [0, 1] at the data's size to logits (N, K),
+Every kind of file becomes a module from images (N, C, H, W) in [0, 1] at the data's size to logits (N, K),
 differentiable with respect to the images (the perturbation needs that), with its own image size and normalisation.
 
-ONNX is converted to torch operators by onnx2pytorch, because ONNX Runtime cannot differentiate; the conversion is held
-to ONNX Runtime's own answers before it is used.
+onnx2pytorch converts ONNX to torch operators, because ONNX Runtime cannot differentiate. The conversion is compared
+with ONNX Runtime's own answers before it is used.
 """
 
 import warnings
@@ -59,7 +59,7 @@ class FileTeacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "FileTeacher":
-        # An exported program refuses train() and eval(), and its modes were settled when it was exported.
+        # An exported program has no train() and eval(); its modes were fixed at export.
         self.training = False
         return self
 
@@ -105,7 +105,7 @@ def load_file_teacher(
         image_shape: (C, H, W) of the data, before the teacher's own resizing.
 
     Raises:
-        RecipeError: fields that do not go with such a file, or a network that does not take such images.
+        RecipeError: fields that do not fit such a file, or a network that does not take such images.
         CheckpointError: a file that cannot be read, or whose classes are not the data's.
         NotInstalledError: ONNX without onnx2pytorch.
     """

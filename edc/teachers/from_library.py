@@ -14,7 +14,7 @@ __all__ = ["load_library_teacher", "name_of_library_weights"]
 
 @dataclass(frozen=True)
 class _Weights:
-    """What a library says of its default weights: side of the images in pixels, and what they are normalised by."""
+    """A library's data on its default weights: side of the images in pixels, mean and standard deviation."""
 
     name: str
     num_classes: int
@@ -29,7 +29,7 @@ def load_library_teacher(
     """Returns `checkpoint.network` with the library's weights, frozen, in eval mode, and tried on images.
 
     It resizes images to its own size and normalises them as it was trained, unless `checkpoint` says otherwise. Its
-    logits are taken to be in the order of the data's classes, which nothing in the library could confirm.
+    logits are assumed to be in the order of the data's classes; nothing in the library could confirm that.
 
     Args:
         field: what messages call it, for example teachers.checkpoints.0.

@@ -1,7 +1,7 @@
 """The gradients of one step, computed in as few parts as memory allows.
 
 A batch larger than `micro_batch_size` is cut first; a step then gives its loss in parts (`edc.method.step`). Each part
-has a backward pass of its own, so only one part's activations exist at a time; in a distributed run only the last part
+has its own backward pass, so only one part's activations exist at a time; in a distributed run only the last part
 waits for the other processes.
 """
 
@@ -29,7 +29,7 @@ def backward_through(
     """Adds the gradients of the mean loss of `batch` to the parameters and returns that loss, without waiting for it.
 
     Args:
-        model: the network as the accelerator wrapped it; `network`: the same one, bare.
+        model: the network as the accelerator wrapped it; `network`: the same one, unwrapped.
     """
     losses: list[Tensor] = []
     micro_batches = list(batch.in_parts(micro_batch_size))

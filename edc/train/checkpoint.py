@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: enough to go on bit for bit."""
+"""The state of a training on disk: enough to continue bit for bit."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ FORMAT = 1
 
 @dataclass
 class Position:
-    """How far a training is, and the best it has seen. Randomness needs no state: it is derived from the position."""
+    """How far a training is, and its best epoch. Randomness needs no state, because it is derived from the position."""
 
     epoch: int = 0
     batch: int = 0
@@ -48,7 +48,7 @@ def save_checkpoint(path: Path, position: Position, network: nn.Module, optimize
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
-    """Loads network and optimizer from `path` and returns the position to go on from."""
+    """Loads network and optimizer from `path` and returns the position to continue from."""
     try:
         document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if document["format"] != FORMAT:
@@ -58,7 +58,7 @@ def load_checkpoint(path: Path, network: nn.Module, optimizer: torch.optim.Optim
         return Position(**document["position"])
     except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path}: cannot go on from this checkpoint ({first_line(error)}); remove it to start over"
+            f"{path}: cannot continue from this checkpoint ({first_line(error)}); remove it to start over"
         ) from None
 
 
@@ -100,7 +100,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def _what_it_is(path: Path) -> str:
-    """Returns what a file is that is not readable as weights, in words that say what to do about it."""
+    """Returns what an unreadable weights file really is, and what to do about it."""
     with path.open("rb") as file:
         head = file.read(512)
     text = head.decode("utf-8", "ignore")
@@ -111,14 +111,14 @@ def _what_it_is(path: Path) -> str:
         (not head, "it is empty"),
         (
             head.startswith(b"version https://git-lfs"),
-            "it is a pointer of Git LFS, not what it points to; fetch that with: git lfs pull",
+            "it is a Git LFS pointer, not the file itself; fetch that with: git lfs pull",
         ),
         (
             head.lstrip().lower().startswith((b"<!doctype html", b"<html")),
-            "it is a web page (HTML), as downloads that need a login leave",
+            "it is a web page (HTML), perhaps from a download that needs a login",
         ),
         (is_text, f"it is text, which begins {text[:30]!r}"),
-        (is_zip and named_safetensors, "it is no safetensors file but one of torch.save; name it .pt"),
+        (is_zip and named_safetensors, "torch.save wrote it, not safetensors; name it .pt"),
         (
             is_zip,
             "it holds more than tensors, perhaps a whole pickled network, which could run any code; save its "
@@ -130,7 +130,7 @@ def _what_it_is(path: Path) -> str:
             "it is a safetensors file under another name; name it .safetensors",
         ),
         (is_safetensors, "it is a safetensors file that is cut short or damaged"),
-        (True, f"it begins with the bytes {head[:8].hex(' ')}, as neither kind of file does"),
+        (True, f"it begins with the bytes {head[:8].hex(' ')}, unlike either kind of file"),
     ]
     return next(words for applies, words in kinds if applies)
 

@@ -20,8 +20,8 @@ from edc.train.placement import autocast
 __all__ = ["compile_network", "example_for"]
 
 MOST_GRAPHS = 64
-"""Graphs of one piece of Python code. All networks begin in `Classifier.forward`, and each has one for training,
-one for either part in the pair that perturbs, and one for answers: at torch's own limit, 8, later ones run eager."""
+"""Limit on graphs per piece of Python code. All networks begin in `Classifier.forward`; each has one graph for
+training, one for either part in the pair that perturbs, and one for answers. Past torch's limit, 8, they run eager."""
 
 _compiled: WeakSet[nn.Module] = WeakSet()
 _failed: WeakSet[nn.Module] = WeakSet()
@@ -33,10 +33,10 @@ def compile_network(
 ) -> bool:
     """Compiles `network` in place, its state dict unchanged, and returns whether that worked, now or before.
 
-    A copy runs `example` (N, C, H, W) first, in the run's precision, with a backward pass where something is trained or
-    the example asks for its gradient: what the compiler cannot do, for want of a C++ compiler for example, is said
-    once, and the network stays as it is, on all processes if one cannot. The trial of a network that exchanges
-    something with the other processes would wait for one that has failed: give it without that.
+    A copy runs `example` (N, C, H, W) first, in the run's precision, with a backward pass if something is trained or
+    the example asks for its gradient. If that fails, for example without a C++ compiler, this is reported once and
+    the network stays as it is, on all processes if it fails on one. Pass a network that does not exchange anything
+    between processes, because its trial would wait for one that has failed.
     """
     if network in _compiled or network in _failed:
         return network in _compiled
@@ -74,10 +74,10 @@ def example_for(
     num_processes: int = 1,
     to_images: bool = False,
 ) -> Tensor:
-    """Returns a batch as large as the network gets in a step, where and as its parameters are.
+    """Returns a batch as large as the network gets in a step, with the device and type of its parameters.
 
-    Of a network with members it is the rows of one of them, shared out among all (at least two each): the memory that
-    the sequential form needs, whichever the run is in.
+    For a network with members it has the rows of one member, divided among all (at least two each). So the trial needs
+    the memory of the sequential form, whichever form the run uses.
 
     Args:
         to_images: whether gradients will be asked for with respect to the images, as perturbations do of teachers.

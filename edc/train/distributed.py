@@ -1,9 +1,10 @@
 """What the processes of one run agree on: what is on disk, which error ends it, how many images were unreadable.
 
-What one process alone knows must be told to the others at a place where all of them meet, or they wait for it for
-ever. Every process calls these functions, in the same order; one process alone has nobody to wait for.
+A process must tell the others what it alone knows at a place where all of them meet, or they wait for it
+forever. Every process calls these functions, in the same order; a single process never waits.
 
-An `EdcError` is agreed on. After anything else (a bug, no memory left) the others wait until the launcher ends them.
+All processes raise the same `EdcError`. After any other error (a bug, no memory left) the others wait until the
+launcher ends them.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ def anyone(mine: bool, accelerator: Accelerator) -> bool:
 def by_main(work: Callable[[], Result], accelerator: Accelerator) -> Result:
     """Runs `work` on the main process alone; returns its result, or raises its `EdcError`, on every process.
 
-    Questions about files are asked this way, too: a shared file system may answer two machines differently.
+    Use it to look at files, too, because a shared file system may answer two machines differently.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -107,10 +108,10 @@ def locked_by_main(path: Path, *, held_by_other: str, accelerator: Accelerator) 
 
 
 def pool_bad_images(images: Images, accelerator: Accelerator) -> None:
-    """Holds the unreadable images that all processes have met together against the limit of the split.
+    """Compares the unreadable images of all processes together with the limit of the split.
 
     Raises:
-        DataError: they are too many; on every process alike.
+        DataError: they are too many; raised on every process.
     """
     if accelerator.num_processes == 1 or isinstance(images, MemoryImages) or not images.bad.max_fraction:
         return

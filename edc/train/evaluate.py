@@ -1,4 +1,4 @@
-"""What trained networks say about a split."""
+"""Predictions of trained networks on a split."""
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def evaluate_accuracy(
 def predict_logits(
     network: nn.Module, images: Images, data: DataSection, training: TrainingSection, accelerator: Accelerator
 ) -> NDArray[np.float32]:
-    """Returns logits (M, N, K) of every image in order, in float32 (never bf16: figures are of the exported network).
+    """Returns logits (M, N, K) of every image in order, in float32 (never bf16, as in the exported network).
 
     M is the number of members of a converted network, 1 otherwise. Every process gets the whole result.
     """
@@ -82,7 +82,7 @@ def reestimate_batchnorm(
 ) -> nn.Module:
     """Sets the running statistics of `network` to the mean over batches of clean, augmented training images.
 
-    A batch here is at most 256 images, whatever a training step has: all of it goes through the network at once.
+    A batch here has at most 256 images, because all of it goes through the network at once.
     """
     batch_size = min(training.batch_size, 256)
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -40,7 +40,7 @@ __all__ = ["fit"]
 
 CHECKPOINT = "checkpoint.pt"
 STEPS_BETWEEN_LOOKS = 20
-"""Steps between reading losses back: on a GPU every look waits for the queue. It is where several processes meet."""
+"""Steps between reading losses back, because on a GPU every look waits for the queue. Processes meet there."""
 
 
 def fit(
@@ -59,10 +59,10 @@ def fit(
     """Trains `network`, resuming from `folder` if it was cut off, and returns it with the weights of the best epoch.
 
     Leaves in `folder`: weights.safetensors (the best epoch by validation accuracy, the later one of equals),
-    metrics.jsonl (a line an epoch), tensorboard/, and while it runs checkpoint.pt.
+    metrics.jsonl (one line per epoch), tensorboard/, and while it runs checkpoint.pt.
 
     Args:
-        learn: one step: what is minimised.
+        learn: one step, which gives the loss to minimise.
         plain_of: returns the network whose validation accuracy counts.
 
     Raises:
@@ -92,7 +92,7 @@ def fit(
         folder=folder,
         label=label,
         accelerator=accelerator,
-        steps=steps_per_epoch(data.train, training.batch_size),
+        steps=steps_per_epoch(data.train, training.batch_size, data.extra),
     )
     with stop_requests() as stop:
         _train_epochs(job, stop)
@@ -102,7 +102,7 @@ def fit(
         if anyone(bool(stop), accelerator):  # this training is complete, the next must not start
             raise _interrupted(stop)
     network.load_state_dict(position.best_state)
-    optimizer.zero_grad(set_to_none=True)  # a teacher would carry them through all that comes after
+    optimizer.zero_grad(set_to_none=True)  # a teacher would keep them in memory through all later trainings
     return network
 
 
@@ -124,7 +124,7 @@ class _Job:
     label: str
     accelerator: Accelerator
     steps: int
-    """Steps in an epoch."""
+    """Steps per epoch."""
 
     @property
     def checkpoint(self) -> Path:
@@ -132,7 +132,7 @@ class _Job:
 
 
 def _resumed(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> Position:
-    """Returns where to go on, with network and optimizer as they were there: at the start without a checkpoint."""
+    """Returns the position to continue from, network and optimizer restored; the start if there is no checkpoint."""
     checkpoint = folder / CHECKPOINT
     if not by_main(checkpoint.is_file, accelerator):
         return Position()
@@ -154,7 +154,7 @@ def _train_epochs(job: _Job, stop: list[int]) -> None:
         ) as progress,
     ):
         for epoch in range(position.epoch, job.training.epochs):
-            # Given back after each epoch: what has gone to pieces in the heap is not carried on for the whole training.
+            # Returned to the system after each epoch, so that a fragmented heap does not last for the whole training.
             with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
                 _train_epoch(job, epoch, progress, stop)
             _close_epoch(job, epoch, progress, curves)
@@ -175,6 +175,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         batch_size=training.batch_size,
         seed=job.seed,
         epoch=epoch,
+        extra=job.data.extra,
         first_batch=position.batch,
         rank=rank,
         num_processes=num_processes,
@@ -182,7 +183,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
     for number, (pixels, labels) in enumerate(_batches(job, batches, failed), start=position.batch):
         step = epoch * job.steps + number
         if not training.sync_batchnorm:
-            share_buffers(job.network)  # what the perturbation runs on, and what a resumed run would have
+            share_buffers(job.network)  # the perturbation runs on these, and a resumed run would have them
         for group in job.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, training, job.steps)
         torch.manual_seed(derive_seed(job.seed, "step", step, rank))  # for dropout and the like
@@ -210,7 +211,8 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         if len(pending) == STEPS_BETWEEN_LOOKS or number == job.steps - 1 or stopping:
             stopping = anyone(bool(stop), accelerator)
             raise_together(failed[0] if failed else None, accelerator)
-            pool_bad_images(job.data.train, accelerator)
+            for images in job.data.trained_on:
+                pool_bad_images(images, accelerator)
             progress.loss = _look_at_losses(job, pending, step)
         progress.step(step + 1, num_images=training.batch_size)
         if stopping:
@@ -224,10 +226,10 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
 def _batches(
     job: _Job, batches: Iterator[tuple[Tensor, Tensor]], failed: list[EdcError]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the batches; waiting for one shows up in a profile.
+    """Yields the batches; the wait for one is visible in a profile.
 
-    An error while other processes are in the middle of their step is put into `failed`, to be raised at the next look
-    by all of them; black images take the place of the batches until then.
+    An error while other processes are in the middle of their step goes into `failed`, and all raise it at the next
+    look. Until then black images replace the batches.
     """
     try:
         while True:

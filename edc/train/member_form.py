@@ -4,8 +4,8 @@
     sequential   N rows M times, each with its own backward pass: memory does not depend on M, BatchNorm statistics are
                  those of one member's rows at a time
 
-Both train the same parameters, so a checkpoint does not care; results do, through BatchNorm, so the form is a column of
-the result. `auto` takes the joint form where its activations fit.
+Both train the same parameters, so a checkpoint fits either. Results depend on the form through BatchNorm, so it is a
+column of the result. `auto` takes the joint form if its activations fit.
 """
 
 import copy
@@ -29,7 +29,7 @@ from edc.train.placement import autocast
 __all__ = ["KEPT", "activation_bytes", "choose_form", "kept_form"]
 
 SHARE_OF_MEMORY = 0.4
-"""Of the free memory, what activations may take: gradients, optimizer and teachers need theirs, and on a CPU the gaps
+"""Share of the free memory that activations may take. Gradients, optimizer and teachers need some; on a CPU the gaps
 between the allocator's blocks take up to as much again (results/step_cost.md)."""
 KEPT = "member_form.json"
 
@@ -43,9 +43,9 @@ def choose_form(
     folder: Path,
     accelerator: Accelerator,
 ) -> tuple[MemberForm, str]:
-    """Returns the form to train a student in, and why if there was anything to choose.
+    """Returns the form in which to train a student, and the reason if there was a choice.
 
-    What `auto` has chosen is kept in `folder`, because a resumed run must go on in the form it was begun in.
+    The choice of `auto` is kept in `folder`, because a resumed run must continue in the form in which it began.
     """
     if section.member_form != "auto":
         return section.member_form, ""
@@ -73,14 +73,16 @@ def kept_form(kept: Path) -> MemberForm | None:
     try:
         form: MemberForm = json.loads(kept.read_text())["form"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{kept}: damaged ({first_line(error)}); it says joint or sequential, as the log did") from None
+        raise RunError(
+            f"{kept}: damaged ({first_line(error)}); it must say joint or sequential, as the log does"
+        ) from None
     return form
 
 
 def _free_bytes(accelerator: Accelerator) -> float:
-    """Returns the memory that this process could have for itself, where its network runs."""
+    """Returns the memory that this process could use on the device of its network."""
     device = accelerator.device
-    if device.type == "cuda":  # what torch's allocator keeps for later is free for us, though not for others
+    if device.type == "cuda":  # memory that torch's allocator keeps for later is free for us, though not for others
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(torch.cuda.mem_get_info(device)[0] + cached)
     return free_memory_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
@@ -94,7 +96,7 @@ def activation_bytes(network: nn.Module, image_shape: tuple[int, int, int], trai
 
 
 def _saved_bytes(network: nn.Module, image_shape: tuple[int, int, int], rows: int, training: TrainingSection) -> int:
-    """Returns the bytes of all tensors that `rows` images a member keep for the backward pass."""
+    """Returns the bytes of all tensors that `rows` images per member keep for the backward pass."""
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where and as what networks and images train: device, memory format, precision."""
+"""Device, memory format and precision of networks and images in training."""
 
 from contextlib import AbstractContextManager
 from typing import TypeVar
@@ -15,7 +15,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def autocast_dtype(training: TrainingSection) -> torch.dtype | None:
-    """Returns what networks compute in beside float32: bfloat16 where the recipe says so."""
+    """Returns the type in which networks compute beside float32: bfloat16 if the recipe says so."""
     return torch.bfloat16 if training.precision == "bf16" else None
 
 

@@ -19,7 +19,7 @@ def prepared(
     label: str,
     accelerator: Accelerator,
 ) -> nn.Module:
-    """Returns the network where and as it trains: its device, memory format, BatchNorm layers, and compiled.
+    """Returns the network ready to train: on its device, in its memory format, BatchNorm synchronised, compiled.
 
     Raises:
         RecipeError: a batch that the processes cannot share, or that leaves BatchNorm a single image.
@@ -28,7 +28,7 @@ def prepared(
     require_sharable(training, num_processes=num_processes)
     require_batchnorm_rows(network, training, num_processes=num_processes, label=label)
     network = place(network, accelerator.device, training)
-    if training.compile:  # tried ahead of the conversion, because a trial must not wait for other processes
+    if training.compile:  # tried before the conversion, because a trial must not wait for other processes
         example = example_for(network, image_shape, training=training, num_processes=num_processes)
         compile_network(network, example, training=training, label=label, accelerator=accelerator)
     if num_processes > 1 and training.sync_batchnorm:

@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a bar on a terminal, a line now and then in a log file. Always on stderr."""
+"""The progress of a training for people: a bar on a terminal, an occasional line in a log file. Always on stderr."""
 
 import time
 from collections.abc import Iterator

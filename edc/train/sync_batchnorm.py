@@ -1,6 +1,6 @@
 """Batch statistics over all processes on any device, and batches that processes and BatchNorm can work with.
 
-torch.nn.SyncBatchNorm refuses CPU tensors; on CUDA it is used, elsewhere this.
+torch.nn.SyncBatchNorm does not take CPU tensors. CUDA uses it, every other device uses this module.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ __all__ = [
 class AllReduceBatchNorm(nn.BatchNorm2d):
     """BatchNorm whose training statistics are those of the rows of all processes. Shapes: (N, C, ...).
 
-    As torch's: without scale and shift (`affine=False`), and without running statistics, where it is told so.
+    Like torch's, it has no scale and shift with `affine=False`, and no running statistics if told so.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -125,9 +125,9 @@ def _synchronised(norm: type[nn.Module]) -> Any:
 
 
 def share_buffers(network: nn.Module) -> None:
-    """Gives all processes the buffers of process 0: running statistics that each has gathered from its own rows.
+    """Gives all processes the buffers of process 0, because each gathers running statistics from its own rows.
 
-    torch's DistributedDataParallel does so too, but only ahead of a forward pass, and not within `no_sync`.
+    torch's DistributedDataParallel does so too, but only before a forward pass, and not within `no_sync`.
     """
     buffers = list(network.buffers())
     if not dist.is_initialized() or not buffers:
@@ -152,15 +152,15 @@ def require_sharable(training: TrainingSection, *, num_processes: int) -> None:
 def require_batchnorm_rows(network: nn.Module, training: TrainingSection, *, num_processes: int, label: str) -> None:
     """Raises `RecipeError` if `network` has BatchNorm and would ever take its batch statistics from a single image.
 
-    Such statistics are those of the image itself: the network trains on what it never sees again in eval mode (and
-    torch refuses where the image is one pixel). Networks without BatchNorm may train on one image at a time.
+    Such statistics are those of the image itself, so the network would train on what it never sees again in eval mode
+    (and torch raises if the image is one pixel). Networks without BatchNorm may train on one image at a time.
     """
     norms = [name for name, module in network.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
     share = training.batch_size // num_processes
     micro = min(training.micro_batch_size or share, share)
-    smallest = share % micro or micro  # the last micro-batch is what is left over
+    smallest = share % micro or micro  # the last micro-batch is the remainder
     if smallest * (num_processes if training.sync_batchnorm else 1) > 1:
         return
     processes = "" if num_processes == 1 else f" on {num_processes} processes"

@@ -13,7 +13,7 @@ CURVES = ("loss", "validation_acc", "learning_rate")
 class TensorBoardCurves:
     """Takes the line of an epoch and adds a point to each curve that it has.
 
-    A disk that is full costs points here: metrics.jsonl has the same figures, and is what says so.
+    On a full disk points are lost here without an error; writing metrics.jsonl, with the same figures, raises it.
     """
 
     def __init__(self, folder: Path, *, purge_step: int | None) -> None:

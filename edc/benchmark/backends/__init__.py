@@ -48,7 +48,7 @@ _MODULES: dict[BackendName, str] = {
     "tensorrt-rtx": "tensorrt_rtx",
 }
 _IN_FP32: dict[BackendName, BackendName] = {"openvino-bf16": "openvino"}
-"""Backends that compute in bf16 whatever the file says, and the one that takes the file at its word."""
+"""Backends that compute in bf16 whatever the file says, and the one that keeps the file's precision."""
 _INSTALL = {
     "onnxruntime": "pip install onnxruntime-gpu",  # the wheel for both: it needs no GPU for the CPU provider
     "openvino": "pip install 'edc[openvino]'",
@@ -62,7 +62,7 @@ def available_backends(*, quick: bool = False) -> tuple[BackendName, ...]:
     """Returns every backend that is installed and that this machine can run, as far as is known without importing it.
 
     Args:
-        quick: leave out what takes minutes before it runs, which torch.compile does.
+        quick: leave out torch.compile, which takes minutes before it runs.
     """
     has_gpu = bool(gpus_now())
     fits = {

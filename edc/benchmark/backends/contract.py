@@ -1,4 +1,4 @@
-"""What every backend does and is given: the contract behind which all of them look alike."""
+"""The contract of every backend: its input and its methods."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +55,8 @@ class EngineFile:
 class EngineSource:
     """One engine, or the members of an ensemble to be run in turn; none where the artifact has none of `subject`.
 
-    Engines keep the precision of the graph that they were built from: the subject's. With a CUDA graph, what the GPU is
-    asked is recorded once and replayed, so that the host has less to do.
+    Engines keep the precision of the graph that they were built from: the subject's. A CUDA graph records the calls to
+    the GPU once and replays them, so that the host has less to do.
     """
 
     subject: Subject
@@ -64,7 +64,7 @@ class EngineSource:
 
 
 Source = TorchSource | OnnxSource | EngineSource
-"""Where a backend finds what it is to run."""
+"""What a backend is to run, and where it is."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class WhatRan:
 
 
 class Loaded(Protocol):
-    """A source ready to run. What has a default holds for most: classes inherit it."""
+    """A source ready to run. Attributes with a default hold for most backends, which inherit them."""
 
     what_ran: WhatRan
     file_bytes: int
@@ -92,16 +92,16 @@ class Loaded(Protocol):
     def infer(self, batch: Floats, /) -> Floats:
         """Returns logits or log-probabilities (N, K) of images (N, C, H, W) in [0, 1].
 
-        This is what is timed, so it does nothing but run. Raises `FailedError` when the backend refuses.
+        This is timed, so it does nothing but run. Raises `FailedError` if the backend cannot run the batch.
         """
         ...
 
     def num_compilations(self) -> int:
-        """Returns how often something was compiled so far, which during a timing must not happen."""
+        """Returns how often something was compiled so far; nothing may be compiled during a timing."""
         return 0
 
     def parts_of_last(self, num_runs: int) -> dict[str, Nanoseconds]:
-        """Returns what the last `num_runs` inferences were made of, (num_runs,) each; nothing on a CPU.
+        """Returns the parts of the last `num_runs` inferences, (num_runs,) each; nothing on a CPU.
 
         copy_in, compute and copy_out as the GPU's own clock has them, and enqueue: how long the host took to ask.
         """
@@ -112,14 +112,14 @@ class Backend(Protocol):
     """A library, imported and set to a number of threads. Making one raises `NotInstalledError` if it is absent."""
 
     is_warm: bool = False
-    """Whether `prepare` did what the library sets up once; else the first source is loaded, run and thrown away."""
+    """Whether `prepare` did the library's one-time set-up; else the first source is loaded, run and discarded."""
 
     def take_process(self) -> None:
-        """Sets up what only a backend with a process of its own may; called once, before anything is loaded."""
+        """Sets up what only a backend in its own process may; called once, before anything is loaded."""
         return
 
     def prepare(self, source: Source) -> None:
-        """Does what loading needs and is not loading (reads the data set for its shapes); not timed, may be nothing."""
+        """Prepares for loading (reads the data set for its shapes, for example); not timed, may do nothing."""
         ...
 
     def load(self, source: Source) -> Loaded:

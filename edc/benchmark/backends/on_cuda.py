@@ -1,7 +1,8 @@
 """What torch and engines on a GPU share: copy in, compute, copy out, with the GPU's own clock at each border.
 
-Images come from and outputs go to ordinary host memory, through pinned buffers; `infer` returns when the outputs are
-there, so that the host's clock around it has everything. CUDA events have the parts: no machine of ours has run this.
+Images come from and outputs go to ordinary host memory, through pinned buffers. `infer` returns when the outputs are
+there, so that the host's clock around it measures everything. CUDA events measure the parts. This was never run on a
+GPU.
 """
 
 from collections.abc import Callable
@@ -64,7 +65,7 @@ class EventLog:
 
 
 class CudaLoaded(Loaded):
-    """What is bound to one batch size at a time: another one means new buffers, and a new CUDA graph if it has one."""
+    """Buffers for one batch size at a time; another size needs new ones, and a new CUDA graph if there is one."""
 
     on_gpu = True
 

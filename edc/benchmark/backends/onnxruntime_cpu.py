@@ -65,7 +65,7 @@ class OnnxRuntimeLoaded(Loaded):
 
     def infer(self, batch: Floats, /) -> Floats:
         try:
-            # One session apart: a loop over one is half a microsecond, 3 % of the smallest network there is.
+            # A single session is run without a loop, which would take half a microsecond, 3 % of the smallest network.
             if len(self._runs) == 1:
                 return self._run(None, {self._name: batch})[0]
             return ensemble_log_probs([run(None, {name: batch})[0] for run, name in self._runs])

@@ -1,6 +1,6 @@
 """ONNX Runtime on the GPU, inputs and outputs bound to its memory: one file, or the members' files in turn.
 
-When the CUDA provider cannot start, ONNX Runtime logs that and computes on the CPU; a row that did is refused.
+When the CUDA provider cannot start, ONNX Runtime logs that and computes on the CPU; such a row fails.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ _HEAVY = (*HEAVY_OPERATORS, *(f"Fused{name}" for name in HEAVY_OPERATORS))
 
 
 class OnnxRuntimeCuda(Backend):
-    """ONNX Runtime with the CUDA provider, TF32 off, and nothing that matters left to the CPU."""
+    """ONNX Runtime with the CUDA provider, TF32 off, and no convolution or matrix product left to the CPU."""
 
     def __init__(self, *, threads: int) -> None:
         self.threads = threads

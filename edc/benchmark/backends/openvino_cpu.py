@@ -29,8 +29,8 @@ def import_openvino() -> Any:
 class OpenVinoCpu(Backend):
     """OpenVINO compiled for one request at a time.
 
-    Left alone it runs float32 files in bfloat16 on CPUs that can (differences of 1e-2), so the precision is pinned, and
-    what the compiled graph then says it runs is checked.
+    By default it runs float32 files in bfloat16 on CPUs that support it (differences of 1e-2). So the precision is
+    pinned, and the compiled graph's precision is checked.
     """
 
     def __init__(self, *, threads: int, precision: Hint = "f32") -> None:
@@ -81,7 +81,7 @@ class OpenVinoLoaded(Loaded):
 
     def infer(self, batch: Floats, /) -> Floats:
         if self._image_shape is not None and batch.shape[1:] != self._image_shape:
-            # OpenVINO itself takes the numbers as if they had its shape, and returns something.
+            # OpenVINO itself would read the numbers as if they had its shape, and return garbage.
             raise FailedError(
                 f"OpenVINO cannot run batch {len(batch)}: images {batch.shape[1:]}, not {self._image_shape}"
             )
@@ -104,7 +104,7 @@ def _precisions_of(compiled: Any) -> Counter[str]:
 def _pinned(hint: Hint, counts: Counter[str]) -> str:
     """Returns the precision that was pinned, or raises if the compiled graph runs in another one.
 
-    In bfloat16 OpenVINO leaves some layers in float32; more than half of them would be no bfloat16 row.
+    In bfloat16 OpenVINO leaves some layers in float32; with more than half of them it raises.
     """
     if hint == "f32":
         if wrong := set(counts) - {"fp32", "int8"}:

@@ -17,7 +17,7 @@ __all__ = ["TensorRtEngines", "read_engine"]
 
 
 class TensorRtEngines(Backend):
-    """Either library; which one, the backend's name says, and each engine's description must say the same."""
+    """Either library: the one that the backend's name and each engine's description name."""
 
     def __init__(self, *, threads: int, library: Library) -> None:
         self.threads, self.library = threads, library

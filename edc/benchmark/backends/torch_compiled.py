@@ -1,9 +1,9 @@
 """torch.compile with Inductor, on the CPU: the same networks as torch eager, the members of an ensemble in one graph.
 
-It compiles when it first meets a shape: once for batch 1, then for a free batch size, and again only where a library
-below it chooses another algorithm (measured on ResNet-18 and WRN: three graphs in all for any batch sizes from 1 to
-256; batch sizes that are pinned took one each and were no faster). Nothing of that is hidden: the first
-inference holds a compilation that no cache helped, and a timed round in which something was compiled is refused.
+It compiles at the first batch of a shape: once for batch 1, then for a free batch size, and again only if a library
+below it chooses another algorithm. (Measured on ResNet-18 and WRN: three graphs for all batch sizes from 1 to 256;
+pinned batch sizes took one graph each and were no faster.) Nothing of that is hidden: the first inference includes a
+compilation without any cache, and a timed round in which something was compiled fails.
 """
 
 import atexit
@@ -28,7 +28,7 @@ __all__ = ["TorchCompiled", "TorchCompiledLoaded"]
 
 
 class TorchCompiled(TorchEager):
-    """Compiles on as many threads as it computes with, each source into a cache folder of its own."""
+    """Compiles on as many threads as it computes with, each source into its own cache folder."""
 
     def __init__(self, *, threads: int) -> None:
         super().__init__(threads=threads)
@@ -36,7 +36,7 @@ class TorchCompiled(TorchEager):
         import torch._inductor.config as inductor
 
         inductor.compile_threads = threads
-        # Left alone it would run what it has compiled too often as eager torch, and say so in a log.
+        # By default it would run code that it has compiled too often as eager torch, and only log that.
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         self.folder = Path(tempfile.mkdtemp(prefix="edc-torch-compile-"))
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
@@ -56,7 +56,7 @@ class TorchCompiled(TorchEager):
         return TorchCompiledLoaded(self.networks(source))
 
     def _compile_into(self, folder: Path) -> None:
-        """Sets the cache folder: empty for a new source, so that what it takes to compile is what it takes alone."""
+        """Sets the cache folder: empty for a new source, so that its compile time owes nothing to other sources."""
         from torch._inductor.utils import clear_caches
 
         folder.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ class TorchCompiledLoaded(TorchLoaded):
 
     def infer(self, batch: Floats, /) -> Floats:
         result = super().infer(batch)
-        if not self._counter.count:  # TORCHDYNAMO_DISABLE and its like leave eager torch, without a word
+        if not self._counter.count:  # TORCHDYNAMO_DISABLE and the like silently leave eager torch
             raise FailedError("torch.compile compiled nothing and ran eager torch: is TORCH_COMPILE_DISABLE set?")
         return result
 
@@ -97,10 +97,10 @@ class _Counter:
 
 
 def _compiled(function: Callable[[Tensor], Tensor], counter: _Counter) -> Callable[[Tensor], Tensor]:
-    """Returns `function` compiled, with code of its own.
+    """Returns `function` compiled, with its own code object.
 
-    What torch has compiled it keeps with the code object: networks of one class would count towards one limit, and
-    look through each other's graphs at each call. fullgraph: a part left to eager torch is a reason not to run.
+    torch keeps compiled graphs with the code object. Networks of one class would share one limit, and search each
+    other's graphs at each call. fullgraph: a part left to eager torch is an error.
     """
 
     def run(images: Tensor) -> Tensor:

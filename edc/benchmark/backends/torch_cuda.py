@@ -10,7 +10,7 @@ __all__ = ["TorchCuda"]
 
 
 class TorchCuda(TorchEager):
-    """Eager torch on the current GPU. Left alone its convolutions would compute in TF32, ten bits of mantissa."""
+    """Eager torch on the current GPU. By default its convolutions would compute in TF32, ten bits of mantissa."""
 
     def __init__(self, *, threads: int) -> None:
         super().__init__(threads=threads)

@@ -1,4 +1,4 @@
-"""torch without a compiler, on the CPU: what somebody has who runs the networks of a run as they are."""
+"""torch without a compiler, on the CPU: the networks of a run as they are."""
 
 from collections.abc import Callable
 
@@ -65,7 +65,7 @@ class TorchLoaded(Loaded):
 
 
 class Members:
-    """What is averaged: networks in eval mode and channels_last, which are told apart by how they share an input."""
+    """The networks to average, in eval mode and channels_last; the two kinds differ in how they share an input."""
 
     def __init__(self, networks: SubjectNetworks, *, device: str = "cpu") -> None:
         self.networks = [_ready(network, device) for network in networks.networks]

@@ -1,4 +1,4 @@
-"""Each row against what it must be held to: the ensemble here and in torch, one teacher, and its own fp32 file."""
+"""Each row against its baselines: the ensemble here and in torch, one teacher, and its own fp32 file."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def _against(
     flops: Mapping[str, int],
 ) -> Against:
     full = _in_fp32(baseline, specs) or baseline
-    # What the ensemble in torch says differs from the ensemble here by rounding: one test of the two is enough.
+    # The ensemble's answers in torch and here differ by rounding only: one test of the two is enough.
     accuracy = None if basis == "ensemble in torch" else _accuracy(full, spec, correct, seed=seed)
     ratio = speedup(timings[baseline], timings[spec], seed=seed)
     of_baseline, of_row = flops.get(baseline.key), flops.get(spec.key)
@@ -88,10 +88,10 @@ def _against(
 def doubts_about(
     ratio: Estimate | None, *, flops_ratio: float | None, throughput_ratio: float | None
 ) -> tuple[str, ...]:
-    """Returns why a speed-up is not to be believed as it stands.
+    """Returns reasons to doubt a speed-up.
 
-    On a busy machine a row shorter than the scheduler's slice is interrupted less often than a long one: medians of
-    rounds then say more than images per second do, and more than the arithmetic that was saved.
+    On a busy machine a row shorter than the scheduler's slice is interrupted less often than a long one. The ratio of
+    medians then exceeds the ratio of images per second and the saving in arithmetic.
     """
     if ratio is None:
         return ()
@@ -150,7 +150,7 @@ def with_corrected_p(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def _baselines(spec: RowSpec, specs: Sequence[RowSpec], timings: Timings) -> dict[RowSpec, Basis]:
-    """Returns what `spec` is held to, and as what; never itself."""
+    """Returns the baselines of `spec` with the basis of each; never itself."""
     torch = "torch-cuda" if spec.backend in ON_GPU else "torch"
     wanted: list[tuple[RowSpec | None, Basis]] = [
         (best_ensemble(specs, timings, backend=spec.backend, precision=spec.precision), "ensemble"),

@@ -30,8 +30,8 @@ __all__ = ["Against", "Basis", "Row", "RowQuality", "fastest", "plain", "quality
 
 
 Basis = Literal["ensemble", "ensemble in torch", "teacher", "fp32"]
-"""Why a row is held to another: the ensemble on its own backend and precision, the one in torch, one teacher alone on
-its own backend and precision, its own fp32 file."""
+"""Why a row is compared with another: the ensemble on its own backend and precision, the one in torch, one teacher
+alone on its own backend and precision, its own fp32 file."""
 
 PERCENTS = np.linspace(0, 1, 101)
 
@@ -58,9 +58,9 @@ class Against:
     speedup: Estimate | None = None
     accuracy: AccuracyComparison | None = None
     accuracy_baseline: str | None = None
-    """What `accuracy` is against: the baseline in fp32, because one that was damaged by 8 bits would hide damage."""
+    """The baseline of `accuracy`: in fp32, because a baseline damaged by 8 bits would hide damage."""
     flops_ratio: float | None = None
-    """FLOPs of the baseline over the row's: the speed-up to expect where nothing else costs time."""
+    """FLOPs of the baseline over the row's: the speed-up to expect if nothing else costs time."""
     throughput_ratio: float | None = None
     """The row's images per second over the baseline's, from the same samples, outliers included."""
     doubts: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class Row:
     latency_quantiles_ms: tuple[float, ...] | None = None
     """Of all samples, at 0 %, 1 %, ... 100 %."""
     parts_ms: dict[str, Estimate | None] = field(default_factory=dict)
-    """Medians of what a GPU tells of each inference besides: copy_in, compute, copy_out, enqueue. On a CPU: nothing."""
+    """Medians of the parts of an inference on a GPU: copy_in, compute, copy_out, enqueue. On a CPU: nothing."""
 
     @property
     def key(self) -> str:
@@ -111,7 +111,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Returns the row as JSON values; tuples become lists, records objects.
 
-        `identity` says whose row it is, to programs; `subject` says it to people.
+        `identity` names the row's network for programs, `subject` for people.
         """
         document = dataclasses.asdict(self)
         document |= {"subject": self.subject.label, "identity": document["subject"], "precision": self.precision}

@@ -1,4 +1,4 @@
-"""What samples and predictions allow to be said, with intervals: quantiles, ratios, accuracy differences, verdicts."""
+"""Estimates from samples and predictions, with intervals: quantiles, ratios, accuracy differences, verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -40,9 +40,9 @@ MARGIN = 0.005
 
 MEDIAN_SPREAD = 0.025
 RATIO_SPREAD = 0.015
-"""Standard deviations, as shares, of a row's median and of a ratio of two medians over benches of the same thing,
-beyond what the samples of one bench can know: where arrays lie in memory, what the machine's clock and its neighbours
-do. From benchmarks/bench_repeat.py; results/bench_checks.md has what it found, then and on benches of its own."""
+"""Standard deviations, as shares, of a row's median and of a ratio of two medians over repeated benches, beyond the
+spread of one bench's samples. Causes: where arrays are in memory, the machine's clock, and its neighbours. From
+benchmarks/bench_repeat.py; results/bench_checks.md has what it found, then and on benches of its own."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Estimate:
 
 
 def least_samples(q: float, *, confidence: float = 0.99) -> int:
-    """Returns how many samples it takes for the largest (or least) to bound quantile q: 7, 44, 459 for p50, p90, p99.
+    """Returns how many samples are needed for the largest (or least) to bound quantile q: 7, 44, 459 for p50, p90, p99.
 
     All n samples are below the quantile with probability q^n, which must not exceed 1 - confidence.
     """

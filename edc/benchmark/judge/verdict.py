@@ -29,7 +29,7 @@ BACKEND_WORDS = {
 
 @dataclass(frozen=True)
 class BenchVerdict:
-    """What is to be said of one row against the ensemble's best form, both named by key.
+    """The statement about one row against the ensemble's best form, both named by key.
 
     `sentences`: the two that matter (speed and accuracy; which file), then calibration, one teacher, and doubts.
     """
@@ -46,7 +46,7 @@ def row_to_ship(
     """Returns the fastest row of the student's files that keeps its accuracy, at the smallest batch that was timed.
 
     Keeping it: on *validation* images no more than `margin` below the student's best fp32 row. Test images choose
-    nothing; they tell what the chosen file is worth. PyTorch rows are no files: they count only where nothing else
+    nothing; they only measure the chosen file. PyTorch rows are no files: they count only where nothing else
     was measured.
 
     Args:
@@ -78,7 +78,7 @@ def verdict_on(
     losses: Mapping[str, NDArray[np.float64]],
     seed: int,
 ) -> BenchVerdict | None:
-    """Returns the sentences, or None if no student could be held to an ensemble on its own backend.
+    """Returns the sentences, or None if no student could be compared with an ensemble on its own backend.
 
     Args:
         rows: all of the bench, the baselines too.

@@ -1,8 +1,8 @@
 """Five of the fifteen corruptions of CIFAR-10-C, with its constants, for colour images of 32 x 32.
 
 At least one of each of its four groups: noise, blur, weather (brightness), digital (contrast, JPEG). Like its images,
-these are rounded down to eight bits. The noise is drawn anew, and a JPEG is Pillow's own, so that accuracies agree with
-those on the published files within what images and draws leave open, not to the last image.
+these are rounded down to eight bits. The noise is other noise, and Pillow writes the JPEG files. So accuracies agree
+with those on the published files within their interval, not to the last image.
 
 Source: Hendrycks and Dietterich 2019 (arXiv 1903.12261); constants of ImageNet-C/create_c/make_cifar_c.py in
 github.com/hendrycks/robustness.
@@ -42,7 +42,7 @@ def from_8_bits(images: NDArray[np.floating[Any]]) -> Pixels:
 def to_8_bits(images: Pixels) -> Pixels:
     """Returns images cut to [0, 1] and rounded down to multiples of 1/255, as the published images were.
 
-    A whole number that an error of rounding has put a little below itself stays what it is.
+    A whole number that a rounding error has put slightly below itself stays that number.
     """
     result: Pixels = np.floor(images.clip(0, 1) * 255 + 1e-6) / 255
     return result

@@ -1,15 +1,15 @@
-"""Images a little worse than those of the test set: noise, blur, other light, JPEG, each at five severities.
+"""Corrupted test images: noise, blur, other light, JPEG, each at five severities.
 
-Made on the fly, in memory, from nothing but an image's number and a seed: the same images whatever the batches, and on
-every machine with the same Pillow.
+Computed in memory from an image's number and a seed alone: the same images whatever the batches, and on every machine
+with the same Pillow.
 
 Colour images of 32 x 32 get five corruptions of CIFAR-10-C under their published names and with its constants
 (`cifar_c`): their accuracies, one by one, can be compared with papers. Its mean over fifteen corruptions cannot: ten of
 them are not here.
 
 Images of any other shape get edc's own four, whose names begin with edc: nothing that was published compares with them.
-They are mild on purpose: severity 5 is what a poor camera does, not what breaks everything, because the question is
-whether confidence goes down as accuracy does.
+They are mild on purpose: severity 5 is like a poor camera and does not break everything, because the question is
+whether confidence falls with accuracy.
 
 Documents of benches before this one call edc's own four gaussian_noise, blur, contrast and jpeg at every size.
 """

@@ -1,4 +1,4 @@
-"""What networks compute for an image, counted in their ONNX files: a speed-up that exceeds the saving is suspicious."""
+"""FLOPs of networks per image, counted in their ONNX files: a speed-up that exceeds the saving is suspicious."""
 
 import math
 from pathlib import Path
@@ -16,9 +16,9 @@ __all__ = ["flops_by_subject", "flops_of_graph"]
 
 
 def flops_by_subject(artifact: Path, manifest: Manifest, recipe: Recipe) -> dict[Subject, int]:
-    """Returns the FLOPs of an image by `Subject.base`, for subjects whose fp32 file is in the artifact.
+    """Returns the FLOPs per image by `Subject.base`, for subjects whose fp32 file is in the artifact.
 
-    All students of a run have one architecture; one with its members unfolded runs it once a member.
+    All students of a run have one architecture; one with its members unfolded runs it once per member.
     """
     files: dict[str, list[int]] = {}
     for file in sorted(manifest.files, key=lambda file: file.member or 0):
@@ -38,7 +38,7 @@ def flops_by_subject(artifact: Path, manifest: Manifest, recipe: Recipe) -> dict
 
 
 def flops_of_graph(path: Path) -> int:
-    """Returns the floating-point operations of convolutions and matrix products for one image, two a multiply-add."""
+    """Returns the floating-point operations of convolutions and matrix products for one image, two per multiply-add."""
     model = onnx.load(path)
     for value in model.graph.input:
         value.type.tensor_type.shape.dim[0].dim_value = 1

@@ -30,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What every row says, (N, K) logits or log-probabilities, about the same images."""
+    """The outputs of every row, (N, K) logits or log-probabilities, on the same images."""
 
     test: Mapping[RowSpec, Floats | NotRun]
     validation: Mapping[RowSpec, Floats | NotRun]
@@ -41,7 +41,7 @@ class Predictions:
     validation_labels: Labels
 
     def digest(self) -> str:
-        """Returns what tells one choice of test images from another: a digest of their numbers and labels."""
+        """Returns a digest of the numbers and labels of the test images."""
         return hashlib.sha256(self.test_indices.tobytes() + self.test_labels.tobytes()).hexdigest()
 
 
@@ -55,9 +55,9 @@ class Reliability:
 
 @dataclass(frozen=True, eq=False)
 class Qualities:
-    """By row that ran on both splits: its figures, its diagram, and what it says about each test image.
+    """By row that ran on both splits: its figures, its diagram, and its answer for each test image.
 
-    Of an image: whether it is right, its loss -log p(label), its class and that class's probability, all (N,). The last
+    Per image: whether it is right, its loss -log p(label), its class and that class's probability, all (N,). The last
     three are with the temperature refitted for this row.
     """
 
@@ -68,7 +68,7 @@ class Qualities:
     answers: dict[RowSpec, NDArray[np.int64]]
     confidences: dict[RowSpec, NDArray[np.float64]]
     validation_acc: dict[RowSpec, float]
-    """What may choose a file; test images may not."""
+    """The accuracy that may choose a file; test images may not."""
 
 
 def predict_all(
@@ -131,7 +131,7 @@ def score_all(predictions: Predictions, specs: Sequence[RowSpec]) -> Qualities:
 
 
 def _ensemble_outputs(predictions: Predictions, specs: Sequence[RowSpec], spec: RowSpec) -> Floats | None:
-    """Returns what the artifact's ensemble says on this row's backend, in fp32 if that ran; all forms say the same."""
+    """Returns the outputs of the artifact's ensemble on this row's backend, in fp32 if that ran; all forms agree."""
     forms = [other for other in specs if other.backend == spec.backend and other.is_own_ensemble]
     forms.sort(key=lambda form: form.precision != "fp32")
     outputs = (predictions.test[form] for form in forms)

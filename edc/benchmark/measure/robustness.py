@@ -1,7 +1,7 @@
 """Quality on corrupted images, with the temperature that was fitted on clean ones.
 
-Calibration is what ensembles are bought for, and what is lost first when images change. The calibration temperature
-is never refitted here: nobody has labels for the images that a deployed network will meet.
+People pay for ensembles because of their calibration, and that is lost first when images change. The calibration
+temperature is never refitted here, because nobody has labels for the images that a deployed network will see.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ def levels_for(image_shape: tuple[int, ...]) -> tuple[Level, ...]:
 
 
 def robustness_specs(specs: Sequence[RowSpec]) -> list[RowSpec]:
-    """Returns one row for each subject in fp32, and one for each student's file in 8 bits, which may be shipped too.
+    """Returns one row per subject in fp32, and one per student's 8-bit file, which may be shipped too.
 
-    What the backends compute is the same, so one of them is enough: the first of onnxruntime, openvino, torch and the
+    All backends compute the same, so one of them is enough: the first of onnxruntime, openvino, torch and the
     rest that has the subject; of an ensemble's forms, the merged one.
     """
     chosen: dict[tuple[str | None, Subject, str], RowSpec] = {}

@@ -29,9 +29,9 @@ _Rounds = dict[int, tuple[Samples, float]]
 """By round: the latency of each request in nanoseconds, and how long they took together in seconds."""
 
 BOUND_FACTOR = 3.0
-"""Times the median of the ensemble's best form; one bound for all rows of a backend, because users of a service wait
-for an answer, whatever network gives it. At three, with inferences that all take as long, an ensemble alone on its
-server can be a third busy before one answer in a hundred is late."""
+"""Times the median of the ensemble's best form. All rows of a backend have one bound, because users wait for an answer
+whatever network gives it. At three, if all inferences take equally long, an ensemble alone on its server can be a third
+busy before one answer in a hundred is late."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def num_requests_at(rate_per_second: float, plan: ServerPlan) -> int:
 def capacity(points: Sequence[ServerPoint], *, bound_ms: float) -> tuple[float | None, float | None]:
     """Returns the highest offered rate up to which every p99 is within the bound, and the next one, whose p99 is not.
 
-    Rates at which there were too few requests for a p99 say neither.
+    Rates with too few requests for a p99 are left out.
     """
     highest = None
     for point in sorted(points, key=lambda point: point.offered_per_second):

@@ -1,4 +1,4 @@
-"""Offline throughput: larger and larger batches, until a larger one gains nothing."""
+"""Offline throughput: growing batches, until a larger one gains nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,8 @@ def sweep(
 ) -> list[Throughput]:
     """Returns the throughput of every row that ran; rows of one batch size take turns, as in every timing here.
 
-    A row leaves when it has saturated, or when a batch size does not run (out of memory, say); what it had, it keeps.
+    A row leaves when it has saturated, or when a batch size does not run (out of memory, for example); it keeps its
+    figures.
 
     Args:
         timed: what is known already of some batch sizes; they are not measured again.

@@ -1,4 +1,4 @@
-"""A bench as the page sees it: rows by key, who is who, and one colour, shape and dash for each network."""
+"""A bench as the page sees it: rows by key, their networks, and one colour, shape and dash per network."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class Series:
 
 
 def against_on(row: SavedRow, basis: str) -> SavedAgainst | None:
-    """Returns what the row is held to on that basis: `ensemble` or `teacher`, both on its own backend."""
+    """Returns the row's comparison on that basis: `ensemble` or `teacher`, both on its own backend."""
     return next((against for against in row.against if against.basis == basis), None)
 
 

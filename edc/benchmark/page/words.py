@@ -52,7 +52,7 @@ class Flagged:
 
 @dataclass(frozen=True)
 class Doubted:
-    """A comparison with why it may be wrong; `identity` is of its place on the page, `number` that of its row."""
+    """A comparison and why it may be wrong; `identity` is its place on the page, `number` its row's."""
 
     identity: str
     number: int
@@ -140,7 +140,7 @@ def facts(bench: Bench) -> list[Fact]:
         beside += against.accuracy_baseline or against.baseline
         found.append(Fact("accuracy, points", _points(accuracy), beside))
     found += _against_one_teacher(row)
-    # As in the verdict: 8 bits may make an ensemble fast, but what it is worth is what it says in fp32.
+    # As in the verdict: 8 bits may make an ensemble fast, but its quality is that of fp32.
     full = bench.row(against.accuracy_baseline, verdict.batch) or baseline
     ours, theirs = (None if each.quality is None else each.quality.calibrated_nll for each in (row, full))
     if ours is not None and theirs is not None:

@@ -1,4 +1,4 @@
-"""Puts the page together: one file, which asks no network for anything."""
+"""Assembles the page: one file, which loads nothing from a network."""
 
 from functools import cache
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a comparison of two benches found: frozen records."""
+"""The result of a comparison of two benches: frozen records."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -39,7 +39,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every row of either bench, and what to bear in mind. `common_factor` is the median of new / old over rows."""
+    """Every row of either bench, and warnings. `common_factor` is the median of new / old over rows."""
 
     changes: tuple[Change, ...]
     warnings: tuple[str, ...]
@@ -54,7 +54,7 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """1 if a row got worse: what a CI job ends with."""
+        """1 if a row got worse: the exit code of a CI job."""
         return 1 if self.worse else 0
 
     def to_json(self) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""One bench against a saved one: which rows got worse, by more than what two benches of the same thing differ by.
+"""One bench against a saved one: which rows got worse by more than two benches of the same files differ.
 
 Rows of one bench take turns and are compared round by round. Two benches do not: between them the machine's clock and
-its neighbours have changed. So a change of a row's median is judged twice, both times against what is known to change
-between benches (`statistics.MEDIAN_SPREAD` and `RATIO_SPREAD`):
+its neighbours have changed. So a change of a row's median is judged twice, both times against the known spread between
+benches (`statistics.MEDIAN_SPREAD` and `RATIO_SPREAD`):
 
-    as it is      which also finds what slows down every row, and is as coarse as the machine is restless
-    by the rest   divided by the median change of all rows of its batch size: finer, and blind to what they share
+    as it is      which also finds a slow-down of every row, and is as coarse as the machine is restless
+    by the rest   divided by the median change of all rows of its batch size: finer, but blind to a shared change
 
 A row is worse if either interval excludes 1 *and* that change is over `fail_on`. The intervals hold for all rows and
 both ways together (Bonferroni), or one of twenty unchanged rows would be reported each time. Where the machine itself
@@ -38,7 +38,7 @@ NLL_MARGIN = 0.01
 """In nats. A saved bench holds no spread of the NLL, so a difference is judged by this and `fail_on` alone."""
 IQR_OF_NORMAL = 1.349
 LEAST_ROWS = 3
-"""From so many rows on, their median change says something about the machine."""
+"""With at least so many rows, their median change says something about the machine."""
 
 
 def parse_fail_on(text: str) -> float:
@@ -85,7 +85,7 @@ def compare(
         if (now := rows_after[place].p50_ms) is not None and (then := rows_before[place].p50_ms) is not None
     }
     if relative and len(ratios) < LEAST_ROWS:
-        raise RequestError(f"--compare: judging relative to all rows takes {LEAST_ROWS} rows, there are {len(ratios)}")
+        raise RequestError(f"--compare: judging relative to all rows needs {LEAST_ROWS} rows, there are {len(ratios)}")
     factor = statistics.median(ratios.values()) if len(ratios) >= LEAST_ROWS else None
     z = float(norm.ppf(1 - (1 - CONFIDENCE) / 4 / max(1, len(ratios))))
     changes: list[Change] = []
@@ -108,7 +108,7 @@ def _by_place(bench: WholeBench) -> dict[tuple[str, int], SavedRow]:
 
 
 def _presence(now: SavedRow | None, then: SavedRow | None) -> Change | None:
-    """Returns what is to be said of a row that did not run both times, or None."""
+    """Returns the change of a row that did not run both times, or None."""
     if now is None and then is not None:
         return Change(then.key, then.batch, "runs", "missing", reason="not among this bench's rows")
     if now is not None and then is None:
@@ -164,7 +164,7 @@ def _speed(now: SavedRow, then: SavedRow, judge: _Judge) -> Change | None:
     if own is not None and abs(math.log(own)) > PROBE_LIMIT:
         # The median means nothing then; only the rest, which was slowed down alike, can say that the row changed.
         verdict = "undecided" if rest is None else judge.verdict_on(rest)
-        reason = f"the machine itself took {own - 1:+.0%} for the same work"
+        reason = f"the machine itself took {own - 1:+.0%} time for the same work"
     return Change(now.key, now.batch, "p50_ms", verdict, old.value, new.value, change, rest, reason)
 
 

@@ -1,4 +1,4 @@
-"""Whether two benches may be compared at all, and what to bear in mind if they may."""
+"""Whether two benches may be compared, and with which warnings."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ SHOULD_AGREE = ("num_cpus", "governor", "turbo", "system", "python")
 def require_comparable(new: SavedEnvironment, old: SavedEnvironment) -> None:
     """Raises `RequestError` if the saved bench is of another processor, GPU or number of threads.
 
-    To be called before measuring, so that nobody waits for a comparison that cannot be.
+    Call it before measuring, so that nobody waits for an impossible comparison.
     """
     for name in MUST_AGREE:
         now, then = getattr(new, name), getattr(old, name)

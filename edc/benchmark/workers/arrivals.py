@@ -1,4 +1,4 @@
-"""A server under load: requests arrive when they like, and wait for the one that is being answered.
+"""A server under load: requests arrive at random, and wait while another one is answered.
 
 Open loop: the next request does not wait for the last answer, as it would if one client asked again and again. Its
 latency counts from when it was to arrive, so the queue that a slow answer leaves behind is in the figures.

@@ -1,6 +1,6 @@
-"""All workers of a bench, one a backend: load, predict, and time rows that take turns. Only one computes at any time.
+"""All workers of a bench, one per backend: load, predict, and time rows that take turns. Only one computes at any time.
 
-What cannot run is a result too: `NotRun` with the reason stands where a report would.
+A row that cannot run is a result, too: `NotRun` with the reason replaces its report.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -35,7 +35,7 @@ __all__ = ["NotRun", "RowSpec", "Timing", "WorkerPool"]
 
 @dataclass(frozen=True)
 class RowSpec:
-    """What a row runs: a subject, on which backend, and where the backend finds it."""
+    """A row: a subject, its backend, and where the backend finds it."""
 
     subject: Subject
     backend: BackendName
@@ -70,7 +70,7 @@ class NotRun:
 class Timing:
     """A row's samples at one batch size. `peak_memory_bytes` is what loading and running it adds to a worker.
 
-    `parts` are what a GPU tells of each inference besides: copy_in, compute, copy_out, enqueue. On a CPU: nothing.
+    `parts` are the parts of each inference on a GPU: copy_in, compute, copy_out, enqueue. On a CPU: nothing.
     """
 
     batch: int

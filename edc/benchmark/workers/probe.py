@@ -1,10 +1,10 @@
 """The same small piece of work, timed after every turn of a row: how fast the machine itself is at the moment.
 
 A virtual machine's neighbours, a second thread on the same core or a lower clock slow everything down by a third and
-more, for seconds or minutes, and nothing that the system reports says so. Rows that take turns share such a state, and
-their ratios hold; a median in milliseconds does not, nor its comparison with an earlier bench. The probe tells. It runs
-in the worker, on the thread that just ran the row, and is arithmetic of the same kind: a loop in Python notices little
-of a neighbour that keeps the vector units busy, and another process may be on another processor.
+more, for seconds or minutes, and the system does not report it. Rows that take turns share such a state, and their
+ratios hold; a median in milliseconds does not, nor its comparison with an earlier bench. The probe shows the state. It
+runs in the worker, on the thread that just ran the row, and is arithmetic of the same kind: a loop in Python notices
+little of a neighbour that keeps the vector units busy, and another process may be on another processor.
 """
 
 import time
@@ -61,4 +61,4 @@ class Probe:
         slow = sum(ns > (1 + PROBE_LIMIT) * best for ns in self.all_ns)
         if slow <= len(self.all_ns) // 10:
             return ()
-        return (f"restless machine: in {slow} of {len(self.all_ns)} rounds it was slower by itself",)
+        return (f"restless machine: in {slow} of {len(self.all_ns)} rounds the machine itself was slower",)

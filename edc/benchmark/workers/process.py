@@ -1,4 +1,4 @@
-"""One worker process as its parent sees it: started with its threads set, asked, and noticed when it dies."""
+"""One worker process as its parent sees it: started with its threads set, asked, and checked for its death."""
 
 import os
 import signal

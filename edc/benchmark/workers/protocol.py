@@ -1,4 +1,4 @@
-"""What a bench and its workers say to each other: frozen records, pickled over a pipe."""
+"""The messages between a bench and its workers: frozen records, pickled over a pipe."""
 
 from dataclasses import dataclass
 

@@ -178,7 +178,7 @@ def interleave(
         for row in order:
             if row not in left or (spent_ns[row] >= budget_ns and len(rounds[row]) >= plan.min_rounds):
                 continue
-            # Anew in each round: a machine that became slower must not use up a row's time before the others'.
+            # Again in each round: a machine that became slower must not use up a row's time before the others'.
             share_ns = (budget_ns - spent_ns[row]) / (plan.num_rounds - number)
             one_ns = spent_ns[row] / num_taken[row] if spent_ns[row] > 0 else run_ns[row]
             num_runs = max(1, min(MAX_RUNS, int(share_ns / max(one_ns, 1))))
@@ -193,7 +193,7 @@ def interleave(
 
 
 def flags_of(samples: RowSamples, warm: WarmUp) -> tuple[str, ...]:
-    """Returns what a reader of this row's figures must know, in words."""
+    """Returns the flags of this row's figures, in words."""
     flags = [] if warm.is_stable else ["the warm-up did not become stable"]
     values = samples.all
     if not len(values):

@@ -1,4 +1,4 @@
-"""The process in which one backend runs, alone, and does what it is asked over a pipe.
+"""The process in which one backend runs, alone, and answers requests over a pipe.
 
 Nothing heavy is imported before `serve` runs: the number of threads is in the environment by then, and libraries read
 it when they are imported.
@@ -42,7 +42,7 @@ Answer = LoadReport | WarmUpReport | RoundReport | Samples | Floats | Refused
 def serve(connection: Connection, backend_name: BackendName, *, threads: int) -> None:
     """Says whether the backend is there, takes the images to time with, then answers requests until the pipe closes.
 
-    What a library refuses comes back as `Refused`. Anything else is a bug: its traceback goes to stderr and the
+    A library's error comes back as `Refused`. Anything else is a bug: its traceback goes to stderr and the
     process ends, which the other end notices.
     """
     os.dup2(2, 1)  # libraries that print must not spoil the JSON on the parent's stdout
@@ -113,9 +113,9 @@ class Worker:
         )
 
     def warm_up(self, request: WarmUpRow) -> WarmUpReport:
-        """Warms up; before that, if asked, loads the row a second time, and only to see what memory that takes.
+        """Warms up; before that, if asked, loads the row a second time, only to measure its memory.
 
-        The copy that is timed would not tell: it keeps what it needed for the largest batch that it has ever run.
+        The timed copy cannot show that: it keeps the memory of the largest batch that it has ever run.
         """
         inputs = self.inputs_of(request.batch)
         loaded = self.loaded[request.key]

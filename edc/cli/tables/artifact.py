@@ -12,7 +12,7 @@ __all__ = ["print_artifact"]
 
 
 def print_artifact(manifest: Manifest, folder: Path, *, console: Console) -> None:
-    """Prints a row a file: what it is, how large, and how far from the torch network it computes."""
+    """Prints one row per file: its name, its size, and its difference from the torch network."""
     table = Table(
         title=f"{folder}: every file checked against torch on validation images",
         title_justify="left",

@@ -1,4 +1,4 @@
-"""What a bench ends in on the terminal: the verdict, a table (or two where there is little room), and the flags."""
+"""The terminal's output of a bench: the verdict, a table (two on a narrow terminal), and the flags."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,11 +17,11 @@ __all__ = ["print_bench"]
 ROOM_FOR_ONE_TABLE = 165
 SIGNS = {"not worse": "ok", "worse": "worse", "undecided": "?"}
 Column = tuple[str, Callable[[list[Row]], str]]
-"""A heading, and the cell for the rows (one a batch size) of one subject on one backend."""
+"""A heading, and the cell for the rows (one per batch size) of one subject on one backend."""
 
 
 def print_bench(result: BenchResult, *, console: Console) -> None:
-    """Prints the verdict, a row a subject and backend, then baselines, flags, and rows that did not run."""
+    """Prints the verdict, one row per subject and backend, then baselines, flags, and rows that did not run."""
     environment = result.environment
     batches = list(dict.fromkeys(row.batch for row in result.rows))
     title = f"{result.artifact}: {environment.threads} threads on {environment.cpu}"
@@ -64,7 +64,7 @@ def _capacity(highest: float | None, failing: float | None) -> str:
 
 
 def _print_baselines(result: BenchResult, console: Console) -> None:
-    """Prints what the ratios of each backend and precision are against, and how fast that is."""
+    """Prints the baseline of each backend's and precision's ratios, and how fast it is."""
     by_key = {(row.key, row.batch): row for row in result.rows}
     said: dict[str, dict[int, str]] = {}
     for row in result.rows:

@@ -1,4 +1,4 @@
-"""What changed since a saved bench, for people: a row a figure, then the rows that got worse, by name."""
+"""The changes since a saved bench, for people: one row per figure, then the rows that got worse, by name."""
 
 from rich import box
 from rich.console import Console
@@ -14,7 +14,7 @@ STYLES = {"worse": "bold red", "better": "green", "undecided": "yellow"}
 
 
 def print_comparison(comparison: Comparison, *, console: Console) -> None:
-    """Prints every change of time; of the rest only what is not the same; then the warnings and the verdict."""
+    """Prints every change of time, other figures only if they changed, then the warnings and the verdict."""
     table = Table(title="against the saved bench", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("row")
     for heading in ("figure", "before", "now", "change", "interval", "rest", "interval"):
@@ -26,8 +26,8 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
             table.add_row(*map(Text, cells), style=STYLES.get(change.verdict))
     console.print(table)
     lines = [
-        f"intervals: {comparison.confidence:.0%} for all times together; worse: over {comparison.fail_on:.1%}, and no "
-        "chance, as it is or against the rows of its batch size (rest)"
+        f"intervals: {comparison.confidence:.0%} for all times together; worse: over {comparison.fail_on:.1%} and "
+        "significant, by itself or against the rows of its batch size (rest)"
     ]
     if comparison.common_factor is not None:
         treatment = "divided out" if comparison.relative else "not divided out"
@@ -40,7 +40,7 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
 
 
 def _nothing_worse(comparison: Comparison) -> str:
-    """Returns the good news, and how much of it is only not knowing."""
+    """Returns that nothing got worse, and which rows that is not known of."""
     unknown = {
         word: list(dict.fromkeys(change.name for change in comparison.changes if change.verdict == word))
         for word in ("undecided", "missing")

@@ -15,7 +15,7 @@ STYLES = {"ok": "green", "note": "yellow", "missing": "dim", "broken": "bold red
 
 
 def print_checks(checks: Sequence[Check], *, console: Console) -> None:
-    """Prints a row a check; what is not well has the fix below what was found."""
+    """Prints one row per check; below a problem stands the fix."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "what", "found, and what to do"):
         table.add_column(column)

@@ -28,8 +28,8 @@ def print_profile(profile: StepProfile, *, console: Console) -> None:
     console.print(parts)
     if profile.exchange_ms is not None:
         console.print(
-            f"exchange between processes: under way for {profile.exchange_ms:.1f} ms of the step, inside the parts "
-            "above; waiting for the slowest process counts\n",
+            f"exchange between processes: during {profile.exchange_ms:.1f} ms of the step, inside the parts above; "
+            "includes the wait for the slowest process\n",
             highlight=False,
         )
     operators = Table(title="operators, by their own time", title_justify="left", box=box.SIMPLE_HEAD)

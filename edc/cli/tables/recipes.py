@@ -12,7 +12,7 @@ __all__ = ["print_recipes"]
 
 
 def print_recipes(recipes: Sequence[ShippedRecipe], *, console: Console) -> None:
-    """Prints a row a recipe: its name, what it is, and what it needs."""
+    """Prints one row per recipe: its name, what it is, and what it needs."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
     table.add_column("what it is")

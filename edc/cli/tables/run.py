@@ -23,18 +23,19 @@ GIVES_WAY = ("cECE", "NLL", "ECE", "params", "runs", "DEE")
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) -> None:
-    """Prints a row a network; over several runs of one recipe, mean and standard deviation over the seeds.
+    """Prints one row per network; over several runs of one recipe, mean and standard deviation over the seeds.
 
-    Columns give way where there is no room for all, and are named. Says in which form members were trained, and warns
-    where runs that are averaged differ in it.
+    If there is no room for all columns, some are left out and named. Says in which form members were trained, and warns
+    if the averaged runs differ in it.
     """
     seeds = sorted(summary["seed"] for summary in summaries)
     first = summaries[0]
     data = first["data"]
-    title = f"{first['name']}: {data['kind']}, {data['train']:,} training and {data['test']:,} test images, "
+    training = f"{data['train']:,} training" + (f", {data['extra']:,} extra" if data.get("extra") else "")
+    title = f"{first['name']}: {data['kind']}, {training} and {data['test']:,} test images, "
     title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
     forms = _member_forms(summaries)
-    caption = "c: after one temperature fitted on validation; runs: forward passes an image costs"
+    caption = "c: after one temperature fitted on validation; runs: forward passes per image"
     for name, by_seed in forms.items():
         label = Subject("student", name=name).label
         caption += f"\n{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
@@ -57,8 +58,8 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
         if len(set(by_seed.values())) > 1:
             found = ", ".join(f"{form} at seed {seed}" for seed, form in by_seed.items())
             console.print(
-                f"warning: {name} was trained with members {found}: BatchNorm's statistics are not the same, and the "
-                f"spread is not of the seeds alone. students.{name}.member_form in the recipe fixes one of them.",
+                f"warning: {name} was trained with members {found}: BatchNorm's statistics differ, so the spread is "
+                f"not of the seeds alone. students.{name}.member_form in the recipe fixes one form.",
                 highlight=False,
             )
 

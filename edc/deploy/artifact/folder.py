@@ -1,4 +1,4 @@
-"""The folder of an artifact: whole or not there, and found again."""
+"""The folder of an artifact: complete or absent; and the search for the newest."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`manifest.json`: what an artifact holds, how to feed it, and how sure one can be of it.
+"""`manifest.json`: what an artifact holds, how to feed it, and how well its files were checked.
 
 A consumer needs this file and the files it lists, nothing else of edc; `export/README.md` explains it to people and
 `export/manifest.schema.json` to programs.

@@ -83,7 +83,7 @@ def write_triton_model(folder: Path, name: str, *, model: Path, class_names: Seq
         raise ArtifactError(f"classes: {broken[0]!r} does not fit on one line of labels.txt; rename the class")
     target = folder / name
     if target.exists():
-        raise ArtifactError(f"{target}: is there already; remove it or choose another name")
+        raise ArtifactError(f"{target}: already exists; remove it or choose another name")
     temporary = folder / f".{name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "1").mkdir(parents=True)

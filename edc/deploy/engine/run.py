@@ -42,7 +42,7 @@ class EngineRunner:
         require_batch(self.path, self.engine, len(images))
         context = self._context()
         if not context.set_input_shape(self.engine.input_name, tuple(images.shape)):
-            raise EngineError(f"{self.path}: refuses images {tuple(images.shape)}")
+            raise EngineError(f"{self.path}: does not take images {tuple(images.shape)}")
         logits = torch.empty(tuple(context.get_tensor_shape(self.engine.output_name)), device=images.device)
         context.set_tensor_address(self.engine.input_name, images.data_ptr())
         context.set_tensor_address(self.engine.output_name, logits.data_ptr())
@@ -71,7 +71,7 @@ def require_batch(path: Path, engine: Engine, batch: int) -> None:
     """Raises `EngineError` if the engine was not built for this batch size."""
     if not engine.min_batch <= batch <= engine.max_batch:
         raise EngineError(
-            f"{path}: refuses batch {batch}, built for {engine.min_batch} to {engine.max_batch}; "
+            f"{path}: does not take batch {batch}, built for {engine.min_batch} to {engine.max_batch}; "
             f"export again with --max-batch {batch}"
         )
 

@@ -1,4 +1,4 @@
-"""Every intermediate value of an ONNX graph on real images: what the lower precisions are fitted to."""
+"""Every intermediate value of an ONNX graph on real images, to which the lower precisions are fitted."""
 
 from collections.abc import Iterator
 from pathlib import Path

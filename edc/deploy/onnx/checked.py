@@ -10,7 +10,7 @@ from edc.system.files import write_atomically
 __all__ = ["REFUSALS", "write_checked"]
 
 REFUSALS: tuple[type[Exception], ...] = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
-"""What the checker raises for a graph that it does not accept."""
+"""The checker's errors for a graph that it does not accept."""
 
 
 def write_checked(model: onnx.ModelProto, path: Path, *, what: str) -> None:
@@ -20,11 +20,11 @@ def write_checked(model: onnx.ModelProto, path: Path, *, what: str) -> None:
         what: names the graph in the error.
 
     Raises:
-        FailedError: the checker refuses the graph; nothing is written.
+        FailedError: the checker rejects the graph; nothing is written.
     """
     with write_atomically(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
         try:
             onnx.checker.check_model(temporary, full_check=True)
         except REFUSALS as error:
-            raise FailedError(f"{path}: the ONNX checker refuses {what}: {first_line(error)}") from error
+            raise FailedError(f"{path}: the ONNX checker rejects {what}: {first_line(error)}") from error

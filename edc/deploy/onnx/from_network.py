@@ -1,7 +1,7 @@
 """A torch network as an ONNX file that holds nothing but the network.
 
-torch's exporter writes the absolute path of every source line it came through into the file; all of that is removed, so
-that two exports of the same weights are the same bytes wherever they are made, and say nothing about the machine.
+torch's exporter writes the absolute path of every source line into the file. All of that is removed, so that two
+exports of the same weights are the same bytes on any machine, and say nothing about the machine.
 """
 
 import copy

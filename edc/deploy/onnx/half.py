@@ -30,7 +30,7 @@ _SUMS = ("ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool")
 
 @dataclass(frozen=True)
 class Half:
-    """What became of the graph's float nodes, and the largest value that calibration met."""
+    """Which float nodes stayed float32, and the largest value in calibration."""
 
     num_fp16_nodes: int
     kept_float: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The gate: an exported file computes what the network computes, on real images, or it does not exist.
+"""The gate: a file is exported only if it computes what the network computes, on real images.
 
 Figures are relative to the logit scale, the largest |reference logit|. Measured on nine torchvision and timm networks,
 float32 torch against ONNX Runtime on the CPU differ by 4e-7 to 1.2e-6 of it: rounding. On a small CNN on digits, a

@@ -1,4 +1,4 @@
-"""What precision an ONNX file really computes in, read from its graph rather than from its name."""
+"""The precision in which an ONNX file really computes, read from its graph and not from its name."""
 
 from collections import Counter
 from collections.abc import Iterable

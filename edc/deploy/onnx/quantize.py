@@ -1,11 +1,11 @@
 """INT8 ONNX files: one for CPUs, one for TensorRT, because neither runs the other's well.
 
 `int8-cpu` has unsigned activations with a zero point and int32 biases: ONNX Runtime and OpenVINO fuse it fully, and
-TensorRT's parser refuses it. `int8-trt` is symmetric, leaves biases in float and quantises only what convolutions and
-matrix products read: TensorRT fuses it, and ONNX Runtime would run it in float.
+TensorRT's parser does not accept it. `int8-trt` is symmetric, leaves biases in float and quantises only what
+convolutions and matrix products read: TensorRT fuses it, and ONNX Runtime would run it in float.
 
-An INT8 file does not compute what the network computes; it is judged by the answers it gets right. When it loses more
-than is allowed, the next rung of the ladder is tried, each leaving more in float.
+An INT8 file does not compute what the network computes, so it is judged by its accuracy. If it loses more than is
+allowed, the next rung of a ladder is tried; each rung leaves more in float.
 """
 
 import io
@@ -91,8 +91,8 @@ def int8_within_budget(
                 return Quantized(rung=rung, kept_float=kept, accuracy=accuracy, tried=tuple(tried))
         drops = ", ".join(f"{rung} {100 * accuracy.drop:.2f}" for rung, accuracy in tried)
         raise ParityError(
-            f"{path}: on every rung {flavour} loses more than the {100 * max_drop:g} points of accuracy allowed "
-            f"({drops}); allow more, or deploy fp16 or fp32"
+            f"{path}: with every setting {flavour} loses more than the {100 * max_drop:g} points of accuracy "
+            f"allowed ({drops}); allow more, or deploy fp16 or fp32"
         )
 
 

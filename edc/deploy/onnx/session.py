@@ -23,8 +23,8 @@ def import_onnxruntime() -> Any:
 def share_threads(threads: int) -> None:
     """Makes one pool of threads for this process, which from then on only takes sessions with `shares_threads`.
 
-    By default each session has a pool of its own, whose threads spin for a while after its last inference. Sessions
-    that take turns then fight for the cores: four networks one after another took up to twenty times what one takes.
+    By default each session has its own pool, whose threads spin for a while after its last inference. Sessions that
+    take turns then compete for the cores: four networks one after another took up to twenty times as long as one.
     """
     import_onnxruntime().set_global_thread_pool_sizes(threads, 1)
 

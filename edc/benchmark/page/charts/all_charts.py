@@ -1,4 +1,4 @@
-"""What stands on the page, section by section: switches, panels, legends and words, ready for the template."""
+"""The page's content, section by section: switches, panels, legends and words, ready for the template."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ WIDE, NARROW = (1100.0, 440.0), (360.0, 340.0)
 """Drawn twice where one size would be too small to read on a phone."""
 
 ALONE, PAIR = (250.0, 314.0), (172.0, 240.0)
-"""Of a reliability diagram, and on a phone, where two stand side by side: a comparison that takes a swipe is none."""
+"""Of a reliability diagram, and on a phone, where two are side by side so that they can be compared without a swipe."""
 
 
 def sections(bench: Bench) -> list[Figure]:
@@ -55,7 +55,7 @@ def _pareto(bench: Bench) -> Figure:
         "pareto",
         "Quality against latency",
         "Pareto",
-        "A marker a network and backend; up and left is better. On the line: what no other row beats in both.",
+        "One marker per network and backend; up and left is better. On the line: rows that no other beats in both.",
         "Quality against latency: no row has both.",
         (Switch("batch", batches, chosen), Switch("quality", tuple(measure.name for measure in MEASURES))),
         tuple(panels) if any(panel.drawings for panel in panels) else (),
@@ -88,13 +88,13 @@ def _calibration(bench: Bench) -> Figure:
         "calibration",
         "Calibration",
         "Calibration",
-        "How often a network is right among the images on which it is so sure: bars on the diagonal can be believed.",
+        "How often a network is right, by its confidence. If a bar ends on the diagonal, that confidence is correct.",
         "Calibration: this bench holds no reliability figures.",
         (),
         tuple(panels),
         (),
-        "Hatched: between accuracy and mean confidence (the tick), which is what ECE adds up. Whiskers: 95 % intervals "
-        "(Wilson). Below: images a bin, on a square-root scale.",
+        "Hatched: the gap between accuracy and mean confidence (the tick), which ECE adds up. Whiskers: 95 % intervals "
+        "(Wilson). Below: images per bin, on a square-root scale.",
     )
 
 
@@ -122,9 +122,9 @@ def _latency(bench: Bench) -> Figure:
     )
     return Figure(
         "latency",
-        "Latency, all of it",
+        "Latency distributions",
         "Latency",
-        "A level line is a steady network; where it climbs, some inferences wait. Every sample counts, outliers too.",
+        "A level line means steady latency; where it climbs, some inferences take longer. Outliers are included.",
         "Latency distributions: this bench holds none.",
         switches,
         tuple(panels) if any(panel.drawings for panel in panels) else (),

@@ -1,4 +1,4 @@
-"""Reliability diagrams: how often a network is right among the images on which it is so sure."""
+"""Reliability diagrams: how often a network is right, by its confidence."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ HISTOGRAM, BELOW = 40, 82
 def reliability(bins: Sequence[Bin], series: Series, *, title: str, width: float, height: float) -> Drawing:
     """Returns accuracy against confidence above the share of images in each bin.
 
-    Bars reach to the accuracy, ticks mark the mean confidence: what lies between them is what ECE adds up. Whiskers
+    Bars reach to the accuracy, ticks mark the mean confidence; ECE adds up the gaps between them. Whiskers
     are Wilson's 95 % intervals, long where a bin holds few images.
     """
     total = sum(each["count"] for each in bins)

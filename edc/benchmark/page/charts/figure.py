@@ -1,4 +1,4 @@
-"""What a section with drawings is, before the template writes it: panels, switches, legends."""
+"""A section with drawings before the template writes it: panels, switches, legends."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

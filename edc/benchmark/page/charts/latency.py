@@ -16,12 +16,12 @@ PLACE_OF_MAXIMUM = 2.35
 
 
 def place(percentile: float) -> float:
-    """Returns where a percentile stands: each further nine takes as much room as the one before."""
+    """Returns a percentile's place on the axis: each further nine takes as much room as the one before."""
     return -math.log10(1 - percentile / 100) if percentile < 100 else PLACE_OF_MAXIMUM
 
 
 def latency_quantiles(bench: Bench, *, backend: str, batch: int, width: float, height: float) -> Drawing | None:
-    """Returns a curve a row: latency against percentile, the tail drawn out; None if no row has quantiles."""
+    """Returns one curve per row: latency against percentile, the tail stretched; None if no row has quantiles."""
     curves = [
         (row, row.latency_quantiles_ms)
         for row in bench.rows
@@ -41,7 +41,9 @@ def latency_quantiles(bench: Bench, *, backend: str, batch: int, width: float, h
         x,
         y,
         x_label="percentile of inferences, the tail drawn out",
-        y_label=f"latency, ms a batch of {batch} (logarithmic)" if batch > 1 else "latency, ms an image (logarithmic)",
+        y_label=f"latency, ms per batch of {batch} (logarithmic)"
+        if batch > 1
+        else "latency, ms per image (logarithmic)",
         x_ticks=[place(each) for each in PERCENTILES if width > 500 or each not in {75, 95}],
         y_ticks=y.ticks(6),
         x_format=_percentile_name,
@@ -60,10 +62,10 @@ def latency_quantiles(bench: Bench, *, backend: str, batch: int, width: float, h
 
 
 def rounds_line(medians: Mapping[int, float], *, width: float = 88, height: float = 20) -> Drawing | None:
-    """Returns the medians of the rounds in order: level is a quiet machine, a slope is drift.
+    """Returns the medians of the rounds in order: a level line means a quiet machine, a slope means drift.
 
-    The height of the cell is always from 0.8 to 1.25 times the median of the rounds, so that rows compare; what lies
-    outside is drawn at the edge.
+    The cell's height is always from 0.8 to 1.25 times the median of the rounds, so that rows can be compared; values
+    outside are drawn at the edge.
     """
     if len(medians) < 2:
         return None

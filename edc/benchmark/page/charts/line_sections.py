@@ -35,12 +35,12 @@ def robustness(bench: Bench) -> Figure:
         "robustness",
         "Robustness",
         "Robustness",
-        f"{_images(bench, records)}, damaged more and more.",
+        f"{_images(bench, records)}, with corruptions of growing severity.",
         "Robustness: not measured in this bench.",
         (Switch("measure", tuple(measures)),) if measures else (),
         tuple(panels),
         series_of(bench, shown),
-        "Severity 0 is the images as they are. Temperatures are those fitted on clean validation images.",
+        "Severity 0: the original images. Temperatures are those fitted on clean validation images.",
     )
 
 
@@ -66,7 +66,7 @@ def _small_multiples(
     entries: Sequence[Mapping[str, Any]],
     draw: Callable[[Sequence[Mapping[str, Any]], Bench], Drawing | None],
 ) -> tuple[tuple[Panel, ...], tuple[Series, ...]]:
-    """Returns one panel with a drawing a backend, and who is in it."""
+    """Returns one panel with one drawing per backend, and the networks in it."""
     groups = _by_backend(bench, entries)
     drawings = {backend: drawing for backend, group in groups.items() if (drawing := draw(group, bench)) is not None}
     panels = (Panel((), "", tuple(drawings.values()), titles=tuple(drawings)),) if drawings else ()
@@ -92,8 +92,8 @@ def server(bench: Bench) -> Figure:
         "server",
         "Under load",
         "Load",
-        "Requests of one image at random times: how long the slowest hundredth waits as they come faster. Below: how "
-        "many requests per second are answered with p99 within the bound.",
+        "Requests of one image arrive at random times: p99 latency by their rate. Below: how many requests per second "
+        "are answered with p99 within the bound.",
         "Latency under load: not measured in this bench.",
         panels=panels,
         series=series,
@@ -118,8 +118,8 @@ def training(bench: Bench) -> Figure:
         "training",
         "Training",
         "Training",
-        "Losses of students and teachers are different sums and do not compare; errors do. Scales are logarithmic.",
-        "Training curves: the run was not at hand when this bench was made.",
+        "Compare errors, not losses: those of students and teachers are different sums. Scales are logarithmic.",
+        "Training curves: this bench was made without the run.",
         panels=(Panel((), "", tuple(drawn.values()), titles=tuple(drawn)),) if drawn else (),
         series=(
             *sorted(map(bench.series_of_curve, students), key=lambda each: each.colour),

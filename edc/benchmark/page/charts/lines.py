@@ -49,7 +49,7 @@ def robustness(
     measure: RobustnessMeasure,
     top_to: Scale,
 ) -> Drawing:
-    """Returns a measure against the severity of one corruption; severity 0 is the images as they are.
+    """Returns a measure against the severity of one corruption; severity 0 is the original images.
 
     Args:
         records: by key, as `details` has them.
@@ -77,7 +77,7 @@ def robustness_scale(records: Mapping[str, Sequence[Figures]], measure: Robustne
 
 
 def throughput(entries: Sequence[Figures], bench: Bench) -> Drawing | None:
-    """Returns images per second against the batch size, both logarithmic, a line a network of one backend."""
+    """Returns images per second against the batch size, both logarithmic, one line per network of one backend."""
     points = {entry["key"]: [p for p in entry.get("points") or [] if p.get("images_per_second")] for entry in entries}
     rates = [point["images_per_second"] for line in points.values() for point in line]
     if not rates:
@@ -128,7 +128,7 @@ def training(
     label: str,
     value: Callable[[float], float] = float,
 ) -> Drawing | None:
-    """Returns a column of the training records against the epoch, a line a network; None without any figure.
+    """Returns a column of the training records against the epoch, one line per network; None without any figure.
 
     Logarithmic where all values are positive, so that the end of training, where curves flatten, is seen.
     """
@@ -166,7 +166,7 @@ def training(
 
 
 def _line(drawing: Drawing, points: Sequence[tuple[float, float]], series: Series, tip: Sequence[str]) -> None:
-    """Draws a line with a marker at every point; `tip` has its name and a line a point."""
+    """Draws a line with a marker at every point; `tip` has its name and one line per point."""
     drawing.polyline(points, f"s c{series.colour}", dash=series.dash, tip="\n".join(tip))
     for point in points:
         drawing.marker(point, series.shape, f"{series.css} q")

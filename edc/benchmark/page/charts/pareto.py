@@ -1,4 +1,4 @@
-"""The Pareto picture: quality against the latency of a batch, one marker a row, and the rows that no other beats."""
+"""The Pareto picture: quality against the latency of a batch, one marker per row, and the rows that no other beats."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -43,8 +43,8 @@ def _calibrated_nll(row: SavedRow) -> float | None:
 
 MEASURES = (
     Measure("accuracy", "accuracy, %", 1, _accuracy),
-    Measure("NLL", "NLL, nats; less is better, so the axis is upside down", -1, _nll),
-    Measure("cNLL", "calibrated NLL, nats; less is better, so the axis is upside down", -1, _calibrated_nll),
+    Measure("NLL", "NLL, nats; lower is better, so the axis is reversed", -1, _nll),
+    Measure("cNLL", "calibrated NLL, nats; lower is better, so the axis is reversed", -1, _calibrated_nll),
 )
 
 
@@ -103,7 +103,7 @@ def pareto(bench: Bench, *, batch: int, measure: Measure, width: float, height: 
     if measure.sign < 0:
         y = Scale(y.high, y.low, y.start, y.end)
     upright = Scale(min(y.low, y.high), max(y.low, y.high), 0, 1)
-    unit = "ms an image" if batch == 1 else f"ms a batch of {batch}"
+    unit = "ms per image" if batch == 1 else f"ms per batch of {batch}"
     axes(drawing, x, y, x_label=f"median latency, {unit} (logarithmic)", y_label=measure.axis, y_ticks=upright.ticks(5))
     boxes = [(x(point.ms) - 7, y(point.quality) - 7, x(point.ms) + 7, y(point.quality) + 7) for point in points]
     boxes += _sampling_error(drawing, bench, points, y) if measure.sign > 0 else []
@@ -175,7 +175,7 @@ def _sampling_error(drawing: Drawing, bench: Bench, points: Sequence[_Point], y:
 
 
 def _label(drawing: Drawing, points: Sequence[_Point], x: Scale, y: Scale, taken: list[_Taken], *, css: str) -> None:
-    """Writes the backend beside each marker, in the first free place around it; where there is none, hovering tells."""
+    """Writes the backend beside each marker, in the first free place around it; if there is none, the tooltip does."""
     for point in points:
         words, at, height = point.row.backend, x(point.ms), y(point.quality)
         if any(other.words == words and math.hypot(at - other.x, height - other.y) < NEAR for other in taken):

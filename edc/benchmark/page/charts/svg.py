@@ -1,4 +1,4 @@
-"""Just enough of SVG: scales with round ticks, markers that differ in shape, a drawing that escapes what it is given.
+"""A minimum of SVG: scales with round ticks, markers that differ in shape, a drawing that escapes its texts.
 
 Colours are classes (`c0`, `c1`, ...), which the style sheet fills in for light, dark and paper.
 """
@@ -99,7 +99,7 @@ def _shape_path(shape: str, x: float, y: float, radius: float) -> str:
 
 
 def marker_definitions() -> Markup:
-    """Returns the markers, once a page; drawings refer to them."""
+    """Returns the markers, once per page; drawings refer to them."""
     paths = [
         f'<path id="m-{shape}-{name}" d="{_shape_path(shape, 0, 0, radius)}"/>'
         for shape in SHAPES

@@ -72,7 +72,7 @@ def _quality(bench: Bench) -> Table:
     )
     note = (
         "c: after one temperature T, fitted for this file on validation images. agree: same class as the ensemble. "
-        "DEE: how many teachers an ensemble needs for the same cNLL; >: more than there are."
+        "DEE: how many teachers an ensemble needs for the same cNLL; >: more than the ensemble has."
     )
     number = bench.document.num_test_images
     title = f"Quality on {number:,} test images" if number else "Quality"
@@ -111,9 +111,9 @@ def _speed(bench: Bench) -> Table:
 
     columns = ("network", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "rounds", "samples", "peak MB", "flags")
     note = (
-        "For a whole batch. In parentheses: 99 % intervals between order statistics, widened for samples of one round "
-        "resembling each other. rounds: the median of each, from 0.8 to 1.25 times the middle one. peak: memory above "
-        "the process before loading."
+        "Times are per batch. In parentheses: 99 % intervals between order statistics, widened because samples of one "
+        "round resemble each other. rounds: the median of each, from 0.8 to 1.25 times the middle one. peak: memory "
+        "beyond that of the process before loading."
     )
     return Table("speed", "Speed", columns, _grouped(bench, bench.rows, line), note=note)
 
@@ -129,9 +129,7 @@ def _what_ran(bench: Bench) -> Table:
         return line_of(bench, row, *cells)
 
     columns = ("network", "provider", "precision", "version", "notes", "threads", "load ms", "first ms")
-    note = (
-        "As each backend reports it after loading, not what it was asked for. first: the first inference after loading."
-    )
+    note = "As each backend reports after loading, not as requested. first: the first inference after loading."
     return Table("what-ran", "What ran", columns, _grouped(bench, bench.by_key.values(), line), 5, note)
 
 

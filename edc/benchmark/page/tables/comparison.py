@@ -13,11 +13,11 @@ from edc.benchmark.page.words import decision
 __all__ = ["comparison_table"]
 
 RATIOS = {"throughput_ratio": "by images/s", "flops_ratio": "by FLOPs"}
-"""What stands beside the speed-up: columns that are there if any comparison has the figure."""
+"""Columns beside the speed-up, shown if any comparison has the figure."""
 
 
 def comparison_table(bench: Bench) -> Table:
-    """Returns a line a comparison, under its baseline."""
+    """Returns one line per comparison, under its baseline."""
     entries = [(row, at, against) for row in bench.rows for at, against in enumerate(row.against)]
     ratios = {name: head for name, head in RATIOS.items() if any(getattr(a, name) is not None for _, _, a in entries)}
     by_baseline: dict[str, list[Line]] = {}
@@ -45,7 +45,7 @@ def comparison_table(bench: Bench) -> Table:
 
 
 def _speedup(against: SavedAgainst, *, identity: str) -> Cell:
-    """Returns the speed-up; one that is in doubt leads to why."""
+    """Returns the speed-up; one that is in doubt links to the reason."""
     text = interval(against.speedup, 2)
     if not against.doubts:
         return text
@@ -59,11 +59,11 @@ def _note(entries: list[tuple[Any, int, SavedAgainst]], *, is_with_ratios: bool)
     is_against_fp32 = any(a.accuracy_baseline not in {None, a.baseline} for _, _, a in entries)
     parts = [
         "times as fast: ratio of medians round by round, 95 % interval over rounds.",
-        "by images/s: from the same samples, outliers included; by FLOPs: the baseline's over the row's, which is what "
-        "to expect where nothing else costs time."
+        "by images/s: from the same samples, outliers included; by FLOPs: the baseline's over the row's, the speed-up "
+        "to expect if nothing else costs time."
         if is_with_ratios
         else "",
-        "?: in doubt; it leads to why." if any(against.doubts for _, _, against in entries) else "",
+        "?: in doubt; follow it to the reason." if any(against.doubts for _, _, against in entries) else "",
         f"accuracy: 95 % interval over images; the verdict is about the margin{margin}.",
         "The accuracy of a baseline in 8 or 16 bits is that of its fp32 form." if is_against_fp32 else "",
         "lost, gained: images right in one and wrong in the other; p: McNemar, then corrected for all rows.",

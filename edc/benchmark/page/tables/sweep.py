@@ -1,4 +1,4 @@
-"""The tables of what is measured beside the rows: throughput, load, robustness."""
+"""The tables of further measurements: throughput, load, robustness."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,7 +55,7 @@ def server_table(bench: Bench) -> Table:
 
 
 def capacity(entry: Mapping[str, Any]) -> str:
-    """Returns between which of the rates that were tried p99 leaves its bound."""
+    """Returns the two tried rates between which p99 leaves its bound."""
     holds, fails = entry.get("highest_rate_per_second"), entry.get("lowest_failing_rate_per_second")
     knows_failing = "lowest_failing_rate_per_second" in entry  # an older bench does not say it
     if holds is None and fails is None:
@@ -82,7 +82,7 @@ BESIDE: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def robustness_table(bench: Bench) -> Table:
-    """Returns quality by corruption and severity, and what is known of it beside the ensemble on the same images."""
+    """Returns quality by corruption and severity, and its comparison with the ensemble on the same images."""
     groups = []
     records = [record for details in bench.details.values() for record in details.robustness or ()]
     beside = {name: column for name, column in BESIDE.items() if any(each.get(name) is not None for each in records)}
@@ -108,5 +108,5 @@ def robustness_table(bench: Bench) -> Table:
     note = "cNLL and cECE: with the temperature fitted on clean validation images."
     if beside:
         note += " agree: same class as the ensemble; vs. ensemble: points of accuracy, with a 95 % interval; both on "
-        note += "the same damaged images."
+        note += "the same corrupted images."
     return Table("corruptions", "Robustness", columns, tuple(g for g in groups if g[1]), note=note, is_open=False)

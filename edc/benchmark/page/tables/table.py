@@ -1,4 +1,4 @@
-"""What a table of the page is, before the template writes it."""
+"""A table of the page, before the template writes it."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,126 @@
+"""Images without labels beside those with: what they are, and which stand in which rows of a batch.
+
+Each batch has the same number of them in the same rows, spread evenly, so that every process and every micro-batch has
+its share. An epoch goes once through the labelled images; the extra ones are gone through turn by turn, in a new order
+each time, and a turn goes on from one epoch to the next. All of it is a function of seed, epoch and position.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from edc.data.images import Images, sample_seed
+from edc.errors import DataError
+from edc.recipe.data_section import num_extra_rows
+from edc.seeding import derive_seed, generator_for
+
+__all__ = ["ExtraImages", "Rows", "rows_of_batches", "steps_per_epoch"]
+
+
+@dataclass(frozen=True, eq=False)
+class ExtraImages:
+    """Images from one or several places, whose labels are all `NO_LABEL`; `share` is their share of a batch."""
+
+    parts: tuple[Images, ...]
+    share: float
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def num_rows(self, batch_size: int) -> int:
+        return num_extra_rows(batch_size, self.share)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the images, wherever they lie on disk."""
+        return hashlib.sha256(repr([part.fingerprint() for part in self.parts]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What stands in some rows of a batch; `sources` count the labelled images as 0, the parts of the extra from 1.
+
+    Shapes: all (N,) int64. `turns` say how often a source was gone through before.
+    """
+
+    sources: Tensor
+    indices: Tensor
+    turns: Tensor
+
+    def __getitem__(self, rows: slice) -> "Rows":
+        return Rows(self.sources[rows], self.indices[rows], self.turns[rows])
+
+    def requests(self, seed: int, *, seeded: bool) -> list[tuple[int, int, int | None]]:
+        """Returns the source and index of each row, and what its augmentation is drawn from if it is `seeded`."""
+        rows = zip(self.sources.tolist(), self.indices.tolist(), self.turns.tolist(), strict=True)
+        return [(source, i, _augment_seed(seed, turn, source, i) if seeded else None) for source, i, turn in rows]
+
+
+def _augment_seed(seed: int, turn: int, source: int, index: int) -> int:
+    if not source:
+        return sample_seed(seed, turn, index)
+    return derive_seed(seed, "augment extra", turn, source, index)
+
+
+def steps_per_epoch(images: Images, batch_size: int, extra: ExtraImages | None = None) -> int:
+    """Returns the number of full batches that the labelled `images` make with the `extra` ones beside them.
+
+    Images of an incomplete last batch are left out, as in the official code.
+    """
+    num_labelled = batch_size - (extra.num_rows(batch_size) if extra else 0)
+    if len(images) < num_labelled:
+        beside = f" and {num_labelled} of a batch are labelled" if extra else ""
+        raise DataError(
+            f"training.batch_size: found {batch_size}{beside}, but only {len(images)} training images; make it smaller"
+        )
+    return len(images) // num_labelled
+
+
+def rows_of_batches(
+    images: Images, extra: ExtraImages | None, *, batch_size: int, seed: int, epoch: int
+) -> Callable[[int], Rows]:
+    """Returns what says which images stand in the rows of a batch of the epoch, by its number."""
+    order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
+    if extra is None:
+        zeros, epochs = torch.zeros(batch_size, dtype=torch.int64), torch.full((batch_size,), epoch)
+        return lambda number: Rows(zeros, order[number * batch_size :][:batch_size], epochs)
+    num_extra, num_steps = extra.num_rows(batch_size), steps_per_epoch(images, batch_size, extra)
+    num_labelled = batch_size - num_extra
+    is_extra = is_extra_row(batch_size, num_extra)
+    in_turn = _in_turn(extra, seed)
+
+    def rows_of(number: int) -> Rows:
+        sources, indices, turns = torch.zeros(3, batch_size, dtype=torch.int64)
+        indices[~is_extra], turns[~is_extra] = order[number * num_labelled :][:num_labelled], epoch
+        first = (epoch * num_steps + number) * num_extra
+        sources[is_extra], indices[is_extra], turns[is_extra] = in_turn(first, num_extra)
+        return Rows(sources, indices, turns)
+
+    return rows_of
+
+
+def is_extra_row(batch_size: int, num_extra: int) -> Tensor:
+    """Returns which rows are of extra images, (batch_size,) bool: any part of them has its share, give or take one."""
+    row = torch.arange(batch_size)
+    return (row + 1) * num_extra // batch_size > row * num_extra // batch_size
+
+
+def _in_turn(extra: ExtraImages, seed: int) -> Callable[[int, int], tuple[Tensor, Tensor, Tensor]]:
+    """Returns what gives source, index and turn of so many images from a position on, counted from the first epoch."""
+    lengths = torch.tensor([len(part) for part in extra.parts])
+    ends = lengths.cumsum(0)
+    order = lru_cache(2)(lambda turn: torch.randperm(len(extra), generator=generator_for(seed, "extra order", turn)))
+
+    def in_turn(first: int, num_images: int) -> tuple[Tensor, Tensor, Tensor]:
+        positions = torch.arange(first, first + num_images)
+        turns, places = positions // len(extra), positions % len(extra)
+        chosen = torch.empty_like(places)
+        for turn in range(int(turns[0]), int(turns[-1]) + 1):
+            chosen[turns == turn] = order(turn)[places[turns == turn]]
+        part = torch.searchsorted(ends, chosen, right=True)
+        return part + 1, chosen - (ends - lengths)[part], turns
+
+    return in_turn
