@@ -267,6 +267,15 @@ def test_columns_give_way_in_the_stated_order(runs):
     assert seen[-1] > 3
 
 
+def test_one_run_alone_says_its_shares_in_words(runs):
+    text, evidence = shown(runs[:1], 150, against=None), evidence_of(runs[:1])
+    for name in STUDENTS:
+        of_acc, of_nll = (the_row(evidence, name).share[m] for m in ("acc", "calibrated_nll"))
+        said = [f"{100 * s.value:.0f} ({100 * s.low:.0f} to {100 * s.high:.0f}) %" for s in (of_acc, of_nll)]
+        assert f"- {name} keeps {said[0]} in accuracy and {said[1]} in calibrated NLL" in text
+    assert "(95 % intervals over test images)" in text
+
+
 def test_rows_that_cannot_be_told_apart_are_said_to_be_so(runs):
     evidence = evidence_of(runs, against="kd")
     alike = [row.label for row in evidence.rows if row.against and row.against["acc"].verdict == "not told apart"]

@@ -31,7 +31,8 @@ def with_numbers_of_epochs(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a recipe as it was read, with a number in place of each `epochs: {as_long_as: NAME, times: 1}`.
 
     The number is `times` * epochs of NAME * units of NAME / units of the student, rounded to the nearest whole epoch.
-    The units are those of an epoch, which has more steps for a student that learns from extra images. A section that is wrong in another way gives no number: that is for its own check to say.
+    The units are those of an epoch, which has more steps for a student that learns from extra images. A section that is
+    wrong in another way gives no number: that is for its own check to say.
 
     Raises:
         ValueError: a line for each student whose number cannot be known, by its field.

@@ -40,7 +40,10 @@ def evidence_document(evidence: Evidence) -> dict[str, Any]:
 
 
 def print_evidence(evidence: Evidence, *, console: Console) -> None:
-    """Prints costs, shares of the gain and differences from the named row, and in words what cannot be told apart."""
+    """Prints costs, shares of the gain and differences from the named row, and in words what cannot be told apart.
+
+    Of one run, without a named row, the shares in words.
+    """
     level = f"{100 * evidence.confidence:.0f} % intervals over {evidence.over}"
     level = "no intervals" if evidence.over == "nothing" else level
     caption = (
@@ -49,6 +52,10 @@ def print_evidence(evidence: Evidence, *, console: Console) -> None:
     )
     worth = [TextRow(row.label, dict(zip(WORTH, _worth(row), strict=True))) for row in evidence.rows if row.share]
     title = "what a student keeps of the ensemble's gain"
+    if len(evidence.runs) == 1 and not evidence.against:
+        for line in (*_shares_in_words(evidence), f"({level})"):
+            console.print(line, highlight=False)
+        return
     _print(title, worth, WORTH, WORTH_GIVES_WAY, caption, console)
     if evidence.against:
         compared = [
@@ -107,6 +114,16 @@ def _interval(interval: Interval, digits: int, *, scale: float = 1, sign: str = 
     if interval.low is None or interval.high is None:
         return write(interval.value)
     return f"{write(interval.value)} ({write(interval.low)} to {write(interval.high)})"
+
+
+def _shares_in_words(evidence: Evidence) -> list[str]:
+    """Returns a line for each student as it is deployed."""
+    students = [row for row in evidence.rows if row.subject and row.subject.role == "student"]
+    return [f"{_gain(evidence)}, of which"] + [
+        f"- {row.label} keeps {_interval(row.share['acc'], 0, scale=100)} % in accuracy and "
+        f"{_interval(row.share['calibrated_nll'], 0, scale=100)} % in calibrated NLL"
+        for row in students
+    ]
 
 
 def _words(evidence: Evidence) -> list[str]:
