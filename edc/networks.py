@@ -1,22 +1,24 @@
-"""Networks: small-image ResNets of the papers, torchvision and timm by name, all taking images in [0, 1].
+"""Networks: small-image ResNets of the papers, torchvision and timm by name, all taking images in [0, 1]."""
 
-Source: wide ResNets, Zagoruyko and Komodakis 2016 (pre-activation, He et al. 2016); CIFAR ResNets, He et al. 2015;
-both in the form of the authors' framework giung2-jax: He initialisation from a truncated normal, no bias before a
-norm, the projection shortcut reads the block's raw input. (Their running variance is the biased one; torch's is not.)
-"""
-
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edc.architectures import CifarResNet, WideResNet
 from edc.errors import CheckpointError, FailedError, RecipeError, first_line
 from edc.recipe import NETWORK_NAME, NetworkSection
 
-__all__ = ["Classifier", "build_network", "count_parameters", "load_weights", "require_logits"]
+__all__ = [
+    "CifarResNet",
+    "Classifier",
+    "WideResNet",
+    "build_network",
+    "count_parameters",
+    "load_weights",
+    "require_logits",
+    "unwrapped",
+]
 
 
 class Classifier(nn.Module):
@@ -84,122 +86,14 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def he_truncated_normal_(weight: Tensor) -> None:
-    """Fills `weight` with He-normal values from a normal truncated at two standard deviations (fan-in, gain 2)."""
-    fan_in = weight[0].numel()
-    std = math.sqrt(2 / fan_in) / 0.87962566103423978  # the truncated normal's own standard deviation
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-
-def _initialise(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            he_truncated_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-
-
-def _three_stages(
-    block: Callable[[int, int, int], nn.Module], blocks_per_stage: int, width: int
-) -> tuple[nn.Sequential, int]:
-    """Returns the blocks after a stem of 16 channels, and the channels they end with: 16, 32, 64 times `width`.
-
-    The second and the third stage begin with a block of stride 2.
-    """
-    blocks: list[nn.Module] = []
-    channels = 16
-    for stage in range(3):
-        for number in range(blocks_per_stage):
-            stride = 2 if stage > 0 and number == 0 else 1
-            blocks.append(block(channels, 16 * width * 2**stage, stride))
-            channels = 16 * width * 2**stage
-    return nn.Sequential(*blocks), channels
-
-
-class PreActivationBlock(nn.Module):
-    """BN, ReLU, conv, BN, ReLU, conv, plus a shortcut: the input itself, or a 1x1 convolution of it."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = _conv3x3(in_channels, out_channels, stride)
-        self.norm2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = _conv3x3(out_channels, out_channels)
-        self.shortcut = (
-            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            if stride != 1 or in_channels != out_channels
-            else nn.Identity()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.relu(self.norm1(x)))
-        y = self.conv2(F.relu(self.norm2(y)))
-        result: Tensor = y + self.shortcut(x)
-        return result
-
-
-class WideResNet(nn.Module):
-    """WRN-depth-width: three stages of pre-activation blocks, 16, 32 and 64 times `width` channels."""
-
-    def __init__(self, depth: int, width: int, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__()
-        self.stem = _conv3x3(in_channels, 16)
-        self.blocks, channels = _three_stages(PreActivationBlock, (depth - 4) // 6, width)
-        self.norm = nn.BatchNorm2d(channels)
-        self.classifier = nn.Linear(channels, num_classes)
-        _initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm(self.blocks(self.stem(x))))
-        logits: Tensor = self.classifier(y.mean((2, 3)))
-        return logits
-
-
-class BasicBlock(nn.Module):
-    """Conv, BN, ReLU, conv, BN, plus the input (strided and padded with zero channels), ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(in_channels, out_channels, stride)
-        self.norm1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = _conv3x3(out_channels, out_channels)
-        self.norm2 = nn.BatchNorm2d(out_channels)
-        self.stride, self.padding = stride, out_channels - in_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        if self.stride != 1 or self.padding:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.padding))
-        return F.relu(y + x)
-
-
-class CifarResNet(nn.Module):
-    """ResNet-depth[xwidth] for 32-px images: three stages, 16, 32 and 64 times `width` channels, free shortcuts."""
-
-    def __init__(self, depth: int, width: int, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__()
-        self.stem = _conv3x3(in_channels, 16)
-        self.norm = nn.BatchNorm2d(16)
-        self.blocks, channels = _three_stages(BasicBlock, (depth - 2) // 6, width)
-        self.classifier = nn.Linear(channels, num_classes)
-        _initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.blocks(F.relu(self.norm(self.stem(x))))
-        logits: Tensor = self.classifier(y.mean((2, 3)))
-        return logits
-
-
 def _build_timm(name: str, pretrained: bool, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:5])
         raise RecipeError(f"timm/{name}: timm has no such network{f' (it has {near}, ...)' if near else ''}")
+    if pretrained and not getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "has_weights", False):
+        raise RecipeError(f"timm/{name}: pretrained: timm has no weights of it; start from random ones, or from a file")
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": num_classes, "in_chans": image_shape[0]}
     try:
         network: nn.Module = timm.create_model(name, **options, img_size=image_shape[1])
@@ -260,35 +154,46 @@ def require_logits(network: nn.Module, image_shape: tuple[int, int, int], num_cl
     network.load_state_dict(state)  # a forward in train mode moves running statistics
 
 
-def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str, num_classes: int) -> None:
-    """Loads `state` into `network`, strictly; a bare timm or torchvision state dict fits too.
-
-    Raises:
-        CheckpointError: with the first keys or shapes that differ.
-    """
-    wrappers = ("module.", "_orig_mod.")  # DataParallel and torch.compile leave these, in any order
+def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the state dict without what DataParallel and torch.compile put before its keys, in any order."""
+    wrappers = ("module.", "_orig_mod.")
     while prefix := next((w for w in wrappers if state and all(key.startswith(w) for key in state)), ""):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str, num_classes: int | None) -> None:
+    """Loads `state` into `network`, strictly; a bare timm or torchvision state dict fits too.
+
+    Args:
+        num_classes: of the data, for a word about a classifier of other classes; None: it is a shape like any other.
+
+    Raises:
+        CheckpointError: with the first keys or shapes that differ, one of each kind among them.
+    """
+    state = unwrapped(state)
     target: nn.Module = network if "mean" in state and "std" in state else network.network
     expected = target.state_dict()
     classifier = [key for key, value in expected.items() if value.ndim == 2 and key.endswith("weight")][-1:]
     for key in classifier:  # in the order of the modules: the last matrix makes the logits
-        if key in state and state[key].ndim == 2 and len(state[key]) != num_classes:
+        if num_classes and key in state and state[key].ndim == 2 and len(state[key]) != num_classes:
             raise CheckpointError(
                 f"{source}: a classifier of {len(state[key])} classes ({key}), the data has {num_classes}"
             )
-    problems = [f"{key}: missing in the file" for key in expected.keys() - state.keys()]
-    problems += [f"{key}: not in the network" for key in state.keys() - expected.keys()]
-    problems += [
+    missing = [f"{key}: missing in the file" for key in expected.keys() - state.keys()]
+    unknown = [f"{key}: not in the network" for key in state.keys() - expected.keys()]
+    shapes = [
         f"{key}: {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the network"
         for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
-    if problems:
-        more = f"\n  ... and {len(problems) - 5} more" if len(problems) > 5 else ""
+    if problems := sorted(missing + unknown + shapes):
+        first_of_each = [min(kind) for kind in (missing, unknown, shapes) if kind]
+        shown = list(dict.fromkeys([*problems[:5], *first_of_each]))
+        more = f"\n  ... and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
         raise CheckpointError(
             f"{source}: these weights do not fit {type(network.network).__name__} as the recipe describes it\n  "
-            + "\n  ".join(sorted(problems)[:5])
+            + "\n  ".join(shown)
             + more
         )
     target.load_state_dict(state)

@@ -282,7 +282,7 @@ def test_batch_over_the_profile_is_refused_before_the_gpu_is_asked(built):
     file, engine = built
     for batch in (1, 8):
         require_batch(file.path, engine, batch)
-    with pytest.raises(EngineError, match="refuses batch 9, built for 1 to 8; export again with --max-batch 9"):
+    with pytest.raises(EngineError, match="does not take batch 9, built for 1 to 8; export again with --max-batch 9"):
         require_batch(file.path, engine, 9)
 
 

@@ -50,6 +50,16 @@ def test_numbers_are_the_nearest_halves_up():
     assert epochs_of(with_epochs(kd=10, split={"as_long_as": "kd"}))["split"] == 18  # 17.5
 
 
+def test_a_student_with_batches_and_epochs_of_its_own_is_counted_by_images():
+    document = with_epochs(kd={"as_long_as": "paper"}, split={"as_long_as": "kd"})
+    document["students"]["paper"]["training"] = {"epochs": 50, "batch_size": 32}
+    document["students"]["kd"]["training"] = {"batch_size": 256}
+    found = Recipe.model_validate(document)
+    assert found.students["kd"].epochs == 157  # 50 * 22 / 7 = 157.1, whatever the batches
+    assert found.training_of(found.students["kd"]).epochs == 157
+    assert found.students["split"].epochs == 275  # 157 * 7 / 4 = 274.75
+
+
 @pytest.mark.parametrize("share", [0.5, 0.75])
 def test_an_epoch_with_extra_images_costs_more(share):
     """Steps of an epoch of 4,800 labelled images: 4,800 / (128 - extra rows)."""

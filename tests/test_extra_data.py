@@ -319,5 +319,5 @@ def test_run_does_not_go_on_with_other_extra_images(tmp_path, accelerator):
     distill(recipe_from_document(asked, source="test"), run=tmp_path / "run", accelerator=accelerator)
     (tmp_path / "run/summary.json").unlink()
     (tmp_path / "moved/0.jpg").write_bytes(jpeg(99, quality=40))
-    with pytest.raises(RunError, match=r"begun to learn from other content of the extra images than there is now"):
+    with pytest.raises(RunError, match=r"began to learn from other content of the extra images than there is now"):
         distill(recipe_from_document(asked, source="test"), run=tmp_path / "run", accelerator=accelerator)

@@ -1,15 +1,11 @@
 """Recipes: what a run is. Importable without torch."""
 
 from edc.recipe.data_section import DataSection, ExtraSection, Section
+from edc.recipe.network_section import NETWORK_NAME, NetworkSection
 from edc.recipe.recipe import Recipe
-from edc.recipe.sections import (
-    NETWORK_NAME,
-    CheckpointSection,
-    NetworkSection,
-    StudentSection,
-    TeachersSection,
-    TrainingSection,
-)
+from edc.recipe.sections import StudentSection
+from edc.recipe.teachers_section import CheckpointSection, TeachersSection
+from edc.recipe.training_section import TrainingOverrides, TrainingSection
 
 __all__ = [
     "NETWORK_NAME",
@@ -21,5 +17,6 @@ __all__ = [
     "Section",
     "StudentSection",
     "TeachersSection",
+    "TrainingOverrides",
     "TrainingSection",
 ]

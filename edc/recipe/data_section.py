@@ -2,15 +2,35 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 __all__ = ["FILE_KINDS", "DataSection", "ExtraSection", "Section", "num_extra_rows", "problems_with_extra"]
 
 
 class Section(BaseModel):
+    """A part of a recipe: frozen, and strict about its keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    later_than_first: ClassVar[tuple[str, ...]] = ()
+    """Fields that recipes of edc 0.1.0 did not have, whose default is None: written only where they are given, so that
+    digests of older edcs, of runs and of teachers, still hold."""
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = dump(self)
+        return {key: value for key, value in document.items() if value is not None or key not in self.later_than_first}
 
 
 FILE_KINDS = ("image_folder", "parquet", "webdataset")

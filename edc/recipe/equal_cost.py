@@ -3,12 +3,15 @@
 import difflib
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from pydantic import ValidationError
 
 from edc.recipe.data_section import DataSection, num_extra_rows
-from edc.recipe.sections import StudentSection, TeachersSection, TrainingSection
+from edc.recipe.sections import StudentSection
+from edc.recipe.teachers_section import TeachersSection
+from edc.recipe.training_section import TrainingSection
 
 __all__ = ["units_per_step", "with_numbers_of_epochs"]
 
@@ -95,20 +98,26 @@ def _num_epochs(name: str, recipe: Mapping[str, Any], students: Mapping[str, Any
         data = DataSection.model_validate(recipe.get("data"))
         ensemble_size = TeachersSection.model_validate(recipe.get("teachers") or {}).size
         if wish is None:
-            return StudentSection.model_validate(students[name] or {}).epochs or training.epochs
+            student = StudentSection.model_validate(students[name] or {})
+            return student.epochs or (student.training and student.training.epochs) or training.epochs
         student, other = (
             StudentSection.model_validate({**(students[one] or {}), "epochs": None}) for one in (name, wish[AS_LONG_AS])
         )
     except (ValidationError, TypeError):
         return None
     epochs = _num_epochs(wish[AS_LONG_AS], recipe, students, wishes)
-    rows, other_rows = (_labelled_rows(each, data, training.batch_size) for each in (student, other))
-    if epochs is None or not rows or not other_rows:
+    cost, other_cost = (_cost(each, data, training.batch_size, ensemble_size) for each in (student, other))
+    if epochs is None or cost is None or other_cost is None:
         return None
-    units = units_per_step(other, ensemble_size) * rows / (units_per_step(student, ensemble_size) * other_rows)
-    return max(1, math.floor(wish.get(TIMES, 1) * epochs * units + 0.5))
+    return max(1, math.floor(wish.get(TIMES, 1) * epochs * other_cost / cost + Fraction(1, 2)))
 
 
-def _labelled_rows(student: StudentSection, data: DataSection, batch_size: int) -> int:
-    """Returns how many rows of a batch are labelled images: an epoch has one step for so many of them."""
-    return batch_size - (num_extra_rows(batch_size, data.extra_share) if data.extra and student.extra else 0)
+def _cost(student: StudentSection, data: DataSection, batch_size: int, ensemble_size: int) -> Fraction | None:
+    """Returns the forward passes of a single image that an epoch costs, for each labelled image of the data.
+
+    An epoch has a step for as many labelled images as a batch holds; None: it holds none, which is refused elsewhere.
+    """
+    batch_size = (student.training and student.training.batch_size) or batch_size
+    num_extra = num_extra_rows(batch_size, data.extra_share) if data.extra and student.extra else 0
+    units = units_per_step(student, ensemble_size)
+    return Fraction(units * batch_size, batch_size - num_extra) if num_extra < batch_size else None

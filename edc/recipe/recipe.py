@@ -8,14 +8,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from edc.recipe.data_section import DataSection, Section, problems_with_extra
 from edc.recipe.equal_cost import with_numbers_of_epochs
-from edc.recipe.sections import ADDED_LATER, NetworkSection, StudentSection, TeachersSection, TrainingSection
+from edc.recipe.network_section import NetworkSection
+from edc.recipe.sections import ADDED_LATER, StudentSection
+from edc.recipe.teachers_section import TeachersSection
+from edc.recipe.training_section import TrainingSection
 
 __all__ = ["Recipe"]
 
@@ -26,6 +29,7 @@ BEST = "best"
 class Recipe(Section):
     """A whole run. `students` maps names to students, and `deploy` says which of them `edc export` takes."""
 
+    later_than_first: ClassVar[tuple[str, ...]] = ("deploy_by",)
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: int = 0
     """Seed of the students; the teachers have their own in `teachers.seed`."""
@@ -71,11 +75,8 @@ class Recipe(Section):
                     f"students.{name}.perturbation: {student.perturbation!r} needs a pair of teachers, "
                     f"but the ensemble has {self.teachers.size}; use 2 or more, or 'ods'"
                 )
-            if student.epochs is not None and student.epochs <= self.training.warmup_epochs:
-                problems.append(
-                    f"students.{name}.epochs: must be larger than training.warmup_epochs "
-                    f"({self.training.warmup_epochs}), found {student.epochs}"
-                )
+            problems += self._problems_of_schedule(student, f"students.{name}")
+            problems += self._problems_of_start(student, f"students.{name}")
         if self.data.unlabelled and not self.teachers.checkpoints:
             problems.append(
                 "data.unlabelled: teachers cannot be trained without labels; list your own in teachers.checkpoints"
@@ -88,20 +89,35 @@ class Recipe(Section):
                 if student.alpha != 1
             ]
         learns = {name: student.extra for name, student in self.students.items()}
-        problems += problems_with_extra(self.data, batch_size=self.training.batch_size, learns=learns)
-        if self.teachers.epochs is not None and self.teachers.epochs <= self.training.warmup_epochs:
-            problems.append("teachers.epochs: must be larger than training.warmup_epochs")
+        sizes = [self.training_of(student).batch_size for student in self.students.values() if student.extra]
+        smallest = min(sizes, default=self.training.batch_size)
+        problems += problems_with_extra(self.data, batch_size=smallest, learns=learns)
+        problems += self._problems_of_schedule(self.teachers, "teachers")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_what_came_later(self, to_document: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what recipes of edc 0.1.0 did not have, where it is not used: their digests still hold."""
-        document: dict[str, Any] = to_document(self)
-        if self.deploy_by is None:
-            document.pop("deploy_by", None)
-        return document
+    def _problems_of_schedule(self, section: "TeachersSection | StudentSection", field: str) -> list[str]:
+        training = self.training_of(section)
+        if training.warmup_epochs < training.epochs:
+            return []
+        if section.training is None:
+            found = f"({training.warmup_epochs}), found {training.epochs}"
+            return [f"{field}.epochs: must be larger than training.warmup_epochs {found}"]
+        found = f"warmup_epochs ({training.warmup_epochs}) must be smaller than epochs ({training.epochs})"
+        return [f"{field}.training: {found}"]
+
+    def _problems_of_start(self, student: "StudentSection", field: str) -> list[str]:
+        network, where = self.network_of(student), self.start_field(student, field)
+        if network.pretrained and not network.has_library:
+            found = f"{where}: found 'pretrained', but {network.name} comes without weights"
+            return [f"{found}; torchvision/ and timm/ networks have some"]
+        own = [checkpoint.network or self.teacher_network for checkpoint in self.teachers.checkpoints]
+        others = sorted({teacher.name for teacher in own or [self.teacher_network]} - {network.name})
+        if network.start == "teacher" and others:
+            found = f"{where}: found 'teacher', but the student is {network.name} and teachers are {', '.join(others)}"
+            return [f"{found}; a student starts from teachers of its own network, all of them"]
+        return []
 
     @property
     def deploys_best(self) -> bool:
@@ -114,11 +130,34 @@ class Recipe(Section):
 
     @property
     def teacher_network(self) -> NetworkSection:
-        return self.teachers.network or self.network
+        network = self.teachers.network or self.network
+        return network.bare() if network.start == "teacher" else network
+
+    def network_of(self, student: StudentSection) -> NetworkSection:
+        """Returns the network of `student`, with what that one starts from."""
+        return self.network.started(student.start)
+
+    @property
+    def teacher_start_field(self) -> str:
+        """Which field says what teachers start from."""
+        return "teachers.network.start" if self.teachers.network else "network.start"
+
+    @staticmethod
+    def start_field(student: StudentSection, field: str) -> str:
+        """Returns which field says what `student`, the section at `field`, starts from."""
+        return "network.start" if student.start is None else f"{field}.start"
 
     def training_of(self, section: TeachersSection | StudentSection) -> TrainingSection:
-        """Returns the schedule of `section`: the shared one, with its own number of epochs if it has one."""
-        return self.training.model_copy(update={"epochs": section.epochs}) if section.epochs else self.training
+        """Returns the schedule of `section`: the shared one, with what it has otherwise."""
+        changes = section.training.given() if section.training else {}
+        if section.epochs:
+            changes["epochs"] = section.epochs
+        return self.training.model_copy(update=changes)
+
+    def batch_field(self, section: TeachersSection | StudentSection, field: str) -> str:
+        """Returns which field says how large the batches of `section`, the one at `field`, are."""
+        own = section.training and (section.training.batch_size or section.training.micro_batch_size)
+        return f"{field}.training" if own else "training"
 
     def operated_as(self, other: "Recipe") -> "Recipe":
         """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""

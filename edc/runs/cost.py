@@ -15,9 +15,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from edc.data import DataSet, steps_per_epoch
 from edc.method.kinds import MemberForm
-from edc.recipe import Recipe
+from edc.recipe import Recipe, StudentSection, TeachersSection
 from edc.recipe.equal_cost import units_per_step
 from edc.runs.folder import RunFolder
+from edc.runs.start import require_teachers_to_start_from
 from edc.runs.student import form_of, learned_by, train_student
 from edc.runs.trial import few_images, few_steps
 from edc.teachers.ensemble import build_teacher, load_own_teachers, load_teachers, obtain_teacher
@@ -53,34 +54,40 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
     Raises:
         CheckpointError, RecipeError: a user's teacher that cannot teach, as in a run.
     """
-    size, short, batch_size = recipe.teachers.size, few_steps(recipe), recipe.training.batch_size
-    few_of = partial(
-        few_images,
-        num_steps=WARMUP_STEPS + TIMED_STEPS,
-        batch_size=batch_size,
-        num_processes=accelerator.num_processes,
-    )
+    size, short = recipe.teachers.size, few_steps(recipe)
     costs = []
     with tempfile.TemporaryDirectory(prefix="edc-dry-run-") as temporary:
         run = RunFolder(Path(temporary) / "run")
         own = one_of_a_machine_first(lambda: load_own_teachers(short, data), accelerator)
+        require_teachers_to_start_from(recipe, data, own)
         own = own or [build_teacher(short, data, fresh=False) for _ in range(size)]
         teachers = load_teachers(short, data, own=own, teachers_path=run.teachers_path, accelerator=accelerator)
         if not recipe.teachers.checkpoints:
-            few = few_of(replace(data, extra=None))
+            few, num_steps = _timed(recipe, recipe.teachers, replace(data, extra=None), accelerator)
             train = partial(obtain_teacher, short, few, 0, teachers_path=run.teachers_path, accelerator=accelerator)
             seconds = _seconds_per_step(train, accelerator.device)
-            num_steps = recipe.training_of(recipe.teachers).epochs * steps_per_epoch(data.train, batch_size)
             costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
         for name, student in recipe.students.items():
-            learned = learned_by(student, data)
-            learn = partial(train_student, short, name, few_of(learned), teachers, run=run, accelerator=accelerator)
+            few, num_steps = _timed(recipe, student, learned_by(student, data), accelerator)
+            learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator)
             seconds = _seconds_per_step(learn, accelerator.device)
-            steps = steps_per_epoch(data.train, batch_size, learned.extra)
-            num_steps = recipe.training_of(student).epochs * steps
             form = form_of(recipe, name, run=run)
             costs.append(Cost(name, units_per_step(student, size), num_steps, seconds, form))
     return costs
+
+
+def _timed(
+    recipe: Recipe, section: TeachersSection | StudentSection, learned: DataSet, accelerator: Accelerator
+) -> tuple[DataSet, int]:
+    """Returns the images of the steps that are timed of one training, and how many steps the whole of it has."""
+    training = recipe.training_of(section)
+    few = few_images(
+        learned,
+        WARMUP_STEPS + TIMED_STEPS,
+        batch_size=training.batch_size,
+        num_processes=accelerator.num_processes,
+    )
+    return few, training.epochs * steps_per_epoch(learned.train, training.batch_size, learned.extra)
 
 
 def _seconds_per_step(train: Callable[[], object], device: torch.device) -> float:

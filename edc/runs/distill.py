@@ -1,6 +1,7 @@
 """The steps of a run: data, teachers, students, summary."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from edc.data.overlap import warn_of_overlap
 from edc.errors import RecipeError, first_line
 from edc.method.batch_ensemble import member_logits, to_batch_ensemble
 from edc.networks import Classifier, build_network, count_parameters, require_logits
-from edc.recipe import NetworkSection, Recipe
+from edc.recipe import NetworkSection, Recipe, TrainingSection
 from edc.runs.folder import RunFolder, run_folder
+from edc.runs.start import require_start_files, require_teachers_to_start_from, start_digests
 from edc.runs.student import build_plain, learned_by, train_student
 from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
@@ -35,6 +37,8 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     own_teachers = one_of_a_machine_first(lambda: load_own_teachers(recipe, data), accelerator)
+    with raised_together(accelerator):
+        require_teachers_to_start_from(recipe, data, own_teachers)
     one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
     by_main(lambda: warn_of_overlap(data), accelerator)
     by_main(lambda: _claim(recipe, data, run), accelerator)
@@ -66,13 +70,14 @@ def distill_all(recipes: Mapping[RunFolder, Recipe], *, accelerator: Accelerator
 def _claim(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
     teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
     extra = {"the extra images": data.extra.fingerprint()} if data.extra else {}
-    run.claim(recipe, {"the images": data.fingerprint()} | extra | teachers)
+    run.claim(recipe, {"the images": data.fingerprint()} | extra | teachers | start_digests(recipe))
 
 
 def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
     """Lets the libraries fetch the weights that the run will need, so that missing ones are known at once."""
-    if recipe.network.pretrained:
-        build_plain(recipe, data)
+    from_library = [name for name, section in recipe.students.items() if recipe.network_of(section).pretrained]
+    for name in from_library[:1]:  # they are one network
+        build_plain(recipe, data, name=name)
     fetch_teacher_weights(recipe, data, teachers_path=run.teachers_path)
 
 
@@ -90,19 +95,22 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
             processes cannot share, or that leaves BatchNorm a single image; a BatchNorm they cannot synchronise.
         DataError: fewer training images than a batch.
     """
-    require_sharable(recipe.training, num_processes=accelerator.num_processes)
+    trainings = _trainings(recipe)
+    for one in trainings:
+        require_sharable(one.training, num_processes=accelerator.num_processes, field=one.field)
     if not recipe.teachers.checkpoints:
-        steps_per_epoch(data.train, recipe.training.batch_size)
+        steps_per_epoch(data.train, recipe.training_of(recipe.teachers).batch_size)
     for section in recipe.students.values():
-        steps_per_epoch(data.train, recipe.training.batch_size, learned_by(section, data).extra)
+        steps_per_epoch(data.train, recipe.training_of(section).batch_size, learned_by(section, data).extra)
     student, teacher = _tried(recipe.network, data), _tried(recipe.teacher_network, data)
-    trained = (
-        {"the student": student} if recipe.teachers.checkpoints else {"the student": student, "a teacher": teacher}
-    )
-    for label, network in trained.items():
-        require_batchnorm_rows(network, recipe.training, num_processes=accelerator.num_processes, label=label)
-        if accelerator.num_processes > 1 and recipe.training.sync_batchnorm:
+    for one in trainings:
+        network = teacher if one.of_teachers else student
+        require_batchnorm_rows(
+            network, one.training, num_processes=accelerator.num_processes, label=one.label, field=one.field
+        )
+        if accelerator.num_processes > 1 and one.training.sync_batchnorm:
             require_synchronisable(network, accelerator.device)
+    require_start_files(recipe, data)
     for name, section in recipe.students.items():
         if section.answers == "split":
             _require_rows_for_all(recipe, name, num_processes=accelerator.num_processes)
@@ -115,17 +123,44 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
     return student_bytes * len(recipe.students) + teacher_bytes * num_teachers + 6 * largest
 
 
+@dataclass(frozen=True)
+class _Training:
+    """A schedule that a run has, what has it, and the field that says how large its batches are."""
+
+    training: TrainingSection
+    label: str
+    field: str
+    of_teachers: bool = False
+
+
+def _trainings(recipe: Recipe) -> list[_Training]:
+    """Returns the schedules of a run: of students, one for all that have the shared one, and of teachers."""
+    found = dict.fromkeys(
+        _Training(
+            recipe.training_of(section),
+            f"student {name}" if section.training else "the student",
+            recipe.batch_field(section, f"students.{name}"),
+        )
+        for name, section in recipe.students.items()
+    )
+    teachers = recipe.training_of(recipe.teachers), "a teacher", recipe.batch_field(recipe.teachers, "teachers")
+    trains = not recipe.teachers.checkpoints
+    return [*found, *([_Training(*teachers, of_teachers=True)] if trains else [])]
+
+
 def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> None:
     """Raises `RecipeError` if a batch, divided among the teachers, would leave one of them with too few images."""
-    training, num_teachers = recipe.training, recipe.teachers.size
+    section = recipe.students[name]
+    training, num_teachers = recipe.training_of(section), recipe.teachers.size
+    field = recipe.batch_field(section, f"students.{name}")
     share = training.batch_size // num_processes
     micro = min(training.micro_batch_size or share, share)
     smallest = share % micro or micro  # the last micro-batch is the remainder
     if smallest < 2 * num_teachers:
         raise RecipeError(
             f"students.{name}.answers: 'split' divides each batch among {num_teachers} teachers, and {smallest} images "
-            f"go through the networks at once (training.batch_size {training.batch_size} on {num_processes} "
-            f"process{'es' * (num_processes > 1)}, micro_batch_size {training.micro_batch_size}); "
+            f"go through the networks at once ({field}.batch_size {training.batch_size} on "
+            f"{num_processes} process{'es' * (num_processes > 1)}, micro_batch_size {training.micro_batch_size}); "
             f"{2 * num_teachers} or more are needed"
         )
 
@@ -143,8 +178,7 @@ def _try_members(student: Classifier, data: DataSet, *, source: str) -> None:
 
 def _tried(section: NetworkSection, data: DataSet) -> Classifier:
     """Returns the network, tried on two images, without the library's own weights: only its shape is asked about."""
-    bare = section.model_copy(update={"pretrained": False})
-    shape = data.image_shape
+    bare, shape = section.bare(), data.image_shape
     network = build_network(bare, num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)
     require_logits(network, shape, data.num_classes, source=section.name)
     return network

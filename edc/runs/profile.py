@@ -32,8 +32,9 @@ from edc.data import DataSet, load_training_data
 from edc.recipe import Recipe
 from edc.runs.distill import require_trainable
 from edc.runs.folder import RunFolder
-from edc.runs.student import learned_by, train_student
-from edc.runs.trial import few_images, few_steps
+from edc.runs.start import require_teachers_to_start_from
+from edc.runs.student import train_student
+from edc.runs.trial import few_learned, few_steps
 from edc.system.files import write_atomically, write_json
 from edc.system.peak_memory import peak_growth
 from edc.teachers.ensemble import TeacherEnsemble, are_trained, build_teacher, load_own_teachers, load_teachers
@@ -103,7 +104,9 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
     with raised_together(accelerator):
         require_trainable(recipe, data, accelerator=accelerator)
     own_teachers = one_of_a_machine_first(lambda: load_own_teachers(few_steps(recipe), data), accelerator)
+    require_teachers_to_start_from(recipe, data, own_teachers)
     teachers, kind = _teachers(recipe, data, own_teachers, teachers_path, accelerator)
+    batch_size = recipe.training_of(recipe.students[name]).batch_size
     on_gpu = accelerator.device.type == "cuda"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it says on stderr that a machine without a GPU has none
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
@@ -117,12 +120,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
         train_student(
             few_steps(recipe),
             name,
-            few_images(
-                learned_by(recipe.students[name], data),
-                NUM_STEPS,
-                batch_size=recipe.training.batch_size,
-                num_processes=accelerator.num_processes,
-            ),
+            few_learned(recipe, name, data, NUM_STEPS, num_processes=accelerator.num_processes),
             teachers,
             run=RunFolder(Path(temporary)),
             accelerator=accelerator,
@@ -141,7 +139,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
         teachers=kind,
         device=str(accelerator.device),
         num_processes=accelerator.num_processes,
-        batch_size=recipe.training.batch_size,
+        batch_size=batch_size,
         num_steps=MEASURED_STEPS,
         step_ms=(last - first) / 1000 / MEASURED_STEPS,
         ranges=_ranges(events, first, last, on_gpu=on_gpu),

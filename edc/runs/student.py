@@ -15,6 +15,7 @@ from edc.method.step import StudentStep
 from edc.networks import Classifier, build_network
 from edc.recipe import Recipe, StudentSection, TrainingSection
 from edc.runs.folder import RunFolder
+from edc.runs.start import start_student
 from edc.seeding import derive_seed
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.checkpoint import load_state
@@ -38,13 +39,19 @@ __all__ = [
     "train_student",
 ]
 
+BEGUN = ("weights.safetensors", "checkpoint.pt")
+"""Files that hold all weights of a student: what it started from is not looked at again."""
 
-def build_plain(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Classifier:
-    """Returns a plain network of the student's architecture, initialised by the run's seed.
 
-    Not `fresh`: its weights will be overwritten, so pretrained ones are not fetched.
+def build_plain(recipe: Recipe, data: DataSet, *, name: str | None = None, fresh: bool = True) -> Classifier:
+    """Returns a plain network of the student's architecture, initialised by the run's seed or from the library.
+
+    Args:
+        name: the student that is to start from it, unless all start alike. Not yet from a file or a teacher.
+        fresh: False: its weights will be overwritten, so pretrained ones are not fetched.
     """
-    section = recipe.network if fresh else recipe.network.model_copy(update={"pretrained": False})
+    section = recipe.network_of(recipe.students[name]) if name else recipe.network
+    section = section if fresh else section.bare()
     torch.manual_seed(derive_seed("student", recipe.seed, "initial weights"))
     return build_network(
         section, num_classes=data.num_classes, image_shape=data.image_shape, mean=data.mean, std=data.std
@@ -52,10 +59,13 @@ def build_plain(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Classif
 
 
 def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = True) -> nn.Module:
-    """Returns the network that student `name` trains: plain, or with as many members as there are teachers."""
-    section = recipe.students[name]
-    plain = build_plain(recipe, data, fresh=fresh)
-    if section.method == "kd":
+    """Returns the network that student `name` trains, before it starts from a file or a teacher."""
+    return _with_members(build_plain(recipe, data, name=name, fresh=fresh), recipe, name, data)
+
+
+def _with_members(plain: Classifier, recipe: Recipe, name: str, data: DataSet) -> nn.Module:
+    """Returns the plain network, or one with as many members equal to it as there are teachers."""
+    if recipe.students[name].method == "kd":
         return plain
     return to_batch_ensemble(plain, recipe.teachers.size, example=torch.zeros(2, *data.image_shape))
 
@@ -91,7 +101,8 @@ def fold_student(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *
     section = recipe.students[name]
     if section.method == "kd":
         return network
-    plain = place(build_plain(recipe, data, fresh=False), next(network.parameters()).device, recipe.training)
+    plain = build_plain(recipe, data, fresh=False)
+    plain = place(plain, next(network.parameters()).device, recipe.training_of(section))
     return fold(network, plain, kind="mean_factors" if (kind or section.fold) == "mean_factors" else "mean_weights")
 
 
@@ -106,11 +117,15 @@ def train_student(
 ) -> nn.Module:
     """Returns student `name` (with its members) trained to the end, continuing where an earlier call stopped."""
     section = recipe.students[name]
-    network = build_student(recipe, name, data)
+    folder = run.student_path(name)
+    begun = by_main(lambda: any((folder / file).is_file() for file in BEGUN), accelerator)
+    plain = build_plain(recipe, data, name=name, fresh=not begun)
+    if not begun:
+        start_student(plain, recipe, name, data, teachers, accelerator)
+    network = _with_members(plain, recipe, name, data)
     not_members = shared_layers(network) if section.method == "latent_be" else []
     if not_members and accelerator.is_main_process:
         console.print(f"{name}: shared by all members, not converted: {', '.join(not_members)}", highlight=False)
-    folder = run.student_path(name)
     busy = f"{folder}: another process is training this student"
     with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
         training = recipe.training_of(section)
@@ -120,7 +135,7 @@ def train_student(
         if accelerator.is_main_process and reason:
             console.print(f"{name}: members {form}, {reason}", highlight=False)
         if training.compile:
-            _compile_teachers(recipe, data, teachers, accelerator)
+            _compile_teachers(recipe, data, teachers, training, accelerator)
         return fit(
             network,
             learned_by(section, data),
@@ -160,10 +175,12 @@ def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Rec
     return recipe.model_copy(update={"students": begun})
 
 
-def _compile_teachers(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, accelerator: Accelerator) -> None:
+def _compile_teachers(
+    recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, training: TrainingSection, accelerator: Accelerator
+) -> None:
     """Compiles the teachers for all students of the recipe; each teacher is tried once."""
     to_images = any(section.perturbation not in ("none", "gaussian") for section in recipe.students.values())
-    training, num_processes = recipe.training, accelerator.num_processes
+    num_processes = accelerator.num_processes
     for m, teacher in enumerate(teachers.members):
         example = example_for(
             teacher, data.image_shape, training=training, num_processes=num_processes, to_images=to_images
@@ -191,7 +208,7 @@ def deployable(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, 
             plain,
             data,
             data_section=recipe.data,
-            training=recipe.training,
+            training=recipe.training_of(recipe.students[name]),
             seed=derive_seed("student", recipe.seed, "batchnorm"),
             accelerator=accelerator,
         )

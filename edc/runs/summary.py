@@ -166,11 +166,12 @@ def _row(
 
 
 def _training(recipe: Recipe, name: str, data: DataSet) -> dict[str, int]:
-    """Returns how long a student trained; `units` are forward passes of one network on one batch."""
+    """Returns how long a student trained; `units` are forward passes of one network on a batch of the shared size."""
     section, training = recipe.students[name], recipe.training_of(recipe.students[name])
     num_steps = training.epochs * steps_per_epoch(data.train, training.batch_size, learned_by(section, data).extra)
     units = units_per_step(section, recipe.teachers.size)
-    return {"epochs": training.epochs, "steps": num_steps, "units_per_step": units, "units": units * num_steps}
+    in_shared_batches = round(units * num_steps * training.batch_size / recipe.training.batch_size)
+    return {"epochs": training.epochs, "steps": num_steps, "units_per_step": units, "units": in_shared_batches}
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
 from edc.teachers.from_file import load_file_teacher
 from edc.teachers.from_library import load_library_teacher, name_of_library_weights
+from edc.teachers.start import say_start, start_digest, start_from_file
 from edc.train.checkpoint import load_state
 from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.loop import fit
@@ -95,7 +96,7 @@ def load_teachers(
             obtain_teacher(recipe, data, member, teachers_path=teachers_path, accelerator=accelerator)
             for member in range(recipe.teachers.size)
         ]
-    return place(TeacherEnsemble(members), accelerator.device, recipe.training)
+    return place(TeacherEnsemble(members), accelerator.device, recipe.training_of(recipe.teachers))
 
 
 def obtain_teacher(
@@ -112,6 +113,11 @@ def obtain_teacher(
         with raised_together(accelerator):
             network.load_state_dict(load_state(folder / "weights.safetensors"))
         return network
+    if recipe.teacher_network.start_file:
+        with raised_together(accelerator):
+            anew = start_from_file(network, recipe.teacher_network, field=recipe.teacher_start_field)
+        if accelerator.is_main_process:
+            say_start(f"teacher {member}", f"{recipe.teacher_network.start_file}", anew)
     busy = f"{folder}: another process is training this teacher; wait for it, or train another one with --member"
     with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
         by_main(lambda: write_json(folder / "teacher.json", determined_by), accelerator)
@@ -132,17 +138,20 @@ def obtain_teacher(
 
 def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[str, object]]:
     """Returns the name of a teacher's folder, and everything that determines its weights."""
+    network = recipe.teacher_network
     determined_by: dict[str, object] = {
         "data": data.fingerprint(),
         "augmentation": recipe.data.model_dump(mode="json", include={"augmentation", "crop_padding"}),
-        "network": recipe.teacher_network.model_dump(mode="json"),
+        "network": network.model_dump(mode="json", exclude={"start"}),
         "training": recipe.training_of(recipe.teachers).model_dump(
             mode="json", exclude={"checkpoint_every", "compile"}, exclude_none=True
         ),
         "seed": recipe.teachers.seed + member,
     }
+    if network.start_file:  # its content, wherever it lies
+        determined_by["start"] = start_digest(network, field=recipe.teacher_start_field)
     digest = hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
-    name = recipe.teacher_network.name.replace("/", "-")
+    name = network.name.replace("/", "-")
     return f"{recipe.data.kind}-{name}-seed{determined_by['seed']}-{digest[:12]}", determined_by
 
 
@@ -173,8 +182,11 @@ def _checkpoint_digest(checkpoint: CheckpointSection) -> str:
 
 
 def build_teacher(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Classifier:
-    """Returns an untrained teacher network; not `fresh`: its weights will be overwritten, so none are fetched."""
-    section = recipe.teacher_network if fresh else recipe.teacher_network.model_copy(update={"pretrained": False})
+    """Returns an untrained teacher network, not yet started from a file.
+
+    Not `fresh`: its weights will be overwritten, so none are fetched.
+    """
+    section = recipe.teacher_network if fresh else recipe.teacher_network.bare()
     return build_network(
         section,
         num_classes=data.num_classes,

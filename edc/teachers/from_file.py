@@ -136,10 +136,8 @@ def _from_state_dict(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> nn.Module:
-    own: dict[str, Any] = {"pretrained": False}
-    if checkpoint.mean:
-        own |= {"mean": checkpoint.mean, "std": checkpoint.std}
-    section = (checkpoint.network or default_network).model_copy(update=own)
+    own: dict[str, Any] = {"mean": checkpoint.mean, "std": checkpoint.std} if checkpoint.mean else {}
+    section = (checkpoint.network or default_network).bare().model_copy(update=own)
     size = checkpoint.input_size
     shape = (image_shape[0], size, size) if size else image_shape
     network = build_network(section, num_classes=num_classes, image_shape=shape, mean=mean, std=std)

@@ -185,7 +185,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         if not training.sync_batchnorm:
             share_buffers(job.network)  # the perturbation runs on these, and a resumed run would have them
         for group in job.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, training, job.steps)
+            group["lr"] = learning_rate_at(step, training, job.steps) * group.get("lr_scale", 1.0)
         torch.manual_seed(derive_seed(job.seed, "step", step, rank))  # for dropout and the like
         batch = Batch(
             images=to_device(pixels, accelerator.device, training),

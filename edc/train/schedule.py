@@ -1,13 +1,16 @@
 """The optimizer and the learning rate of every step."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
+from edc.networks import Classifier
 from edc.recipe import TrainingSection
 
-__all__ = ["build_optimizer", "learning_rate_at"]
+__all__ = ["build_optimizer", "layers_of", "learning_rate_at"]
 
 
 def learning_rate_at(step: int, training: TrainingSection, steps_in_epoch: int) -> float:
@@ -21,10 +24,13 @@ def learning_rate_at(step: int, training: TrainingSection, steps_in_epoch: int) 
 def build_optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
     """Returns the recipe's optimizer; weight decay acts on every parameter (on rho and sigma: pulls r and s to 1).
 
-    It updates all parameters in one kernel where there is one, so the network must be on its device already.
+    With `layer_decay` each layer is a group of its own, whose `lr_scale` its learning rate is multiplied by.
+    It updates all parameters of a group in one kernel where there is one, so the network must be on its device already.
     """
-    parameters = list(network.parameters())
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
+    parameters: Any = list(network.parameters())
+    if training.layer_decay is not None:
+        parameters = _groups_by_layer(network, training.layer_decay)
     if training.optimizer == "adamw":
         return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay, fused=fused)
     return torch.optim.SGD(
@@ -35,3 +41,54 @@ def build_optimizer(network: nn.Module, training: TrainingSection) -> torch.opti
         nesterov=training.momentum > 0,
         fused=fused,
     )
+
+
+def layers_of(network: nn.Module) -> dict[str, int]:
+    """Returns the number of the layer that each parameter is in: 0 at the images, the largest at the logits.
+
+    For networks of timm it is what timm counts (`group_matcher`). For others, layers are the network's children in
+    their order, the parts of `Sequential` and `ModuleList` in place of those; one without a matrix, a norm for
+    example, belongs to the layer before it. Members' factors are in the layer of the weight that they multiply.
+    """
+    prefix, inner = ("network.", network.network) if isinstance(network, Classifier) else ("", network)
+    names = [name for name, _ in inner.named_parameters()]
+    matcher: Any = getattr(inner, "group_matcher", None)
+    if matcher is not None:
+        from timm.models import group_parameters
+
+        numbers = group_parameters(inner, matcher(coarse=False), reverse=True)
+        last = max(numbers.values())
+        found = {name: numbers.get(name, last) for name in names}
+    else:
+        found = _numbers_of_parts(inner)
+    for name in names:
+        parent, _, kind = name.rpartition(".")
+        if kind in ("rho", "sigma") and f"{parent}.weight" in found:
+            found[name] = found[f"{parent}.weight"]
+    return {prefix + name: found[name] for name in names}
+
+
+def _numbers_of_parts(network: nn.Module) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+    number = -1
+    for name, part in _parts(network):
+        number += any(parameter.ndim > 1 for parameter in part.parameters())
+        numbers |= {f"{name}.{parameter}": max(number, 0) for parameter, _ in part.named_parameters()}
+    return {name: numbers.get(name, 0) for name, _ in network.named_parameters()}  # its own, a token say: the first
+
+
+def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            yield from _parts(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _groups_by_layer(network: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
+    layers = layers_of(network)
+    last = max(layers.values())
+    groups: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        groups.setdefault(layers[name], []).append(parameter)
+    return [{"params": groups[layer], "lr_scale": layer_decay ** (last - layer)} for layer in sorted(groups)]

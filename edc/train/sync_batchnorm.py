@@ -140,16 +140,18 @@ def share_buffers(network: nn.Module) -> None:
             buffer.copy_(values.view_as(buffer))
 
 
-def require_sharable(training: TrainingSection, *, num_processes: int) -> None:
+def require_sharable(training: TrainingSection, *, num_processes: int, field: str = "training") -> None:
     """Raises `RecipeError` unless every process gets the same number of images of a batch, and at least one."""
-    found = f"training.batch_size: {training.batch_size} is not divisible by {num_processes} processes"
+    found = f"{field}.batch_size: {training.batch_size} is not divisible by {num_processes} processes"
     if training.batch_size < num_processes:
         raise RecipeError(f"{found}: there are more processes than images; start fewer, or make the batch larger")
     if training.batch_size % num_processes:
         raise RecipeError(f"{found}; make it a multiple of {num_processes}, or start another number of processes")
 
 
-def require_batchnorm_rows(network: nn.Module, training: TrainingSection, *, num_processes: int, label: str) -> None:
+def require_batchnorm_rows(
+    network: nn.Module, training: TrainingSection, *, num_processes: int, label: str, field: str = "training"
+) -> None:
     """Raises `RecipeError` if `network` has BatchNorm and would ever take its batch statistics from a single image.
 
     Such statistics are those of the image itself, so the network would train on what it never sees again in eval mode
@@ -166,10 +168,10 @@ def require_batchnorm_rows(network: nn.Module, training: TrainingSection, *, num
     processes = "" if num_processes == 1 else f" on {num_processes} processes"
     pieces = "" if micro == share else f" in micro-batches of {micro}"
     pieces += "" if smallest == micro else f" (the last one of {smallest})"
-    advice = "make the batch larger" if micro == share else "choose another training.micro_batch_size"
+    advice = "make the batch larger" if micro == share else f"choose another {field}.micro_batch_size"
     if num_processes > 1 and not training.sync_batchnorm:
         advice += ", or set training.sync_batchnorm to true"
     raise RecipeError(
-        f"training.batch_size: {training.batch_size}{processes}{pieces} leaves a single image for the batch statistics "
+        f"{field}.batch_size: {training.batch_size}{processes}{pieces} leaves a single image for the batch statistics "
         f"of {label}, which has {len(norms)} BatchNorm layers ({norms[0]}, ...); 2 or more are needed: {advice}"
     )

@@ -1,0 +1,93 @@
+"""The training section of a recipe: the schedule, and what one student or the teachers have otherwise."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from edc.recipe.data_section import Section
+
+__all__ = ["TrainingOverrides", "TrainingSection", "UnitInterval", "require_one_of_epochs"]
+
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+MicroBatchSize = Annotated[int, Field(ge=2)]
+Optimizer = Literal["sgd", "adamw"]
+WeightDecay = Annotated[float, Field(ge=0.0)]
+Precision = Literal["fp32", "bf16"]
+LayerDecay = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class TrainingSection(Section):
+    """The schedule, shared by teachers and students; the defaults are the paper's (docs/method.md: 200 epochs, SGD)."""
+
+    later_than_first: ClassVar[tuple[str, ...]] = ("layer_decay",)
+    epochs: PositiveInt = 200
+    batch_size: PositiveInt = 128
+    """Images in one optimiser step, over all processes."""
+    micro_batch_size: MicroBatchSize | None = None
+    """Images of one process that go through the networks at once; None: all. Smaller ones save memory: gradients add up
+    to the same, but BatchNorm's batch statistics are those of the smaller batches."""
+    optimizer: Optimizer = "sgd"
+    learning_rate: PositiveFloat = 0.1
+    layer_decay: LayerDecay | None = None
+    """Layer-wise learning rates, for networks that do not start from noise: the last layer, the classifier, has
+    `learning_rate`, and each layer before it `layer_decay` times the one after it (docs/method.md says what a layer
+    is). None: all layers learn alike."""
+    momentum: UnitInterval = 0.9
+    weight_decay: WeightDecay = 5e-4
+    warmup_epochs: NonNegativeInt = 5
+    precision: Precision = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    """torch.compile for teachers and student. Where it fails, they run without it and the log says so. Measured once: a
+    step of WRN-16-2 on one CPU core went from 1.66 to 1.60 s, after two minutes of compiling (results/step_cost.md);
+    not measured on a GPU. The trial does not include SyncBatchNorm's exchange between processes: a failure there
+    ends the first step."""
+    sync_batchnorm: bool = True
+    """Batch statistics over all processes, so that a run does not depend on how many there are."""
+    checkpoint_every: PositiveInt = 1
+    """Epochs between checkpoints; may be changed between two calls of one run."""
+    validate_every: PositiveInt = 1
+    """Epochs between two validations; the last epoch is always validated."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be smaller than epochs ({self.epochs})")
+        return self
+
+
+class TrainingOverrides(Section):
+    """What one student, or the teachers, have otherwise than the shared `training`; None: as it is there.
+
+    Every field of it but `checkpoint_every`, which is how a run is operated and not what it is.
+    """
+
+    later_than_first: ClassVar[tuple[str, ...]] = tuple(TrainingSection.model_fields)
+    epochs: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    micro_batch_size: MicroBatchSize | None = None
+    optimizer: Optimizer | None = None
+    learning_rate: PositiveFloat | None = None
+    layer_decay: LayerDecay | None = None
+    momentum: UnitInterval | None = None
+    weight_decay: WeightDecay | None = None
+    warmup_epochs: NonNegativeInt | None = None
+    precision: Precision | None = None
+    channels_last: bool | None = None
+    compile: bool | None = None
+    sync_batchnorm: bool | None = None
+    validate_every: PositiveInt | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Returns the fields that are given."""
+        return {name: value for name, value in self if value is not None}
+
+    def without(self, *fields: str) -> "TrainingOverrides":
+        """Returns these overrides without some fields, which are the shared ones again."""
+        return self.model_copy(update=dict.fromkeys(fields))
+
+
+def require_one_of_epochs(epochs: int | None, training: TrainingOverrides | None) -> None:
+    """Raises unless a section says at most once how many epochs it has."""
+    if training and None not in (epochs, training.epochs):
+        raise ValueError(f"epochs ({epochs}) and training.epochs ({training.epochs}) are both given; keep one of them")

@@ -1,0 +1,100 @@
+"""What the students of a run start from: random weights, the library's, a file, or the best of their teachers."""
+
+from collections.abc import Sequence
+
+from accelerate import Accelerator
+from torch import nn
+
+from edc.data import DataSet
+from edc.errors import CheckpointError
+from edc.networks import Classifier, build_network
+from edc.recipe import NetworkSection, Recipe
+from edc.teachers.ensemble import TeacherEnsemble
+from edc.teachers.from_file import FileTeacher, format_of
+from edc.teachers.start import say_start, start_digest, start_from_file, start_from_teacher
+from edc.train.distributed import raised_together
+from edc.train.evaluate import evaluate_accuracy
+
+__all__ = ["require_start_files", "require_teachers_to_start_from", "start_digests", "start_student"]
+
+
+def start_student(
+    plain: Classifier, recipe: Recipe, name: str, data: DataSet, teachers: TeacherEnsemble, accelerator: Accelerator
+) -> None:
+    """Gives `plain`, freshly initialised, the weights of the file or the teacher that student `name` starts from.
+
+    Of the teachers it is the one with the best validation accuracy, the first of equals.
+    """
+    network, field = _start_of(recipe, name)
+    if network.start is None:
+        return
+    if network.start_file:
+        with raised_together(accelerator):
+            anew, start = start_from_file(plain, network, field=field), str(network.start_file)
+    else:
+        training = recipe.training_of(recipe.teachers)
+        accuracies = [
+            evaluate_accuracy(teacher, data.validation, recipe.data, training, accelerator)
+            for teacher in teachers.members
+        ]
+        best = max(range(len(teachers)), key=accuracies.__getitem__)
+        start_from_teacher(plain, network, teachers[best], source=f"{field}: teacher {best}")
+        anew, start = (), f"teacher {best}, whose validation accuracy is {100 * accuracies[best]:.2f} %"
+    if accelerator.is_main_process:
+        say_start(name, start, anew)
+
+
+def start_digests(recipe: Recipe) -> dict[str, str]:
+    """Returns, for each field that names a file that a student starts from, a digest of its content."""
+    starts = dict(_start_of(recipe, name)[::-1] for name in recipe.students)
+    digests = {field: start_digest(network, field=field) for field, network in starts.items()}
+    return {field: digest for field, digest in digests.items() if digest is not None}
+
+
+def require_start_files(recipe: Recipe, data: DataSet) -> None:
+    """Tries all files that students, and teachers that are trained here, start from.
+
+    Raises:
+        CheckpointError: no such file, no weights in it, or those of another architecture.
+    """
+    starts = dict(_start_of(recipe, name)[::-1] for name in recipe.students)
+    if not recipe.teachers.checkpoints:
+        starts[recipe.teacher_start_field] = recipe.teacher_network
+    for field, network in starts.items():
+        if network.start_file:
+            start_from_file(_bare(network, data), network, field=field)
+
+
+def require_teachers_to_start_from(recipe: Recipe, data: DataSet, own: Sequence[nn.Module]) -> None:
+    """Tries every one of the user's own teachers, where a student starts from the best of them.
+
+    Raises:
+        CheckpointError: one that is no network of the student's architecture, or answers in probabilities.
+    """
+    for name in recipe.students:
+        network, field = _start_of(recipe, name)
+        if network.start != "teacher":
+            continue
+        for m, (teacher, checkpoint) in enumerate(zip(own, recipe.teachers.checkpoints, strict=True)):
+            source = f"{field}: found 'teacher', but teachers.checkpoints.{m}"
+            found = format_of(checkpoint.file) if checkpoint.file else "state_dict"
+            kind = found if checkpoint.format == "auto" else checkpoint.format
+            if kind != "state_dict":
+                raise CheckpointError(
+                    f"{source} is a whole network ({kind}); a student starts from teachers that are state dicts of its "
+                    f"own network, {network.name}"
+                )
+            if isinstance(teacher, FileTeacher) and teacher.output == "probabilities":
+                raise CheckpointError(f"{source} answers in probabilities; a student needs one that answers in logits")
+            start_from_teacher(_bare(network, data), network, teacher, source=source)
+
+
+def _start_of(recipe: Recipe, name: str) -> tuple[NetworkSection, str]:
+    """Returns the network of student `name`, and the field that says what it starts from."""
+    student = recipe.students[name]
+    return recipe.network_of(student), recipe.start_field(student, f"students.{name}")
+
+
+def _bare(network: NetworkSection, data: DataSet) -> Classifier:
+    shape = data.image_shape
+    return build_network(network.bare(), num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)

@@ -1,0 +1,107 @@
+"""Weights that a network starts from: those of a file, or of a teacher; a classifier of other classes is drawn anew."""
+
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from edc.console import console
+from edc.errors import CheckpointError
+from edc.networks import Classifier, load_weights, unwrapped
+from edc.recipe import NetworkSection
+from edc.system.files import sha256_of
+from edc.teachers.from_file import FileTeacher
+from edc.train.checkpoint import load_state
+
+__all__ = ["say_start", "start_digest", "start_from_file", "start_from_teacher"]
+
+
+def start_from_file(network: Classifier, section: NetworkSection, *, field: str) -> tuple[str, ...]:
+    """Loads the file that `section` starts from into `network`, freshly initialised, as `section` describes it.
+
+    A classifier of another number of classes, or none, leaves the network's own where it is.
+
+    Args:
+        field: what says so, for messages: network.start, say.
+
+    Returns:
+        the names of the parameters that are not the file's.
+
+    Raises:
+        CheckpointError: no such file, no weights in it, or those of another architecture: the first keys that differ.
+    """
+    path = _existing(section, field)
+    state = unwrapped(load_state(path))
+    has_normalisation = "mean" in state and "std" in state
+    own = network.state_dict() if has_normalisation else network.network.state_dict()
+    head = _head(network, own)
+    anew = _is_of_other_classes(state, own, head)
+    if anew:
+        state = {key: value for key, value in state.items() if key not in head} | {key: own[key] for key in head}
+    if has_normalisation:
+        state |= _normalisation_of_recipe(network, section)
+    load_weights(network, state, source=f"{field}: {path}", num_classes=None)
+    return head if anew else ()
+
+
+def start_from_teacher(network: Classifier, section: NetworkSection, teacher: nn.Module, *, source: str) -> None:
+    """Loads all weights of `teacher`, and its normalisation unless `section` has its own, into `network`.
+
+    Raises:
+        CheckpointError: the teacher is no network of this architecture.
+    """
+    state = teacher.network.state_dict() if isinstance(teacher, FileTeacher) else teacher.state_dict()
+    if isinstance(teacher, FileTeacher) and not isinstance(teacher.network, Classifier):
+        state = {f"network.{key}": value for key, value in state.items()}
+        state |= {"mean": teacher.mean, "std": teacher.std}
+    load_weights(network, state | _normalisation_of_recipe(network, section), source=source, num_classes=None)
+
+
+def say_start(label: str, start: str, anew: tuple[str, ...]) -> None:
+    """Says what a network starts from, and which of its parameters do not."""
+    head = f"; {', '.join(anew)} are of other classes there: drawn anew from the seed" if anew else ""
+    console.print(f"{label}: starts from {start}{head}", highlight=False, markup=False)
+
+
+def start_digest(section: NetworkSection, *, field: str) -> str | None:
+    """Returns the SHA-256 of the file that `section` starts from; None: from no file."""
+    if section.start_file is None:
+        return None
+    path = _existing(section, field)
+    return _digest(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@cache
+def _digest(path: Path, _changed_ns: int, _size_bytes: int) -> str:
+    return sha256_of(path)
+
+
+def _existing(section: NetworkSection, field: str) -> Path:
+    path = section.start_file
+    assert path is not None  # who asks has a file
+    if not path.is_file():
+        raise CheckpointError(f"{field}: {path.absolute()}: no such file of weights to start from")
+    return path
+
+
+def _head(network: Classifier, state: dict[str, Tensor]) -> tuple[str, ...]:
+    """Returns the keys in `state` of what makes the logits: what timm says of its networks, else the last matrix."""
+    prefix = "network." if "mean" in state else ""
+    told = (getattr(network.network, "pretrained_cfg", None) or {}).get("classifier") or ()
+    names = [prefix + name for name in ((told,) if isinstance(told, str) else told)]
+    if not names:
+        matrices = [key for key, value in state.items() if value.ndim == 2 and key.endswith(".weight")]
+        names = [key.removesuffix(".weight") for key in matrices[-1:]]
+    return tuple(key for key in state if key.rpartition(".")[0] in names)
+
+
+def _is_of_other_classes(state: dict[str, Tensor], own: dict[str, Tensor], head: tuple[str, ...]) -> bool:
+    """Returns whether the head of `state` is none at all, or differs from `own` in its number of classes alone."""
+    if not any(key in state for key in head):
+        return True
+    alike = all(key in state and state[key].shape[1:] == own[key].shape[1:] for key in head)
+    return alike and any(len(state[key]) != len(own[key]) for key in head)
+
+
+def _normalisation_of_recipe(network: Classifier, section: NetworkSection) -> dict[str, Tensor]:
+    return {} if section.mean is None else {"mean": network.mean, "std": network.std}
