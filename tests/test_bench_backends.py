@@ -307,3 +307,19 @@ def test_torch_with_shared_members_puts_rows_in_member_major_order():
     assert in_turn.what_ran.precision == "fp32"
     with pytest.raises(FailedError, match="torch cannot run batch 1"):
         loaded.infer(np.zeros((1, 3, 5, 5), np.float32))
+
+
+def test_signals_arrive_after_several_openvino_backends_have_come_and_gone(tmp_path):
+    """In a process of its own: with a Core for each backend the signal ended it with a segmentation fault."""
+    pytest.importorskip("openvino")
+    write_tiny_onnx(tmp_path / "a.onnx")
+    script = (
+        "import faulthandler, gc, signal\nfaulthandler.enable()\nfrom pathlib import Path\n"
+        "from edc.benchmark.backends import open_backend\nfrom edc.benchmark.backends.contract import OnnxSource\n"
+        "def opened():\n    backend = open_backend('openvino', threads=1)\n"
+        "    return backend, backend.load(OnnxSource((Path('a.onnx'),)))\n"
+        "first, second = opened(), opened()\ndel first; gc.collect()\ndel second; gc.collect()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\nsignal.raise_signal(signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

@@ -110,3 +110,11 @@ def test_ticks_are_few_round_and_inside(is_log):
         assert max(ticks) <= high * 1.001
         for value in ticks:
             assert float(f"{value:.3g}") == pytest.approx(value)
+
+
+@pytest.mark.parametrize("is_log", [False, True])
+def test_a_scale_that_is_upside_down_places_values_as_its_mirror_image_does(is_log):
+    for value in (1.0, 1.2, 2.0):
+        up, down = Scale(1, 2, 0, 100, is_log=is_log)(value), Scale(2, 1, 0, 100, is_log=is_log)(value)
+        assert up + down == pytest.approx(100)
+    assert Scale(2, 1, 0, 100)(1.2) == pytest.approx(80)

@@ -14,6 +14,7 @@ import typer
 from edc.cli import bench as cli_bench
 from edc.cli import deploy as cli_deploy
 from edc.cli import recipes as cli_recipes
+from edc.cli import show as cli_show
 from edc.cli.options import (
     RUNS,
     DataRoot,
@@ -26,6 +27,7 @@ from edc.cli.options import (
     accelerator_on,
     print_json,
     say,
+    seeds_in,
     table_console,
 )
 from edc.errors import EdcError, Interrupted, RequestError
@@ -67,6 +69,10 @@ def distill(
     run: Annotated[
         Path | None, typer.Option("--run", help="The run's folder; default: RUNS/<name of the recipe>.")
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help="Like 0,1,2: a run for each, in RUNS/<name>-seed<seed>; missing ones only."),
+    ] = None,
     runs: RunsFolder = RUNS,
     data_root: DataRoot = None,
     device: Device = "auto",
@@ -89,26 +95,38 @@ def distill(
     """
     if dry_run and profile:
         raise RequestError("--dry-run and --profile: give only one of them")
+    if seeds is not None and (run or profile):
+        raise RequestError(
+            f"--seeds and {'--run' if run else '--profile'}: each seed has a run and a folder of its own; leave one out"
+        )
     from edc.recipe.loading import load_recipe
 
-    loaded = load_recipe(recipe, overrides=overrides, data_root=data_root)
+    of_seeds = [f"seed={seed}" for seed in seeds_in(seeds, overrides)] if seeds is not None else [None]
+    loaded = [
+        load_recipe(recipe, overrides=[*overrides, *filter(None, [of_seed])], data_root=data_root)
+        for of_seed in of_seeds
+    ]
     from edc.runs.folder import RunFolder
     from edc.system.signals import nothing_kept, stop_at_once
 
-    folder = RunFolder(run or runs / loaded.name)
+    folders = [RunFolder(run or runs / each.name) for each in loaded]
+    if seeds is not None:
+        folders = [RunFolder(runs / f"{each.name}-seed{each.seed}") for each in loaded]
     with stop_at_once():
         accelerator = accelerator_on(device, threads)
         if dry_run or profile:
             with nothing_kept():
                 show = _show_costs if dry_run else _show_profile
-                show(loaded, folder, accelerator, as_json=as_json)
+                show(loaded[0], folders[0], accelerator, as_json=as_json)
+            if len(loaded) > 1 and accelerator.is_main_process:
+                say(f"--seeds: {len(loaded)} runs; the students cost this much in each, the teachers once")
             return
-        from edc.runs.distill import distill as run_recipe
+        from edc.runs.distill import distill_all
 
-        summary = run_recipe(loaded, run=folder, accelerator=accelerator)
+        distill_all(dict(zip(folders, loaded, strict=True)), accelerator=accelerator)
     if accelerator.is_main_process:
-        _show_summaries([summary], as_json=as_json)
-        say(f"run: {folder.path}   next: edc export {folder.path}")
+        cli_show.show_runs(folders, as_json=as_json)
+        say(f"run: {', '.join(str(each.path) for each in folders)}   next: edc export {folders[0].path}")
 
 
 @app.command(epilog="Example: on machine 2 of 4, edc teach recipes/cifar100_wrn28x4.yaml --member 2")
@@ -152,21 +170,6 @@ def teach(
     folders = [str(teachers_path / teacher_key(loaded, data, m)[0]) for m in members]
     if accelerator.is_main_process:
         print_json({"teachers": folders}) if as_json else print("\n".join(folders))
-
-
-@app.command(epilog="Example: edc show runs/cifar10_small-seed0 runs/cifar10_small-seed1 runs/cifar10_small-seed2")
-def show(
-    runs_shown: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders; default: the newest.")
-    ] = None,
-    runs: RunsFolder = RUNS,
-    as_json: Json = False,
-) -> None:
-    """Show the table of a finished run, or mean and standard deviation over several seeds of one recipe."""
-    from edc.runs.folder import RunFolder, newest_run
-
-    folders = [RunFolder(path) for path in runs_shown or []] or [newest_run(runs)]
-    _show_summaries([folder.summary() for folder in folders], as_json=as_json)
 
 
 def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> None:
@@ -218,19 +221,12 @@ def _show_profile(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> 
         print_profile(found, console=table_console(as_json))
 
 
-def _show_summaries(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
-    from edc.cli.tables.run import print_summaries
-
-    if as_json:
-        print_json(summaries[0] if len(summaries) == 1 else summaries)
-    print_summaries(summaries, console=table_console(as_json))
-
-
 def _is_main_process() -> bool:
     """Returns whether this is the one process that may print a document; asked before torch is there to tell."""
     return os.environ.get("RANK", "0") == "0"
 
 
+cli_show.add_commands(app)
 cli_deploy.add_commands(app)
 cli_bench.add_commands(app)
 cli_recipes.add_commands(app)

@@ -50,6 +50,21 @@ def numbers(text: str, option: str, expected: str) -> list[int]:
     return found
 
 
+def seeds_in(text: str, overrides: Sequence[str]) -> list[int]:
+    """Returns the seeds in a comma-separated list; the overrides of the recipe must not set another."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise RequestError(f"--seeds: found {text!r}, expected whole numbers from 0 like 0,1,2")
+    if twice := [seed for seed in found if found.count(seed) > 1]:
+        raise RequestError(f"--seeds: found {twice[0]} twice; name each seed once")
+    if again := [override for override in overrides if override.partition("=")[0].strip() == "seed"]:
+        raise RequestError(f"--set {again[0]}: has no effect with --seeds, which sets the seed; leave one of them out")
+    return found
+
+
 def accelerator_on(device: str, threads: int | None) -> Any:
     """Returns Accelerate's view of device and processes; precision is the recipe's, applied by the loop itself.
 

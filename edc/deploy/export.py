@@ -93,7 +93,8 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
         ParityError: a file does not compute what the network computes; nothing is written.
     """
     run, folder, options = run_folder(run), Path(folder), options or ExportOptions()
-    summary, recipe = run.summary(), run.recipe(data_root=options.data_root)
+    summary = run.summary()
+    recipe = run.recipe(data_root=options.data_root).deploying(summary)
     require_replaceable(folder)
     data = load_data(recipe.data)
     student = load_student(recipe, recipe.deploy, data, run=run)
@@ -137,7 +138,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
         files += [record for each in built for record in engine_records(each, temporary, data, preprocessing)]
         if options.triton:
             files += write_triton_repository(temporary, files, data, preprocessing)
-        shutil.copyfile(run.recipe_path, temporary / "recipe.yaml")
+        _write_recipe(run, temporary / "recipe.yaml", summary)
         files.append(other_record(temporary / "recipe.yaml", temporary, "recipe"))
         manifest = Manifest(
             run=run.path.name,
@@ -153,6 +154,15 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
         )
         write_manifest(temporary, manifest)
     return manifest
+
+
+def _write_recipe(run: RunFolder, path: Path, summary: dict[str, Any]) -> None:
+    """Writes the run's recipe for readers who have no summary: it names the student that the artifact holds."""
+    recipe = run.recipe()
+    if recipe.deploys_best:
+        path.write_text(recipe.deploying(summary).as_yaml())
+    else:
+        shutil.copyfile(run.recipe_path, path)
 
 
 def sample_images(images: Images, num_images: int, *, seed: int) -> tuple[Floats, NDArray[np.int64]]:

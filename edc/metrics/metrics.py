@@ -22,6 +22,7 @@ __all__ = [
     "Quality",
     "accuracy",
     "brier",
+    "calibrated_log_probs",
     "dee",
     "diversity",
     "ece",
@@ -119,6 +120,11 @@ def evaluate(log_probs: Array, labels: Labels, *, validation_log_probs: Array, v
         validation_acc=accuracy(validation_log_probs, validation_labels),
         validation_nll=nll(validation_log_probs, validation_labels),
     )
+
+
+def calibrated_log_probs(members: Array, temperature: float) -> Array:
+    """Returns the log of the mean probabilities (N, K) of members (M, N, K), calibrated by a temperature."""
+    return log_probs_from_logits(ensemble_log_probs(members) / temperature)
 
 
 def ensemble_nll_by_size(

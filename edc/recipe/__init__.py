@@ -2,8 +2,8 @@
 
 from edc.recipe.data_section import DataSection, ExtraSection, Section
 from edc.recipe.network_section import NETWORK_NAME, NetworkSection
-from edc.recipe.sections import Recipe
-from edc.recipe.student_section import StudentSection
+from edc.recipe.recipe import Recipe
+from edc.recipe.sections import StudentSection
 from edc.recipe.teachers_section import CheckpointSection, TeachersSection
 from edc.recipe.training_section import TrainingOverrides, TrainingSection
 

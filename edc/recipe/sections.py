@@ -1,158 +1,96 @@
-"""Recipes: what a run is, as frozen sections read from YAML.
+"""The section of a student: how it learns, and how its members become one network. Importable without torch."""
 
-A recipe says *what* (data, networks, schedule, method); command-line flags say *where* (folders, device). This module
-must stay importable without torch, so that a mistake in a recipe is reported before anything heavy loads.
-"""
+from typing import Annotated, ClassVar, Literal, Self
 
-import hashlib
-import json
-import re
-from typing import Annotated, Any, Self
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from pydantic import Field, model_validator
+from edc.method.kinds import Answers, FoldKind, Method, MixedView, Perturbation, View
+from edc.recipe.data_section import Section
+from edc.recipe.network_section import Start
+from edc.recipe.training_section import TrainingOverrides, UnitInterval, require_one_of_epochs
 
-from edc.recipe.data_section import DataSection, Section, problems_with_extra
-from edc.recipe.network_section import NetworkSection
-from edc.recipe.student_section import ADDED_LATER, StudentSection
-from edc.recipe.teachers_section import TeachersSection
-from edc.recipe.training_section import TrainingSection
+__all__ = ["ADDED_LATER", "StudentSection"]
 
-__all__ = ["Recipe"]
+ADDED_LATER = ("answers", "extra", "views")
+"""Fields of a student that recipes of edc 0.1.0 did not have: with their defaults they make no other run."""
 
 
-class Recipe(Section):
-    """A whole run. `students` maps names to students; `deploy` names the one that `edc export` takes."""
+class StudentSection(Section):
+    """One student: how it learns from the ensemble, and how its members become one network."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: int = 0
-    """Seed of the students; the teachers have their own in `teachers.seed`."""
-    data: DataSection
-    network: NetworkSection
-    training: TrainingSection = TrainingSection()
-    teachers: TeachersSection = TeachersSection()
-    students: Annotated[dict[str, StudentSection], Field(min_length=1)]
-    deploy: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _deploy_the_last(cls, value: Any) -> Any:
-        if isinstance(value, dict) and not value.get("deploy") and isinstance(value.get("students"), dict):
-            return {**value, "deploy": next(reversed(value["students"]), "")}
-        return value
+    later_than_first: ClassVar[tuple[str, ...]] = ("start", "training", "ema", "choose")
+    method: Method = "latent_be"
+    answers: Answers = "all"
+    """`all`: every teacher answers every image, and every member learns it. `split`: each image goes to one teacher and
+    to its member; the expected gradient is the same, and a step costs 4 forward passes, not 7 (kd) or 16 (latent_be).
+    """
+    views: tuple[View, ...] = ()
+    """What images become before they are perturbed, in this order, the same for teachers and student: `randaugment`,
+    two random operations on the pixels of each image; `mixup` and `cutmix`, each image mixed with another of its batch,
+    and with alpha < 1 their labels too; batches of every process, and micro-batches, are then even."""
+    perturbation: Perturbation = "none"
+    perturbation_grey_levels: PositiveFloat = 1.0
+    """Root-mean-square size of the perturbation, in grey levels of 255."""
+    temperature: PositiveFloat = 4.0
+    alpha: UnitInterval = 1.0
+    """Weight of the distillation loss; 1: labels are not used at all."""
+    extra: bool = True
+    """Whether it learns from the images of `data.extra`, too; without labels they have the `alpha` 1."""
+    start: Start | None = None
+    """What this student starts from, if not what `network.start` says: `random`, `pretrained`, `teacher` or a file."""
+    epochs: PositiveInt | None = None
+    """Of this student; those of `training` unless given. Written `{as_long_as: NAME}`, as many as cost as many forward
+    passes as student NAME, rounded to the nearest whole number (`times: 2` with it: twice as many)."""
+    training: TrainingOverrides | None = None
+    """What this student has otherwise than the shared `training`."""
+    fold: FoldKind = "mean_weights"
+    """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
+    member_form: Literal["auto", "joint", "sequential"] = "auto"
+    """`joint`: all members in one batch, BatchNorm statistics over all of them, as published. `sequential`: one member
+    after another, memory as for one. `auto`: joint where its activations fit into 0.4 of the free memory."""
+    reestimate_batchnorm: bool = False
+    """Always take BatchNorm's statistics anew after training, from clean, augmented training images."""
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Decay per step of an exponential moving average of the student with its members, for example 0.999: kept beside
+    it from its first step on, BatchNorm's statistics averaged too, and validated as it is. None: there is none."""
+    choose: Literal["validation"] | None = None
+    """`validation`: the student as trained, its moving average if it has one, and either with BatchNorm re-estimated;
+    what has the best validation accuracy, of equals the lowest NLL, is evaluated and exported. So it is wherever there
+    is an `ema`; else None: the student as trained."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = []
-        if self.deploy not in self.students:
-            problems.append(f"deploy: {self.deploy!r} is not one of the students ({', '.join(self.students)})")
-        for name, student in self.students.items():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-                problems.append(f"students.{name}: a student's name is made of letters, digits and . _ -")
-            if student.perturbation in ("tdiv", "tdiv_sdiv") and self.teachers.size < 2:
-                problems.append(
-                    f"students.{name}.perturbation: {student.perturbation!r} needs a pair of teachers, "
-                    f"but the ensemble has {self.teachers.size}; use 2 or more, or 'ods'"
-                )
-            problems += self._problems_of_schedule(student, f"students.{name}")
-            problems += self._problems_of_start(student, f"students.{name}")
-        if self.data.unlabelled and not self.teachers.checkpoints:
-            problems.append(
-                "data.unlabelled: teachers cannot be trained without labels; list your own in teachers.checkpoints"
+        if self.perturbation == "tdiv_sdiv" and self.method != "latent_be":
+            raise ValueError("perturbation 'tdiv_sdiv' needs members to disagree: use method 'latent_be', or 'tdiv'")
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"views: found {', '.join(self.views)}; expected each of them once")
+        if "randaugment" in self.views[1:]:
+            raise ValueError(
+                f"views: found {', '.join(self.views)}; expected 'randaugment' first, because it works on the pixels "
+                "of single images, before any are mixed"
             )
-        if self.data.unlabelled:
-            problems += [
-                f"students.{name}.alpha: found {student.alpha:g}, but data.unlabelled leaves no labels to learn from; "
-                "expected 1"
-                for name, student in self.students.items()
-                if student.alpha != 1
-            ]
-        problems += [
-            f"students.{name}.alpha: found {student.alpha:g} with {' and '.join(student.mixed_views)}, which mix "
-            "labelled images with those of data.extra, which have no label; expected 1, or extra: false"
-            for name, student in self.students.items()
-            if self.data.extra and student.extra and student.mixed_views and student.alpha != 1
-        ]
-        learns = {name: student.extra for name, student in self.students.items()}
-        sizes = [self.training_of(student).batch_size for student in self.students.values() if student.extra]
-        smallest = min(sizes, default=self.training.batch_size)
-        problems += problems_with_extra(self.data, batch_size=smallest, learns=learns)
-        problems += self._problems_of_schedule(self.teachers, "teachers")
-        if problems:
-            raise ValueError("; ".join(problems))
+        if self.choose and self.ema is None and self.reestimate_batchnorm:
+            raise ValueError(
+                "choose: found 'validation', which has no effect where BatchNorm is always re-estimated and there is "
+                "no ema; leave out choose, or reestimate_batchnorm"
+            )
+        for field in ("member_form", "fold"):
+            # Not by what was set: the resolved recipe of a run has every field, with its default.
+            value = getattr(self, field)
+            if self.method == "kd" and value != type(self).model_fields[field].default:
+                raise ValueError(
+                    f"{field}: found {value!r}, which has no effect with method 'kd' (a single network has no "
+                    "members); leave it out, or use method 'latent_be'"
+                )
+        require_one_of_epochs(self.epochs, self.training)
         return self
 
-    def _problems_of_schedule(self, section: "TeachersSection | StudentSection", field: str) -> list[str]:
-        training = self.training_of(section)
-        if training.warmup_epochs < training.epochs:
-            return []
-        if section.training is None:
-            return [f"{field}.epochs: must be larger than training.warmup_epochs"]
-        found = f"warmup_epochs ({training.warmup_epochs}) must be smaller than epochs ({training.epochs})"
-        return [f"{field}.training: {found}"]
-
-    def _problems_of_start(self, student: "StudentSection", field: str) -> list[str]:
-        network, where = self.network_of(student), self.start_field(student, field)
-        if network.pretrained and not network.has_library:
-            found = f"{where}: found 'pretrained', but {network.name} comes without weights"
-            return [f"{found}; torchvision/ and timm/ networks have some"]
-        own = [checkpoint.network or self.teacher_network for checkpoint in self.teachers.checkpoints]
-        others = sorted({teacher.name for teacher in own or [self.teacher_network]} - {network.name})
-        if network.start == "teacher" and others:
-            found = f"{where}: found 'teacher', but the student is {network.name} and teachers are {', '.join(others)}"
-            return [f"{found}; a student starts from teachers of its own network, all of them"]
-        return []
+    @property
+    def mixed_views(self) -> tuple[MixedView, ...]:
+        """The views that mix the images of a batch, in order."""
+        return tuple(view for view in self.views if view != "randaugment")
 
     @property
-    def teacher_network(self) -> NetworkSection:
-        network = self.teachers.network or self.network
-        return network.bare() if network.start == "teacher" else network
-
-    def network_of(self, student: StudentSection) -> NetworkSection:
-        """Returns the network of `student`, with what that one starts from."""
-        return self.network.started(student.start)
-
-    @property
-    def teacher_start_field(self) -> str:
-        """Which field says what teachers start from."""
-        return "teachers.network.start" if self.teachers.network else "network.start"
-
-    @staticmethod
-    def start_field(student: StudentSection, field: str) -> str:
-        """Returns which field says what `student`, the section at `field`, starts from."""
-        return "network.start" if student.start is None else f"{field}.start"
-
-    def training_of(self, section: TeachersSection | StudentSection) -> TrainingSection:
-        """Returns the schedule of `section`: the shared one, with what it has otherwise."""
-        changes = section.training.given() if section.training else {}
-        if section.epochs:
-            changes["epochs"] = section.epochs
-        return self.training.model_copy(update=changes)
-
-    def batch_field(self, section: TeachersSection | StudentSection, field: str) -> str:
-        """Returns which field says how large the batches of `section`, the one at `field`, are."""
-        own = section.training and (section.training.batch_size or section.training.micro_batch_size)
-        return f"{field}.training" if own else "training"
-
-    def operated_as(self, other: "Recipe") -> "Recipe":
-        """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""
-        training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
-        return self.model_copy(update={"data": self.data.operated_as(other.data), "training": training})
-
-    def identity(self) -> dict[str, Any]:
-        """Returns what identifies a run: the recipe without the data's place, the way it is fetched, and operation.
-
-        Fields that may change in the middle of a run have their defaults, so that digests of older edcs still hold.
-        """
-        document = self.model_dump(mode="json")
-        document["data"] = self.data.identity()
-        document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
-        defaults = StudentSection().model_dump(mode="json")
-        for student in document["students"].values():
-            for field in ADDED_LATER:
-                if student[field] == defaults[field]:
-                    del student[field]
-        return document
-
-    def digest(self) -> str:
-        """Returns a SHA-256 of the recipe's identity."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+    def chooses(self) -> bool:
+        """Whether validation images choose what is deployed of this student."""
+        return self.choose is not None or self.ema is not None

@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from edc.data import DataSet, steps_per_epoch
 from edc.method.kinds import MemberForm
 from edc.recipe import Recipe, StudentSection, TeachersSection
+from edc.recipe.equal_cost import units_per_step
 from edc.runs.folder import RunFolder
 from edc.runs.start import require_teachers_to_start_from
 from edc.runs.student import form_of, learned_by, train_student
@@ -42,18 +43,6 @@ class Cost:
     @property
     def seconds(self) -> float:
         return self.num_steps * self.seconds_per_step
-
-
-def units_per_step(student: StudentSection, ensemble_size: int) -> int:
-    """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4.
-
-    With `answers: split` 4 and 10, for any M.
-    """
-    perturbation = {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
-    if student.answers == "split":
-        return 1 + 3 + perturbation
-    num_members = ensemble_size if student.method == "latent_be" else 1
-    return ensemble_size + 3 * num_members + perturbation
 
 
 def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -> list[Cost]:

@@ -1,5 +1,6 @@
 """The steps of a run: data, teachers, students, summary."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from edc.console import console
 from edc.data import DataSet, load_training_data, steps_per_epoch
 from edc.data.overlap import warn_of_overlap
 from edc.errors import RecipeError, first_line
@@ -23,7 +25,7 @@ from edc.train.distributed import by_main, one_of_a_machine_first, raised_togeth
 from edc.train.evaluate import norms_of
 from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
 
-__all__ = ["distill", "require_trainable"]
+__all__ = ["distill", "distill_all", "require_trainable"]
 
 
 def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
@@ -49,6 +51,21 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     by_main(lambda: run.write_summary(summary), accelerator)
     accelerator.wait_for_everyone()
     return summary
+
+
+def distill_all(recipes: Mapping[RunFolder, Recipe], *, accelerator: Accelerator) -> None:
+    """Runs recipes one after another, each in its folder; finished ones are left alone.
+
+    Raises:
+        RunError: one of the folders is another recipe's, said before anything is trained.
+    """
+    for run, recipe in recipes.items():
+        by_main(lambda run=run, recipe=recipe: run.require_claimable(recipe), accelerator)  # type: ignore[misc]
+    for number, (run, recipe) in enumerate(recipes.items(), start=1):
+        if len(recipes) > 1 and accelerator.is_main_process:
+            state = "finished" if run.summary_path.is_file() else "to be trained"
+            console.print(f"{run.path} ({number} of {len(recipes)}, seed {recipe.seed}): {state}", highlight=False)
+        distill(recipe, run=run, accelerator=accelerator)
 
 
 def _claim(recipe: Recipe, data: DataSet, run: RunFolder) -> None:

@@ -5,6 +5,7 @@ runs/<name>/
     inputs.json              not in the recipe: which images and which teachers the students learn from
     students/<student>/      weights.safetensors, metrics.jsonl, tensorboard/ (checkpoint.pt while it trains); if
                              there was something to choose (edc/runs/choice.py), chosen.json and the candidates
+    predictions.npz          what each network made of each test image; that of a student lies in its folder
     summary.json             metrics of every network; its presence means that the run is finished
 runs/teachers/<key>/         one trained teacher, its key derived from what determines it; all runs share it
 """
@@ -22,7 +23,7 @@ from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
 from edc.system.files import write_atomically, write_json
 
-__all__ = ["RunFolder", "newest_run", "run_folder"]
+__all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
 
@@ -61,7 +62,7 @@ class RunFolder:
             held = self.recipe()
             if held.digest() != recipe.digest():
                 raise RunError(
-                    f"{self.path}: already holds another recipe; it differs in {_first_difference(held, recipe)}. "
+                    f"{self.path}: already holds another recipe; it differs in {first_difference(held, recipe)}. "
                     "Choose another folder with --run, or remove this one."
                 )
         elif self.path.is_dir() and any(self.path.iterdir()):
@@ -86,8 +87,7 @@ class RunFolder:
         kept = held.operated_as(recipe) if held else recipe
         if kept != held:
             with write_atomically(self.recipe_path) as temporary:
-                document = kept.model_dump(mode="json", exclude_none=True)
-                temporary.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+                temporary.write_text(kept.as_yaml())
         if inputs and inputs != self._inputs():
             write_json(self.inputs_path, dict(inputs))
 
@@ -157,7 +157,7 @@ def newest_run(runs: Path) -> RunFolder:
     return RunFolder(finished[-1].parent)
 
 
-def _first_difference(held: Recipe, asked: Recipe) -> str:
+def first_difference(held: Recipe, asked: Recipe) -> str:
     """Returns the first field in which two recipes differ, with both values."""
 
     def flat(document: Any, prefix: str = "") -> dict[str, Any]:

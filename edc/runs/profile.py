@@ -94,16 +94,19 @@ class StepProfile:
 def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerator: Accelerator) -> StepProfile:
     """Returns where the time of a step of the recipe's deployed student goes, as the main process saw it.
 
+    Which student is the best is not known before all are trained: with `deploy: best` it is the last one.
+
     Leaves in `folder`: trace.json.gz (for chrome://tracing or ui.perfetto.dev) and profile.json. Nothing else on disk
     is changed. Teachers that are not all trained yet are replaced by untrained ones: the time is the same.
     """
+    name = next(reversed(recipe.students)) if recipe.deploys_best else recipe.deploy
     data = one_of_a_machine_first(lambda: load_training_data(recipe.data), accelerator)
     with raised_together(accelerator):
         require_trainable(recipe, data, accelerator=accelerator)
     own_teachers = one_of_a_machine_first(lambda: load_own_teachers(few_steps(recipe), data), accelerator)
     require_teachers_to_start_from(recipe, data, own_teachers)
     teachers, kind = _teachers(recipe, data, own_teachers, teachers_path, accelerator)
-    batch_size = recipe.training_of(recipe.students[recipe.deploy]).batch_size
+    batch_size = recipe.training_of(recipe.students[name]).batch_size
     on_gpu = accelerator.device.type == "cuda"
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it says on stderr that a machine without a GPU has none
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
@@ -116,8 +119,8 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
     ):
         train_student(
             few_steps(recipe),
-            recipe.deploy,
-            few_learned(recipe, recipe.deploy, data, NUM_STEPS, num_processes=accelerator.num_processes),
+            name,
+            few_learned(recipe, name, data, NUM_STEPS, num_processes=accelerator.num_processes),
             teachers,
             run=RunFolder(Path(temporary)),
             accelerator=accelerator,
@@ -132,7 +135,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
     events = list(profiler.events() or [])  # type: ignore[no-untyped-call]
     first, last = _measured_window(events)
     profile = StepProfile(
-        student=recipe.deploy,
+        student=name,
         teachers=kind,
         device=str(accelerator.device),
         num_processes=accelerator.num_processes,

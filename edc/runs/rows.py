@@ -1,10 +1,12 @@
 """The rows of summary.json by subject."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from edc.recipe import Recipe
 from edc.subject import Subject
 
-__all__ = ["identity_of", "rows_by_subject"]
+__all__ = ["deployed_student", "identity_of", "rows_by_subject", "teacher_sets"]
 
 
 def identity_of(subject: Subject) -> dict[str, Any]:
@@ -38,3 +40,33 @@ def rows_by_subject(summary: dict[str, Any]) -> dict[Subject, dict[str, Any]]:
                 name = row["subject"] if name is None else name
         found[Subject(row["kind"], name=name, member=member)] = row
     return found
+
+
+def deployed_student(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> str:
+    """Returns the student that is exported: the recipe's, or with `deploy: best` the best on validation images.
+
+    Of equals the first. Test images have no part in it.
+    """
+    if not recipe.deploys_best:
+        return recipe.deploy
+    students = [row for row in rows if row["kind"] == "student"]
+    if recipe.deploy_by == "accuracy":
+        return str(max(students, key=lambda row: float(row["validation"]["acc"]))["name"])
+    return str(min(students, key=lambda row: float(row["validation"]["calibrated_nll"]))["name"])
+
+
+def teacher_sets(summaries: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    """Returns which set of teachers each run has, from 0: runs whose teachers measure the same have the same ones."""
+    sets: list[list[float]] = []
+    found = []
+    for summary in summaries:
+        nlls = [row["raw"]["nll"] for subject, row in rows_by_subject(summary).items() if subject.role == "teacher"]
+        for number, known in enumerate(sets):
+            # The last figures depend on the number of threads.
+            if len(known) == len(nlls) and all(abs(a - b) <= 1e-4 * a for a, b in zip(known, nlls, strict=True)):
+                found.append(number)
+                break
+        else:
+            found.append(len(sets))
+            sets.append(nlls)
+    return tuple(found)

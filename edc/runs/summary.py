@@ -15,19 +15,22 @@ from torch import nn
 
 import edc
 from edc import metrics
-from edc.data import DataSet
+from edc.data import DataSet, steps_per_epoch
 from edc.method.batch_ensemble import ensemble_size_of
 from edc.method.kinds import FoldKind, MemberForm
 from edc.metrics import Labels, Metrics
 from edc.networks import count_parameters
 from edc.recipe import Recipe
+from edc.recipe.equal_cost import units_per_step
 from edc.runs.choice import kept_choice
 from edc.runs.folder import RunFolder
-from edc.runs.rows import identity_of
-from edc.runs.student import deployable, fold_student, form_of
+from edc.runs.per_image import PerImage, per_image_of, write_per_image
+from edc.runs.rows import deployed_student, identity_of
+from edc.runs.student import deployable, fold_student, form_of, learned_by
 from edc.subject import Subject
 from edc.system.machine import cpu_name
 from edc.teachers.ensemble import TeacherEnsemble
+from edc.train.distributed import by_main
 from edc.train.evaluate import labels_of, predict_logits
 
 __all__ = ["summarise"]
@@ -67,7 +70,8 @@ def summarise(
     nlls = metrics.ensemble_nll_by_size(
         ensemble.test, test_labels, validation_log_probs=ensemble.validation, validation_labels=validation_labels
     )
-    to_row = partial(_row, test_labels=test_labels, validation_labels=validation_labels, nlls=nlls)
+    results: dict[Subject, PerImage] = {}
+    to_row = partial(_row, test_labels=test_labels, validation_labels=validation_labels, nlls=nlls, results=results)
     sizes = [count_parameters(teacher) for teacher in teachers.members]
     rows = [
         to_row(Subject("teacher", member=m), predictions, parameters=sizes[m])
@@ -87,7 +91,9 @@ def summarise(
             }
         plain = deployable(network, recipe, name, data, accelerator=accelerator)
         student = Subject("student", name=name)
-        rows.append(to_row(student, predict(plain), parameters=count_parameters(plain), form=form))
+        row = to_row(student, predict(plain), parameters=count_parameters(plain), form=form)
+        rows.append(row | {"training": _training(recipe, name, data)})
+    by_main(lambda: write_per_image(run, results, test_labels), accelerator)
     choices = {name: kept_choice(run.student_path(name)) for name in students}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -95,7 +101,7 @@ def summarise(
         "run": run.path.name,
         "recipe_sha256": recipe.digest(),
         "seed": recipe.seed,
-        "deploy": recipe.deploy,
+        "deploy": deployed_student(recipe, rows),
         "data": {
             "kind": recipe.data.kind,
             "train": len(data.train),
@@ -131,8 +137,12 @@ def _row(
     test_labels: Labels,
     validation_labels: Labels,
     nlls: list[float],
+    results: dict[Subject, PerImage],
 ) -> dict[str, Any]:
-    """Returns the metrics of one network. Its DEE is read from `nlls`, those of ensembles of 1 to M teachers."""
+    """Returns the metrics of one network, and puts its results on each test image into `results`.
+
+    Its DEE is read from `nlls`, those of ensembles of 1 to M teachers.
+    """
     num_members = len(predictions.test)
     result = metrics.evaluate(
         metrics.ensemble_log_probs(predictions.test),
@@ -146,7 +156,26 @@ def _row(
         diversity=metrics.diversity(predictions.test) if num_members > 1 else None,
     )
     row = {**identity_of(subject), "parameters": parameters, "forwards": num_members, **_plain(result)}
+    calibrated, validation = (
+        metrics.calibrated_log_probs(members, result.calibration_temperature)
+        for members in (predictions.test, predictions.validation)
+    )
+    results[subject] = per_image_of(metrics.ensemble_log_probs(predictions.test), calibrated, test_labels)
+    row["validation"] = {
+        "acc": result.validation_acc,
+        "nll": result.validation_nll,
+        "calibrated_nll": metrics.nll(validation, validation_labels),
+    }
     return row if form is None else row | {"member_form": form}
+
+
+def _training(recipe: Recipe, name: str, data: DataSet) -> dict[str, int]:
+    """Returns how long a student trained; `units` are forward passes of one network on a batch of the shared size."""
+    section, training = recipe.students[name], recipe.training_of(recipe.students[name])
+    num_steps = training.epochs * steps_per_epoch(data.train, training.batch_size, learned_by(section, data).extra)
+    units = units_per_step(section, recipe.teachers.size)
+    in_shared_batches = round(units * num_steps * training.batch_size / recipe.training.batch_size)
+    return {"epochs": training.epochs, "steps": num_steps, "units_per_step": units, "units": in_shared_batches}
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,17 @@ def import_openvino() -> Any:
     return openvino
 
 
+@cache
+def _core() -> Any:
+    """Returns the one Core of this process, which is never destroyed.
+
+    The CPU plugin gives the thread an alternate signal stack, and takes it away again with the Core. If two Cores end
+    in the order in which they began, the second puts the first one's stack back, which is unmapped by then. The next
+    signal crashes the process (found with OpenVINO 2026.4.1).
+    """
+    return import_openvino().Core()
+
+
 class OpenVinoCpu(Backend):
     """OpenVINO compiled for one request at a time.
 
@@ -37,7 +49,7 @@ class OpenVinoCpu(Backend):
         self.threads, self.precision = threads, precision
         openvino = import_openvino()
         self.version = str(openvino.__version__).split("-", maxsplit=1)[0]
-        self.core = openvino.Core()
+        self.core = _core()
 
     def prepare(self, source: Source) -> None:
         """Nothing: a file is all that loading needs."""

@@ -8,22 +8,26 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from edc.cli.tables.fitting import TextRow, fitting_table
 from edc.console import count, duration
 from edc.errors import RunError
 from edc.runs.choice import Choice
 from edc.runs.cost import Cost
-from edc.runs.rows import rows_by_subject
+from edc.runs.rows import rows_by_subject, teacher_sets
 from edc.subject import Subject
 
 __all__ = ["mean_rows", "print_costs", "print_summaries"]
 
 COLUMNS = ("acc %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
+GIVES_WAY = ("cECE", "NLL", "ECE", "params", "runs", "DEE")
+"""In this order, where the terminal is too narrow for all."""
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) -> None:
     """Prints one row per network; over several runs of one recipe, mean and standard deviation over the seeds.
 
-    Says in which form members were trained, and warns if the averaged runs differ in it.
+    If there is no room for all columns, some are left out and named. Says in which form members were trained, and warns
+    if the averaged runs differ in it.
     """
     seeds = sorted(summary["seed"] for summary in summaries)
     first = summaries[0]
@@ -36,15 +40,22 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     for name, by_seed in forms.items():
         label = Subject("student", name=name).label
         caption += f"\n{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
-    for name, choices in _choices(summaries).items():
-        caption += f"\n{Subject('student', name=name).label}: chosen on validation images, {choices}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    table.add_column("network")
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    deployed = Subject("student", name=first["deploy"])
-    for row in mean_rows(summaries):
-        table.add_row(row["label"], *row["cells"], style="bold" if row["subject"] == deployed else None)
+    for name, words in _choices(summaries).items():
+        caption += f"\n{Subject('student', name=name).label}: chosen on validation images, {words}"
+    chosen = {summary["deploy"] for summary in summaries}
+    if len(chosen) > 1:
+        choices = ", ".join(f"{summary['deploy']} at seed {summary['seed']}" for summary in summaries)
+        caption += f"\nthe best on validation images, and so deployed: {choices}"
+    rows = [
+        TextRow(
+            row["label"],
+            dict(zip(COLUMNS, row["cells"], strict=True)),
+            is_bold=row["subject"] in [Subject("student", name=name) for name in chosen],
+        )
+        for row in mean_rows(summaries)
+    ]
+    table, left_out = fitting_table(title, rows, COLUMNS, gives_way=GIVES_WAY, console=console)
+    table.caption = caption + (f"\nleft out for want of room: {', '.join(left_out)}" if left_out else "")
     console.print(table)
     for name, by_seed in forms.items():
         if len(set(by_seed.values())) > 1:
@@ -90,8 +101,10 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         raise RunError(f"runs of different recipes ({names}) cannot be averaged; show them one at a time")
     ensemble_size = summaries[0]["ensemble_size"]
     by_subject = [rows_by_subject(summary) for summary in summaries]
-    # The teachers are the same in every run: the spread is over them.
-    teachers = [row for subject, row in by_subject[0].items() if subject.role == "teacher"]
+    # Of each set of teachers one run: they are the same in all that share it, and the spread is over them.
+    sets = teacher_sets(summaries)
+    of_sets = [by_subject[sets.index(number)] for number in range(max(sets) + 1)]
+    teachers = [row for of_set in of_sets for subject, row in of_set.items() if subject.role == "teacher"]
     rows: list[dict[str, Any]] = [
         {"subject": None, "label": f"one teacher (mean of {len(teachers)})", "cells": _cells(teachers, "1")}
     ]
@@ -101,7 +114,7 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         group = [of_run[subject] for of_run in by_subject if subject in of_run]
         label = f"ensemble of {ensemble_size}" if subject.is_ensemble else subject.label
         if subject.is_ensemble:
-            group = group[:1]
+            group = [of_set[subject] for of_set in of_sets]
         rows.append({"subject": subject, "label": label, "cells": _cells(group, _dee(group, ensemble_size))})
     return rows
 

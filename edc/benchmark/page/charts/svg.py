@@ -34,7 +34,7 @@ class Scale:
         low, high = self.low, self.high
         if self.is_log:
             value, low, high = math.log(value), math.log(low), math.log(high)
-        share = (value - low) / (high - low) if high > low else 0.5
+        share = (value - low) / (high - low) if high != low else 0.5  # upside down, `low` is the larger one
         return self.start + share * (self.end - self.start)
 
     def ticks(self, about: int = 5) -> list[float]:

@@ -1,0 +1,143 @@
+"""What several runs show together, for people and as a document."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from edc.cli.tables.fitting import TextRow, fitting_table
+from edc.console import duration
+from edc.metrics.intervals import Interval
+from edc.runs.evidence import Evidence, EvidenceRow
+from edc.runs.read_runs import MEASURES
+
+__all__ = ["evidence_document", "print_evidence"]
+
+WORTH = ("k forwards", "time", "share acc %", "share cNLL %")
+WORTH_GIVES_WAY = ("time", "k forwards", "share acc %")
+DIFFERENCES = ("acc points", "cNLL")
+DIFFERENCES_GIVE_WAY = ("acc points",)
+"""In this order, where the terminal is too narrow for all."""
+
+
+def evidence_document(evidence: Evidence) -> dict[str, Any]:
+    """Returns all that was found as JSON values; what is not known is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    document: dict[str, Any] = plain(dataclasses.asdict(evidence))
+    for row, found in zip(document["rows"], evidence.rows, strict=True):
+        of = found.subject
+        row["subject"] = None if of is None else {"role": of.role, "name": of.name, "member": of.member}
+    return document
+
+
+def print_evidence(evidence: Evidence, *, console: Console) -> None:
+    """Prints costs, shares of the gain and differences from the named row, and in words what cannot be told apart.
+
+    Of one run, without a named row, the shares in words.
+    """
+    level = f"{100 * evidence.confidence:.0f} % intervals over {evidence.over}"
+    level = "no intervals" if evidence.over == "nothing" else level
+    caption = (
+        f"{level}; {_gain(evidence)}\nshare: (student - teacher) / (ensemble - teacher); "
+        "k forwards: thousand forward passes of a batch, in training"
+    )
+    worth = [TextRow(row.label, dict(zip(WORTH, _worth(row), strict=True))) for row in evidence.rows if row.share]
+    title = "what a student keeps of the ensemble's gain"
+    if len(evidence.runs) == 1 and not evidence.against:
+        for line in (*_shares_in_words(evidence), f"({level})"):
+            console.print(line, highlight=False)
+        return
+    _print(title, worth, WORTH, WORTH_GIVES_WAY, caption, console)
+    if evidence.against:
+        compared = [
+            TextRow(row.label, dict(zip(DIFFERENCES, _differences(row), strict=True)))
+            for row in evidence.rows
+            if row.against
+        ]
+        title = f"difference from {evidence.against}, in pairs: same seed, same teachers, same test images"
+        _print(title, compared, DIFFERENCES, DIFFERENCES_GIVE_WAY, level, console)
+    lines = [*_words(evidence), *(f"note: {note}." for note in evidence.notes)]
+    if evidence.left_out:
+        lines.append(f"note: not in every run, and left out: {', '.join(evidence.left_out)}.")
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def _print(
+    title: str,
+    rows: Sequence[TextRow],
+    columns: Sequence[str],
+    gives_way: Sequence[str],
+    caption: str,
+    console: Console,
+) -> None:
+    table, left_out = fitting_table(title, rows, columns, gives_way=gives_way, console=console)
+    table.caption = caption + (f"\nleft out for want of room: {', '.join(left_out)}" if left_out else "")
+    console.print(table)
+
+
+def _worth(row: EvidenceRow) -> list[str]:
+    units = "" if row.units is None else f"{row.units / 1000:.3g}"
+    time = "" if row.hours is None else duration(3600 * row.hours)
+    return [units, time, *(_interval(row.share[m], 0, scale=100) for m in MEASURES)]
+
+
+def _differences(row: EvidenceRow) -> list[str]:
+    acc, nll = (row.against[m].interval for m in MEASURES)
+    return [_interval(acc, 2, scale=100, sign="+"), _interval(nll, 3, sign="+")]
+
+
+def _gain(evidence: Evidence) -> str:
+    acc, nll = evidence.gain["acc"], evidence.gain["calibrated_nll"]
+    gained = f"{_interval(acc, 2, scale=100, sign='+')} points and {_interval(nll, 3, sign='+')} nats of cNLL"
+    return f"the ensemble gains {gained} over one teacher"
+
+
+def _interval(interval: Interval, digits: int, *, scale: float = 1, sign: str = "") -> str:
+    """Returns `98 (91 to 104)`; without bounds the value alone, and a dash where there is none."""
+
+    def write(value: float) -> str:
+        text = f"{scale * value:{sign}.{digits}f}"
+        return text if text.strip("+-0.") else text.lstrip("+-")
+
+    if not math.isfinite(interval.value):
+        return "-"
+    if interval.low is None or interval.high is None:
+        return write(interval.value)
+    return f"{write(interval.value)} ({write(interval.low)} to {write(interval.high)})"
+
+
+def _shares_in_words(evidence: Evidence) -> list[str]:
+    """Returns a line for each student as it is deployed."""
+    students = [row for row in evidence.rows if row.subject and row.subject.role == "student"]
+    return [f"{_gain(evidence)}, of which"] + [
+        f"- {row.label} keeps {_interval(row.share['acc'], 0, scale=100)} % in accuracy and "
+        f"{_interval(row.share['calibrated_nll'], 0, scale=100)} % in calibrated NLL"
+        for row in students
+    ]
+
+
+def _words(evidence: Evidence) -> list[str]:
+    """Returns a line for each measure that names the rows which cannot be told from the named one."""
+    if evidence.over == "nothing" or not evidence.against:
+        return []
+    lines = []
+    for measure, name in zip(MEASURES, ("accuracy", "calibrated NLL"), strict=True):
+        compared = [(row.label, row.against[measure].verdict) for row in evidence.rows if row.against]
+        alike = [label for label, verdict in compared if verdict == "not told apart"]
+        if alike:
+            lines.append(f"{name}: {_listed(alike)} cannot be told from {evidence.against}.")
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,195 @@
+"""Recipes: what a run is, as frozen sections read from YAML.
+
+A recipe says *what* (data, networks, schedule, method); command-line flags say *where* (folders, device). This module
+must stay importable without torch, so that a mistake in a recipe is reported before anything heavy loads.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from edc.recipe.data_section import DataSection, Section, problems_with_extra
+from edc.recipe.equal_cost import with_numbers_of_epochs
+from edc.recipe.network_section import NetworkSection
+from edc.recipe.sections import ADDED_LATER, StudentSection
+from edc.recipe.teachers_section import TeachersSection
+from edc.recipe.training_section import TrainingSection
+
+__all__ = ["Recipe"]
+
+
+BEST = "best"
+
+
+class Recipe(Section):
+    """A whole run. `students` maps names to students, and `deploy` says which of them `edc export` takes."""
+
+    later_than_first: ClassVar[tuple[str, ...]] = ("deploy_by",)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: int = 0
+    """Seed of the students; the teachers have their own in `teachers.seed`."""
+    data: DataSection
+    network: NetworkSection
+    training: TrainingSection = TrainingSection()
+    teachers: TeachersSection = TeachersSection()
+    students: Annotated[dict[str, StudentSection], Field(min_length=1)]
+    deploy: str = ""
+    """A student's name, or `best`: the best of them on validation images, known when all are trained. (A student that
+    is called best is meant by its name.) Unless given, the last student: recipes that name none stay what they were."""
+    deploy_by: Literal["calibrated_nll", "accuracy"] | None = None
+    """What `deploy: best` goes by, on validation images; `calibrated_nll` unless given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("students"), dict):
+            return value
+        students, deploy = value["students"], value.get("deploy") or next(reversed(value["students"]), "")
+        resolved = {**with_numbers_of_epochs(value), "deploy": deploy}
+        if deploy == BEST and BEST not in students:
+            resolved["deploy_by"] = value.get("deploy_by") or "calibrated_nll"
+        return resolved
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = []
+        if self.deploy not in self.students and not self.deploys_best:
+            problems.append(
+                f"deploy: {self.deploy!r} is not one of the students ({', '.join(self.students)}), nor {BEST!r}"
+            )
+        if self.deploy_by is not None and not self.deploys_best:
+            problems.append(
+                f"deploy_by: found {self.deploy_by!r}, which has no effect with deploy: {self.deploy}; leave it out, "
+                f"or use deploy: {BEST}"
+            )
+        for name, student in self.students.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                problems.append(f"students.{name}: a student's name is made of letters, digits and . _ -")
+            if student.perturbation in ("tdiv", "tdiv_sdiv") and self.teachers.size < 2:
+                problems.append(
+                    f"students.{name}.perturbation: {student.perturbation!r} needs a pair of teachers, "
+                    f"but the ensemble has {self.teachers.size}; use 2 or more, or 'ods'"
+                )
+            problems += self._problems_of_schedule(student, f"students.{name}")
+            problems += self._problems_of_start(student, f"students.{name}")
+        if self.data.unlabelled and not self.teachers.checkpoints:
+            problems.append(
+                "data.unlabelled: teachers cannot be trained without labels; list your own in teachers.checkpoints"
+            )
+        if self.data.unlabelled:
+            problems += [
+                f"students.{name}.alpha: found {student.alpha:g}, but data.unlabelled leaves no labels to learn from; "
+                "expected 1"
+                for name, student in self.students.items()
+                if student.alpha != 1
+            ]
+        problems += [
+            f"students.{name}.alpha: found {student.alpha:g} with {' and '.join(student.mixed_views)}, which mix "
+            "labelled images with those of data.extra, which have no label; expected 1, or extra: false"
+            for name, student in self.students.items()
+            if self.data.extra and student.extra and student.mixed_views and student.alpha != 1
+        ]
+        learns = {name: student.extra for name, student in self.students.items()}
+        sizes = [self.training_of(student).batch_size for student in self.students.values() if student.extra]
+        smallest = min(sizes, default=self.training.batch_size)
+        problems += problems_with_extra(self.data, batch_size=smallest, learns=learns)
+        problems += self._problems_of_schedule(self.teachers, "teachers")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems_of_schedule(self, section: "TeachersSection | StudentSection", field: str) -> list[str]:
+        training = self.training_of(section)
+        if training.warmup_epochs < training.epochs:
+            return []
+        if section.training is None:
+            found = f"({training.warmup_epochs}), found {training.epochs}"
+            return [f"{field}.epochs: must be larger than training.warmup_epochs {found}"]
+        found = f"warmup_epochs ({training.warmup_epochs}) must be smaller than epochs ({training.epochs})"
+        return [f"{field}.training: {found}"]
+
+    def _problems_of_start(self, student: "StudentSection", field: str) -> list[str]:
+        network, where = self.network_of(student), self.start_field(student, field)
+        if network.pretrained and not network.has_library:
+            found = f"{where}: found 'pretrained', but {network.name} comes without weights"
+            return [f"{found}; torchvision/ and timm/ networks have some"]
+        own = [checkpoint.network or self.teacher_network for checkpoint in self.teachers.checkpoints]
+        others = sorted({teacher.name for teacher in own or [self.teacher_network]} - {network.name})
+        if network.start == "teacher" and others:
+            found = f"{where}: found 'teacher', but the student is {network.name} and teachers are {', '.join(others)}"
+            return [f"{found}; a student starts from teachers of its own network, all of them"]
+        return []
+
+    @property
+    def deploys_best(self) -> bool:
+        """Whether the student to be deployed is chosen when all are trained."""
+        return self.deploy == BEST and BEST not in self.students
+
+    def deploying(self, summary: Mapping[str, Any]) -> "Recipe":
+        """Returns the recipe with the name of the student that was chosen: the one that the summary of its run has."""
+        return self.model_copy(update={"deploy": summary["deploy"], "deploy_by": None}) if self.deploys_best else self
+
+    @property
+    def teacher_network(self) -> NetworkSection:
+        network = self.teachers.network or self.network
+        return network.bare() if network.start == "teacher" else network
+
+    def network_of(self, student: StudentSection) -> NetworkSection:
+        """Returns the network of `student`, with what that one starts from."""
+        return self.network.started(student.start)
+
+    @property
+    def teacher_start_field(self) -> str:
+        """Which field says what teachers start from."""
+        return "teachers.network.start" if self.teachers.network else "network.start"
+
+    @staticmethod
+    def start_field(student: StudentSection, field: str) -> str:
+        """Returns which field says what `student`, the section at `field`, starts from."""
+        return "network.start" if student.start is None else f"{field}.start"
+
+    def training_of(self, section: TeachersSection | StudentSection) -> TrainingSection:
+        """Returns the schedule of `section`: the shared one, with what it has otherwise."""
+        changes = section.training.given() if section.training else {}
+        if section.epochs:
+            changes["epochs"] = section.epochs
+        return self.training.model_copy(update=changes)
+
+    def batch_field(self, section: TeachersSection | StudentSection, field: str) -> str:
+        """Returns which field says how large the batches of `section`, the one at `field`, are."""
+        own = section.training and (section.training.batch_size or section.training.micro_batch_size)
+        return f"{field}.training" if own else "training"
+
+    def operated_as(self, other: "Recipe") -> "Recipe":
+        """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""
+        training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
+        return self.model_copy(update={"data": self.data.operated_as(other.data), "training": training})
+
+    def as_yaml(self) -> str:
+        """Returns the resolved recipe as a run folder keeps it."""
+        document = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what identifies a run: the recipe without the data's place, the way it is fetched, and operation.
+
+        Fields that may change in the middle of a run have their defaults, so that digests of older edcs still hold.
+        """
+        document = self.model_dump(mode="json")
+        document["data"] = self.data.identity()
+        document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
+        defaults = StudentSection().model_dump(mode="json")
+        for student in document["students"].values():
+            for field in ADDED_LATER:
+                if student[field] == defaults[field]:
+                    del student[field]
+        return document
+
+    def digest(self) -> str:
+        """Returns a SHA-256 of the recipe's identity."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

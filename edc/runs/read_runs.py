@@ -1,0 +1,165 @@
+"""Finished runs of one recipe, read to be compared: the figures of every row, by image where they are known."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edc.errors import RunError
+from edc.recipe.equal_cost import units_per_step
+from edc.runs.folder import RunFolder, first_difference
+from edc.runs.per_image import PerImage, read_per_image
+from edc.runs.rows import rows_by_subject, teacher_sets
+from edc.subject import Subject
+
+__all__ = ["MEASURES", "Measure", "Over", "ReadRun", "Together", "read_runs"]
+
+Array = NDArray[np.float64]
+Measure = Literal["acc", "calibrated_nll"]
+Over = Literal["seeds and test images", "seeds", "test images", "nothing"]
+
+MEASURES: tuple[Measure, ...] = ("acc", "calibrated_nll")
+
+
+@dataclass(frozen=True, eq=False)
+class ReadRun:
+    """A run, read. `cells` are the figures of every row: (N,) over the test images, or () where they are not known."""
+
+    folder: RunFolder
+    summary: dict[str, Any]
+    rows: dict[Subject, dict[str, Any]]
+    cells: dict[Measure, dict[Subject, Array]]
+    num_images: int
+    """0 where figures are not known by image."""
+
+    def cell(self, measure: Measure, subject: Subject | None) -> Array:
+        """Returns the figures of a row; of None those of one teacher."""
+        of_rows = self.cells[measure]
+        if subject is not None:
+            return of_rows[subject]
+        teachers = np.stack([cell for other, cell in of_rows.items() if other.role == "teacher"])
+        return np.asarray(teachers.mean(0), np.float64)
+
+    def units(self, name: str) -> float | None:
+        """Returns the forward passes of a batch that a student's training cost.
+
+        What an older edc did not write down follows from the run's recipe, if that is there.
+        """
+        row = self.rows.get(Subject("student", name=name), {})
+        if "training" in row:
+            return float(row["training"]["units"])
+        if not self.folder.recipe_path.is_file() or name not in (recipe := self.folder.recipe()).students:
+            return None
+        section, training = recipe.students[name], recipe.training_of(recipe.students[name])
+        num_steps = training.epochs * (self.summary["data"]["train"] // training.batch_size)
+        return float(units_per_step(section, recipe.teachers.size) * num_steps)
+
+    def hours(self, name: str) -> float | None:
+        """Returns how long a student trained, as the last whole line of its metrics.jsonl says."""
+        path = self.folder.student_path(name) / "metrics.jsonl"
+        for line in reversed(path.read_text(errors="replace").splitlines() if path.is_file() else []):
+            try:
+                return float(json.loads(line)["seconds"]) / 3600
+            except (ValueError, KeyError, TypeError):  # a line cut off by a crash
+                continue
+        return None
+
+
+@dataclass(frozen=True)
+class Together:
+    """Runs that can be compared, and what can be said of them together."""
+
+    runs: tuple[ReadRun, ...]
+    teachers: tuple[int, ...]
+    """Which set of teachers each run has, from 0."""
+    over: Over
+    """What intervals are over."""
+    notes: tuple[str, ...]
+
+
+def read_runs(folders: Sequence[RunFolder]) -> Together:
+    """Returns finished runs of one recipe with other seeds, or other teachers, or both.
+
+    Raises:
+        RunError: a run is unfinished, given twice, or of another recipe or ensemble size.
+    """
+    summaries = [folder.summary() for folder in folders]
+    sets = teacher_sets(summaries)
+    _require_comparable(folders, summaries, sets)
+    found = [read_per_image(folder, summary) for folder, summary in zip(folders, summaries, strict=True)]
+    known = [of_run for of_run in found if of_run is not None]
+    notes = [*_what_differs(folders), *_about_teachers(sets)]
+    has_images = False
+    if len(known) < len(found):
+        without = ", ".join(str(folder.path) for folder, of_run in zip(folders, found, strict=True) if of_run is None)
+        notes.append(
+            f"{without}: no predictions.npz, which older edcs did not write, so that no test images are resampled. "
+            "Remove its summary.json and call edc distill again: nothing is trained, and both are written"
+        )
+    elif any(not np.array_equal(labels, known[0][1]) for _, labels in known):
+        notes.append("the runs have other test images than one another, so that these are not resampled")
+    else:
+        has_images = True
+    over: Over = "seeds and test images" if has_images else "seeds"
+    if len(folders) == 1:
+        over = "test images" if has_images else "nothing"
+        notes.append("one seed says nothing about the spread of training")
+    runs = []
+    for folder, summary, of_run in zip(folders, summaries, found, strict=True):
+        rows = rows_by_subject(summary)
+        by_image = of_run[0] if has_images and of_run else None
+        cells = {m: {s: _cell(m, row, by_image[s] if by_image else None) for s, row in rows.items()} for m in MEASURES}
+        runs.append(ReadRun(folder, summary, rows, cells, num_images=summary["data"]["test"] if has_images else 0))
+    return Together(tuple(runs), sets, over, tuple(notes))
+
+
+def _require_comparable(
+    folders: Sequence[RunFolder], summaries: Sequence[dict[str, Any]], sets: tuple[int, ...]
+) -> None:
+    names = sorted({summary["name"] for summary in summaries})
+    if len(names) > 1:
+        raise RunError(f"runs of different recipes ({', '.join(names)}) cannot be averaged; show them one at a time")
+    sizes = sorted({summary["ensemble_size"] for summary in summaries})
+    if len(sizes) > 1:
+        raise RunError(f"runs of ensembles of {' and '.join(map(str, sizes))} cannot be averaged; show them apart")
+    seen: dict[tuple[int, int], RunFolder] = {}
+    for folder, summary, number in zip(folders, summaries, sets, strict=True):
+        other = seen.setdefault((summary["seed"], number), folder)
+        if other is not folder:
+            raise RunError(
+                f"{folder.path}: has seed {summary['seed']} and the teachers of {other.path}; the same training twice "
+                "is no evidence of spread. Name runs with other seeds."
+            )
+
+
+def _what_differs(folders: Sequence[RunFolder]) -> list[str]:
+    """Returns a note for each run whose recipe differs from the first one's in more than seeds."""
+    recipes = [(folder, folder.recipe()) for folder in folders if folder.recipe_path.is_file()]
+    notes = []
+    for folder, recipe in recipes[1:]:
+        first_folder, first = recipes[0]
+        teachers = recipe.teachers.model_copy(update={"seed": first.teachers.seed})
+        like_first = recipe.model_copy(update={"seed": first.seed, "teachers": teachers})
+        if like_first.digest() != first.digest():
+            difference = first_difference(first, like_first).replace("asked for", f"in {folder.path}")
+            notes.append(
+                f"{folder.path} differs from {first_folder.path} in {difference}: the spread is not of seeds alone"
+            )
+    return notes
+
+
+def _about_teachers(sets: Sequence[int]) -> list[str]:
+    if len(sets) < 2:
+        return []
+    if len(set(sets)) == 1:
+        return ["all runs have the same teachers: the intervals are of students of these"]
+    return [f"{len(set(sets))} sets of teachers: each run is compared with its own"]
+
+
+def _cell(measure: Measure, row: dict[str, Any], result: PerImage | None) -> Array:
+    if measure == "acc":
+        return np.asarray(row["raw"]["acc"] if result is None else result.correct, np.float64)
+    return np.asarray(row["calibrated"]["nll"] if result is None else result.calibrated_nll, np.float64)

@@ -1,0 +1,357 @@
+"""What several runs show together, from runs whose figures are known."""
+
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from command_line import edc
+from made_runs import STUDENTS, UNITS, make_run, rewrite
+from rich.console import Console
+
+from edc.cli.picture import picture
+from edc.cli.tables.evidence import evidence_document, print_evidence
+from edc.cli.tables.run import mean_rows, print_summaries
+from edc.errors import RunError
+from edc.metrics.intervals import Interval
+from edc.runs.evidence import EvidenceRow, evidence_of
+from edc.runs.folder import RunFolder
+from edc.runs.per_image import read_per_image
+from edc.runs.rows import rows_by_subject, teacher_sets
+from edc.subject import Subject
+
+SIGN = {"acc": 1, "calibrated_nll": -1}
+LONG = STUDENTS[-1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+    """Three seeds, one set of teachers."""
+    folder = tmp_path_factory.mktemp("runs")
+    return [make_run(folder / f"seed{seed}", seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def two_sets(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+    folder = tmp_path_factory.mktemp("two")
+    return [make_run(folder / f"t{t}s{seed}", seed=seed, teachers=t) for t in (0, 1) for seed in (0, 1)]
+
+
+def value(run: RunFolder, measure: str, subject: Subject | None) -> float:
+    """Returns a figure of summary.json; None: the mean over the run's teachers."""
+    rows = rows_by_subject(run.summary())
+    chosen = [row for other, row in rows.items() if other == subject or (not subject and other.role == "teacher")]
+    return float(np.mean([row["raw"]["acc"] if measure == "acc" else row["calibrated"]["nll"] for row in chosen]))
+
+
+def the_row(evidence, label: str) -> EvidenceRow:
+    return next(row for row in evidence.rows if row.label == label)
+
+
+def test_every_network_has_its_mean_its_spread_and_its_cost(runs):
+    evidence = evidence_of(runs)
+    assert [row.label for row in evidence.rows] == ["teacher", "ensemble", "kd", "paper (members)", "paper", LONG]
+    for row in evidence.rows:
+        for measure, figures in row.figures.items():
+            values = [value(run, measure, row.subject) for run in runs]
+            assert figures.by_run == pytest.approx(values, rel=1e-6)
+            assert (figures.mean, figures.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)), abs=1e-7)
+        name = row.subject.name if row.subject else None
+        assert row.units == (UNITS[name] if name else None)
+        assert row.hours == (2.0 if name else None)
+
+
+@pytest.mark.parametrize("measure", SIGN)
+@pytest.mark.parametrize("of", ["runs", "two_sets"])
+def test_share_is_the_students_part_of_each_runs_own_gain(of, measure, request):
+    folders = request.getfixturevalue(of)
+    evidence = evidence_of(folders)
+    for name in STUDENTS:
+        student = [value(run, measure, Subject("student", name=name)) for run in folders]
+        teacher = [value(run, measure, None) for run in folders]
+        ensemble = [value(run, measure, Subject("ensemble")) for run in folders]
+        share = np.sum(np.subtract(student, teacher)) / np.sum(np.subtract(ensemble, teacher))
+        found = the_row(evidence, name).share[measure]
+        assert found.value == pytest.approx(share, rel=1e-5)
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low < found.value < found.high
+    assert the_row(evidence, "ensemble").share == the_row(evidence, "teacher").share == {}
+
+
+@pytest.mark.parametrize("named", ["kd", "ensemble", "teacher"])
+def test_differences_are_within_runs_with_the_interval_of_a_paired_t_test(two_sets, named):
+    evidence = evidence_of(two_sets, against=named)
+    subjects = {row.label: row.subject for row in evidence.rows}
+    assert the_row(evidence, named).against == {}
+    for row in evidence.rows:
+        for measure, against in row.against.items():
+            mine, other = ([value(run, measure, subjects[label]) for run in two_sets] for label in (row.label, named))
+            expected = scipy.stats.ttest_rel(mine, other).confidence_interval(0.95)
+            found = against.over_seeds
+            assert found.value == pytest.approx(np.mean(np.subtract(mine, other)), abs=1e-7)
+            assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-3, abs=1e-7)
+
+
+def test_what_an_interval_excludes_is_better_or_worse_and_the_rest_is_not_told_apart(runs):
+    evidence = evidence_of(runs, against="paper")
+    verdicts = set()
+    for row in evidence.rows:
+        for measure, against in row.against.items():
+            interval = against.interval
+            assert interval.low is not None
+            assert interval.high is not None
+            better = interval.low > 0 if measure == "acc" else interval.high < 0
+            worse = interval.high < 0 if measure == "acc" else interval.low > 0
+            assert against.verdict == ("better" if better else "worse" if worse else "not told apart")
+            verdicts.add(against.verdict)
+    assert verdicts == {"better", "worse", "not told apart"}
+
+
+def test_intervals_over_images_too_are_wider_than_those_of_seeds_alone_where_seeds_agree(tmp_path):
+    """Seeds hardly differ here, images do; without predictions.npz only the seeds are there, and it is said."""
+    with_images = [make_run(tmp_path / f"with{seed}", seed=seed) for seed in range(5)]
+    without = [make_run(tmp_path / f"without{seed}", seed=seed, by_image=False) for seed in range(5)]
+    both, seeds = (evidence_of(folders) for folders in (with_images, without))
+    assert (both.over, seeds.over) == ("seeds and test images", "seeds")
+    assert any("without0, " in note and "no predictions.npz" in note for note in seeds.notes)
+    assert not any("predictions.npz" in note for note in both.notes)
+    found = {}
+    for evidence in (both, seeds):
+        gain = evidence.gain["calibrated_nll"]
+        found[evidence.over] = gain.high - gain.low
+    assert found["seeds"] == pytest.approx(0, abs=1e-6)  # one set of teachers: seeds do not touch it
+    assert found["seeds and test images"] > 1e-3
+
+
+def test_one_run_has_intervals_over_its_images_alone_and_says_so(runs, tmp_path):
+    evidence = evidence_of(runs[:1], against="kd")
+    assert evidence.over == "test images"
+    assert "one seed says nothing about the spread of training" in evidence.notes
+    assert the_row(evidence, "paper").against["acc"].over_seeds.low is None
+    assert the_row(evidence, "paper").against["acc"].interval.low is not None
+    bare = evidence_of([make_run(tmp_path / "bare", by_image=False)], against="kd")
+    assert bare.over == "nothing"
+    assert {against.verdict for row in bare.rows for against in row.against.values()} == {"not told apart"}
+
+
+def test_runs_on_other_images_are_not_resampled_together(tmp_path, runs):
+    evidence = evidence_of([runs[0], make_run(tmp_path / "fewer", seed=1, num_images=300)])
+    assert evidence.over == "seeds"
+    assert any("other test images" in note for note in evidence.notes)
+
+
+def test_teachers_are_told_apart_by_what_they_measure(runs, two_sets):
+    assert evidence_of(runs).teachers == (0, 0, 0)
+    assert evidence_of(two_sets).teachers == (0, 0, 1, 1)
+    assert "all runs have the same teachers" in evidence_of(runs).notes[0]
+    assert "2 sets of teachers" in evidence_of(two_sets).notes[0]
+    summaries = [run.summary() for run in two_sets]
+    assert teacher_sets(list(reversed(summaries))) == (0, 0, 1, 1)
+    rows = {row["label"]: row["cells"] for row in mean_rows(summaries)}
+    accuracies = [100 * value(run, "acc", Subject("teacher", member=m)) for run in two_sets[::2] for m in (0, 1)]
+    assert rows["one teacher (mean of 4)"][0] == f"{np.mean(accuracies):.2f} ±{np.std(accuracies, ddof=1):.2f}"
+    of_ensembles = [100 * value(run, "acc", Subject("ensemble")) for run in two_sets[::2]]
+    assert rows["ensemble of 2"][0] == f"{np.mean(of_ensembles):.2f} ±{np.std(of_ensembles, ddof=1):.2f}"
+
+
+def test_a_row_that_is_not_in_every_run_is_left_out_and_named(runs, tmp_path):
+    evidence = evidence_of([runs[0], make_run(tmp_path / "other", seed=1, students=("kd",))])
+    assert [row.label for row in evidence.rows] == ["teacher", "ensemble", "kd"]
+    assert evidence.left_out == ("paper (members)", "paper", LONG)
+
+
+def test_an_ensemble_without_a_gain_leaves_no_share(tmp_path):
+    folders = [make_run(tmp_path / f"{seed}", seed=seed, gain=-0.05) for seed in range(2)]
+    evidence = evidence_of(folders)
+    assert np.isnan(the_row(evidence, "kd").share["acc"].value)
+    document = evidence_document(evidence)
+    row = next(row for row in document["rows"] if row["label"] == "kd")
+    assert row["share"]["acc"] == {"value": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "has seed 0 and the teachers of .*; the same training twice is no evidence"),
+        ({"seed": 1, "name": "other"}, r"runs of different recipes \(made, other\)"),
+        ({"seed": 1, "ensemble_size": 3}, "runs of ensembles of 2 and 3 cannot be averaged"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, changes, message):
+    other = make_run(tmp_path / "other")
+    rewrite(other, **changes)
+    with pytest.raises(RunError, match=message):
+        evidence_of([runs[0], other])
+
+
+def test_a_row_that_is_not_there_cannot_be_compared_with(runs):
+    known = rf"expected one of teacher, ensemble, kd, paper \(members\), paper, {LONG}"
+    with pytest.raises(RunError, match=f"--against: found 'KD', which is not a row of every run; {known}"):
+        evidence_of(runs, against="KD")
+
+
+# predictions.npz
+
+
+def test_predictions_of_another_summary_and_damaged_ones_are_refused(tmp_path):
+    run = make_run(tmp_path / "run")
+    found = read_per_image(run, run.summary())
+    assert found is not None
+    assert list(found[0]) == list(rows_by_subject(run.summary()))
+    rows = run.summary()["rows"]
+    rows[0]["raw"]["acc"] += 0.1
+    with pytest.raises(
+        RunError, match=r"predictions.npz: is not of the networks that summary.json is about. Remove it"
+    ):
+        read_per_image(run, run.summary() | {"rows": rows})
+    for content in (b"", b"not a zip", (run.path / "predictions.npz").read_bytes()[:200]):
+        (run.path / "predictions.npz").write_bytes(content)
+        with pytest.raises(RunError, match=r"predictions.npz: damaged .* it trains nothing"):
+            read_per_image(run, run.summary())
+
+
+def test_predictions_that_would_run_code_are_refused(tmp_path):
+    run = make_run(tmp_path / "run")
+    with np.load(run.path / "predictions.npz") as file:
+        arrays = dict(file)
+    np.savez(run.path / "predictions.npz", **arrays | {"labels": np.array([{"a": 1}], dtype=object)})
+    with pytest.raises(RunError, match="damaged"):
+        read_per_image(run, run.summary())
+
+
+# What people see
+
+
+def shown(folders: list[RunFolder], width: int, against: str | None = "kd") -> str:
+    console = Console(width=width, file=io.StringIO(), markup=False)
+    print_summaries([folder.summary() for folder in folders], console=console)
+    print_evidence(evidence_of(folders, against=against), console=console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [80, 100, 150])
+def test_names_are_whole_at_every_width_and_what_gives_way_is_named(runs, width):
+    text = shown(runs, width)
+    assert max(map(len, text.splitlines())) <= width or width == 80
+    for table in re.split(r"^\s+network", text, flags=re.MULTILINE)[1:]:
+        cells = table.replace("\n", " ")
+        for name in ("paper (members)", "paper", "kd" if "share" in table.splitlines()[0] else "ensemble"):
+            assert f" {name} " in cells
+        found = re.findall(r"^\s*(student_with_a\S+)(?:.*\n\s*(\S*)\s*$)?", table, re.MULTILINE)
+        assert any("".join(parts).startswith(LONG[:30]) for parts in found)
+    dropped = re.findall(r"left out for want of room: ([^\n]*)", text)
+    if width == 150:
+        assert dropped == []
+    if width == 80:
+        assert dropped[0].startswith("NLL, ECE, cECE")
+
+
+def test_columns_give_way_in_the_stated_order(runs):
+    from edc.cli.tables.run import GIVES_WAY
+
+    seen = []
+    for width in range(150, 60, -5):
+        console = Console(width=width, file=io.StringIO(), markup=False)
+        print_summaries([folder.summary() for folder in runs], console=console)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        dropped = re.search(r"left out for want of room: (.*(?:\n\S.*)*)", text)
+        names = set(re.split(r"[,\s]+", dropped[1].strip())) if dropped else set()
+        assert names == set(GIVES_WAY[: len(names)])
+        seen.append(len(names))
+    assert seen == sorted(seen)
+    assert seen[-1] > 3
+
+
+def test_one_run_alone_says_its_shares_in_words(runs):
+    text, evidence = shown(runs[:1], 150, against=None), evidence_of(runs[:1])
+    for name in STUDENTS:
+        of_acc, of_nll = (the_row(evidence, name).share[m] for m in ("acc", "calibrated_nll"))
+        said = [f"{100 * s.value:.0f} ({100 * s.low:.0f} to {100 * s.high:.0f}) %" for s in (of_acc, of_nll)]
+        assert f"- {name} keeps {said[0]} in accuracy and {said[1]} in calibrated NLL" in text
+    assert "(95 % intervals over test images)" in text
+
+
+def test_rows_that_cannot_be_told_apart_are_said_to_be_so(runs):
+    evidence = evidence_of(runs, against="kd")
+    alike = [row.label for row in evidence.rows if row.against and row.against["acc"].verdict == "not told apart"]
+    assert alike
+    line = next(line for line in shown(runs, 150).splitlines() if line.startswith("accuracy: "))
+    assert line.endswith(" cannot be told from kd.")
+    assert all(name in line for name in alike)
+
+
+def test_json_is_the_summaries_and_with_a_named_row_all_that_was_found(runs):
+    arguments = [str(run.path) for run in runs]
+    summaries = [run.summary() for run in runs]
+    assert edc("show", *arguments, "--json", cwd=runs[0].path).document == summaries
+    document = edc("show", *arguments, "--against", "kd", "--json", cwd=runs[0].path).document
+    assert document["summaries"] == summaries
+    expected = json.loads(json.dumps(evidence_document(evidence_of(runs, against="kd"))))
+    assert document["evidence"] == expected
+    paper = next(row for row in expected["rows"] if row["label"] == "paper")
+    assert paper["subject"] == {"role": "student", "name": "paper", "member": None}
+    assert set(paper["against"]["acc"]) == {"over_seeds", "interval", "verdict"}
+
+
+# The picture
+
+
+def test_picture_has_a_marker_for_every_student_where_it_stands(runs):
+    evidence = evidence_of(runs)
+    root = ET.fromstring(picture(evidence, name="a <b> & c"))
+    space = "{http://www.w3.org/2000/svg}"
+    assert "a <b> & c: quality" in "".join(root.itertext())
+    first, second = root.findall(f"{space}g")
+    for panel, measure in ((first, "acc"), (second, "calibrated_nll")):
+        markers = panel.findall(f"{space}use")
+        places = [(float(each.get("x", "")), float(each.get("y", ""))) for each in markers]
+        students = [the_row(evidence, name) for name in STUDENTS]
+        cost = np.log([row.units or 0 for row in students])
+        quality = [SIGN[measure] * row.figures[measure].mean for row in students]  # type: ignore[index]
+        across, up = np.array(places).T
+        assert np.corrcoef(across, cost)[0, 1] == pytest.approx(1, abs=1e-4)
+        assert np.corrcoef(-up, quality)[0, 1] == pytest.approx(1, abs=1e-4), "higher is better in both"
+    legend = [text.text for text in root.findall(f"{space}text")]
+    assert set(STUDENTS) <= set(legend)
+
+
+def test_picture_is_written_where_it_is_asked_for(runs, tmp_path):
+    arguments = [str(run.path) for run in runs]
+    called = edc("show", *arguments, "--plot", "p.svg", cwd=tmp_path)
+    assert called.exit_code == 0, called.stderr
+    assert (tmp_path / "p.svg").read_text().startswith("<svg xmlns=")
+    refused = edc("show", *arguments, "--plot", "p.png", cwd=tmp_path)
+    assert refused.exit_code == 2
+    assert "--plot: found p.png, expected a file that ends in .svg" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["p.svg"]
+
+
+def test_picture_of_runs_whose_cost_is_not_known_is_refused(tmp_path):
+    run = make_run(tmp_path / "run")
+    rows = [{key: value for key, value in row.items() if key != "training"} for row in run.summary()["rows"]]
+    rewrite(run, rows=rows)
+    with pytest.raises(RunError, match="--plot: what the training of the students of run cost is not known"):
+        picture(evidence_of([run]), name="x")
+
+
+def test_interval_excludes_what_lies_outside():
+    assert Interval(1.0, 0.5, 2.0).excludes(0.0)
+    assert not Interval(1.0, -0.5, 2.0).excludes(0.0)
+
+
+def test_old_runs_have_their_cost_from_the_recipe(tmp_path):
+    """The run that edc 0.1.0 made: no training in its rows, no predictions."""
+    run = RunFolder(Path(__file__).parent / "made_before/runs/made_before")
+    evidence = evidence_of([run], against="kd")
+    recipe, train = run.recipe(), run.summary()["data"]["train"]
+    for name, units in (("kd", 2 + 3), ("latent_be", 2 + 6 + 6)):
+        steps = recipe.training_of(recipe.students[name]).epochs * (train // recipe.training.batch_size)
+        row = the_row(evidence, name)
+        assert row.units in (units * steps, (units - 6) * steps)
+        assert row.hours is not None
+    assert evidence.over == "nothing"
