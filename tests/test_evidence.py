@@ -17,8 +17,8 @@ from edc.cli.picture import picture
 from edc.cli.tables.evidence import evidence_document, print_evidence
 from edc.cli.tables.run import mean_rows, print_summaries
 from edc.errors import RunError
+from edc.evidence.over_seeds import EvidenceRow, evidence_of
 from edc.metrics.intervals import Interval
-from edc.runs.evidence import EvidenceRow, evidence_of
 from edc.runs.folder import RunFolder
 from edc.runs.per_image import read_per_image
 from edc.runs.rows import rows_by_subject, teacher_sets

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edc.benchmark.page.charts.svg import SHAPES, Drawing, Scale, axes, log_scale, marker_definitions, scale
 from edc.errors import RunError
-from edc.runs.evidence import Evidence, EvidenceRow
-from edc.runs.read_runs import Measure
+from edc.evidence.over_seeds import Evidence, EvidenceRow
+from edc.evidence.read_runs import Measure
 from edc.system.files import write_atomically
 
 __all__ = ["picture", "write_picture"]

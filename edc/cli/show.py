@@ -56,7 +56,7 @@ def show_runs(
     from edc.cli.picture import write_picture
     from edc.cli.tables.evidence import evidence_document, print_evidence
     from edc.cli.tables.run import print_summaries
-    from edc.runs.evidence import evidence_of
+    from edc.evidence.over_seeds import evidence_of
 
     summaries = [folder.summary() for folder in folders]
     is_repeated = len({folder.path.resolve() for folder in folders}) < len(folders)

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from edc.cli.tables.fitting import TextRow, fitting_table
 from edc.console import duration
+from edc.evidence.over_seeds import Evidence, EvidenceRow
+from edc.evidence.read_runs import MEASURES
 from edc.metrics.intervals import Interval
-from edc.runs.evidence import Evidence, EvidenceRow
-from edc.runs.read_runs import MEASURES
 
 __all__ = ["evidence_document", "print_evidence"]
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edc.errors import RunError
+from edc.evidence.read_runs import MEASURES, Measure, Over, ReadRun, read_runs
 from edc.metrics.intervals import CONFIDENCE, Draws, Interval, mean_interval, mean_over_both, ratio_over_both
 from edc.runs.folder import RunFolder
-from edc.runs.read_runs import MEASURES, Measure, Over, ReadRun, read_runs
 from edc.subject import Subject
 
 __all__ = ["ONE_TEACHER", "Against", "Evidence", "EvidenceRow", "Figures", "evidence_of"]
