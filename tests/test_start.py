@@ -18,10 +18,11 @@ from edc.errors import CheckpointError, EdcError, Interrupted, RecipeError, RunE
 from edc.method.batch_ensemble import ensemble_size_of, member_state
 from edc.networks import Classifier, build_network
 from edc.recipe import NetworkSection, Recipe
-from edc.runs.cost import estimate_costs, few_steps
+from edc.runs.cost import estimate_costs
 from edc.runs.distill import distill
 from edc.runs.folder import RunFolder
 from edc.runs.student import build_plain, train_student
+from edc.runs.trial import few_steps
 from edc.teachers.ensemble import load_teachers, obtain_teacher, teacher_key
 
 M = 2

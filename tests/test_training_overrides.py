@@ -15,8 +15,9 @@ from edc.data import load_data
 from edc.errors import RecipeError
 from edc.recipe import Recipe, TrainingOverrides, TrainingSection
 from edc.recipe.loading import recipe_from_document
-from edc.runs.cost import estimate_costs, few_steps
+from edc.runs.cost import estimate_costs
 from edc.runs.distill import distill, require_trainable
+from edc.runs.trial import few_steps
 from edc.teachers.ensemble import teacher_key
 from edc.train.checkpoint import save_state
 

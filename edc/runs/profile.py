@@ -30,11 +30,11 @@ from torch.profiler import ProfilerActivity, record_function
 
 from edc.data import DataSet, load_training_data
 from edc.recipe import Recipe
-from edc.runs.cost import few_learned, few_steps
 from edc.runs.distill import require_trainable
 from edc.runs.folder import RunFolder
 from edc.runs.start import require_teachers_to_start_from
 from edc.runs.student import train_student
+from edc.runs.trial import few_learned, few_steps
 from edc.system.files import write_atomically, write_json
 from edc.system.peak_memory import peak_growth
 from edc.teachers.ensemble import TeacherEnsemble, are_trained, build_teacher, load_own_teachers, load_teachers
