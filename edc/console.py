@@ -7,11 +7,11 @@ from rich.console import Console
 __all__ = ["console", "console_on", "count", "duration"]
 
 WIDTH_OF_A_FILE = 150
-"""Columns of a table that goes to a file or a pipe, where rich would assume 80."""
+"""Columns of a table in a file or a pipe, for which rich would assume 80."""
 
 
 def console_on(*, stderr: bool) -> Console:
-    """Returns a console on stdout or stderr, as wide as the terminal it is, or wide enough for our tables."""
+    """Returns a console on stdout or stderr, as wide as the terminal; without one, wide enough for our tables."""
     stream = sys.stderr if stderr else sys.stdout
     # Paths and messages hold square brackets, which must not be read as markup.
     return Console(stderr=stderr, markup=False, width=None if stream.isatty() else WIDTH_OF_A_FILE)

@@ -11,7 +11,7 @@ EnsembleForm = Literal["in turn", "merged"]
 PrecisionClass = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 
 RESERVED = ("teacher", "ensemble", "members")
-"""Words of labels. A student may be called so too; its label then begins with the word student."""
+"""Words of labels. A student may have such a name; its label then begins with the word student."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Subject:
 
     role: Role
     name: str | None = None
-    """The student's, of a student and of its members."""
+    """The student's name, for a student and for its members."""
     member: int | None = None
-    """Which teacher, from 0."""
+    """The number of the teacher, from 0."""
     precision: PrecisionClass = "fp32"
-    """Of the file; a backend may compute in another one."""
+    """The file's precision; a backend may compute in another one."""
     ensemble_form: EnsembleForm | None = None
-    """None: whichever."""
+    """None: either."""
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Subject:
 
     @property
     def how_it_runs(self) -> str:
-        """The end of the label: what is not fp32 and plain."""
+        """The end of the label: all that differs from plain fp32."""
         precision = "" if self.precision == "fp32" else f" ({self.precision})"
         return f"{precision} (CUDA graph)" if self.cuda_graph else precision
 
@@ -70,10 +70,10 @@ class Subject:
 
     @property
     def base(self) -> "Subject":
-        """The same in fp32, and without a CUDA graph."""
+        """The same subject in fp32, without a CUDA graph."""
         return replace(self, precision="fp32", cuda_graph=False)
 
     @property
     def network(self) -> "Subject":
-        """Which network of a run it is, however it runs."""
+        """The network of the run, without how it runs."""
         return replace(self.base, ensemble_form=None)

@@ -1,6 +1,6 @@
 """bench.json: its one schema. The page, `--compare` and every other reader use it.
 
-Fields that nobody reads are not declared, and are ignored. A page shows the parts that exist (`BenchDocument`); a
+Fields that nobody reads are not declared and are ignored. A page shows the parts that exist (`BenchDocument`). A
 comparison needs the parts that every bench has (`WholeBench`).
 """
 
@@ -45,7 +45,7 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_missing(cls, content: Any) -> Any:
-        """Null stands for nothing where nothing is an empty list and the like."""
+        """Replaces null by the default, which is an empty list or the like."""
         if not isinstance(content, dict):
             return content
         fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
@@ -87,7 +87,7 @@ class SavedQuality(_Section):
 
 
 class SavedAgainst(_Section):
-    """A row compared with another, which is named by its key."""
+    """A row compared with another row, which its key names."""
 
     baseline: str
     basis: str | None = None
@@ -107,7 +107,7 @@ class SavedRow(_Section):
     batch: Annotated[int, Field(gt=0)]
     artifact: str | None = None
     precision: str | None = None
-    """What really ran."""
+    """The precision that really ran."""
     what_ran: Figures | None = None
     p50_ms: SavedEstimate | None = None
     p90_ms: SavedEstimate | None = None
@@ -132,7 +132,7 @@ class SavedRow(_Section):
 
     @property
     def key(self) -> str:
-        """The row's name: as `RowSpec.key`."""
+        """The row's name, like `RowSpec.key`."""
         return row_key(self.identity.label, self.backend, self.artifact)
 
     @property
@@ -142,7 +142,7 @@ class SavedRow(_Section):
 
 
 class WholeRow(SavedRow):
-    """A row of a whole bench says what it could not measure."""
+    """A row of a whole bench, which also says what it could not measure."""
 
     p50_ms: SavedEstimate | None
     quality: SavedQuality | None
@@ -151,7 +151,7 @@ class WholeRow(SavedRow):
 
 
 class SavedEnvironment(_Section):
-    """What must be alike (cpu, gpu, threads), what only causes a warning, and what is only shown."""
+    """Fields that must be equal (cpu, gpu, threads), that only cause a warning, or that are only shown."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -170,14 +170,14 @@ class SavedEnvironment(_Section):
 
 
 class WholeEnvironment(SavedEnvironment):
-    """A whole bench knows what it ran on."""
+    """The environment of a whole bench, which is always known."""
 
     cpu: str
     threads: int
 
 
 class SavedVerdict(_Section):
-    """What is said of one row against the ensemble's best form, both named by key."""
+    """The statement about one row against the ensemble's best form, both named by key."""
 
     sentences: tuple[str, ...] = ()
     baseline: str
@@ -194,7 +194,7 @@ class SavedDetail(_Section):
 
 
 class BenchDocument(_Section):
-    """As much of a bench as there is: parts may be missing or null."""
+    """A bench of which parts may be missing or null."""
 
     schema_version: int | None = None
     artifact: str = ""
@@ -242,13 +242,13 @@ class BenchDocument(_Section):
         return self
 
     def correct(self, key: str) -> NDArray[np.bool_] | None:
-        """Returns which test images (N,) the row is right on, if the bench says so."""
+        """Returns which test images (N,) the row is right on; None if the bench does not say."""
         text = self.details[key].correct if key in self.details else None
         return None if text is None else unpacked(text, num_images=self.num_test_images)
 
 
 class WholeBench(BenchDocument):
-    """What is compared, and what must be alike for that."""
+    """The parts of a bench that are compared, and those that must be equal for that."""
 
     artifact: str
     deploy: str
@@ -263,7 +263,7 @@ Read = TypeVar("Read", bound=BenchDocument)
 
 
 def bench_document(document: dict[str, Any], *, name: str = "bench") -> BenchDocument:
-    """Returns as much of a bench as the document holds; raises `RequestError` as `whole_bench` does."""
+    """Returns the parts of a bench that the document has; raises `RequestError` as `whole_bench` does."""
     return _read(BenchDocument, document, name)
 
 

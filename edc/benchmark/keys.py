@@ -4,9 +4,9 @@ __all__ = ["row_key"]
 
 
 def row_key(label: str, backend: str, artifact: str | None) -> str:
-    """Returns `kd on torch`, with its artifact in front if that is not the one that is benched: `v1: kd on torch`.
+    """Returns `kd on torch`; a row of another artifact than the benched one has that in front: `v1: kd on torch`.
 
-    Rows that differ have keys that differ: a label holds no colon, and a backend's name no space.
+    Different rows have different keys, because a label has no colon and a backend's name has no space.
     """
     key = f"{label} on {backend}"
     return f"{artifact}: {key}" if artifact else key

@@ -1,7 +1,7 @@
-"""bench.json of an edc that knew networks by their labels alone. A label is parsed here and nowhere else.
+"""Reads bench.json of older edcs, which identified networks by labels alone. Only this module parses a label.
 
-Those labels were unambiguous: a student's name holds no space, no comma and no parenthesis. A student called
-`ensemble`, `teacher` or `members` has another label now, so keys that name its rows are renamed too.
+Those labels were unambiguous, because a student's name has no space, comma or parenthesis. A student called `ensemble`,
+`teacher` or `members` has another label now, so keys that name its rows are renamed too.
 """
 
 import re
@@ -21,7 +21,7 @@ _LABEL = re.compile(
 
 
 def subject_of_label(label: str) -> Subject:
-    """Returns whom a label of then meant; whatever is neither a teacher nor an ensemble is a student."""
+    """Returns the subject of an old label; if it is neither a teacher nor an ensemble, it is a student."""
     found = _LABEL.fullmatch(label)
     assert found is not None  # a name may be anything
     how: dict[str, Any] = {"precision": found["precision"] or "fp32", "cuda_graph": found["graph"] is not None}
@@ -33,7 +33,7 @@ def subject_of_label(label: str) -> Subject:
 
 
 def with_identities(document: dict[str, Any]) -> dict[str, Any]:
-    """Returns the document with an identity in each row, and of each curve, that has none; it is left as it is."""
+    """Returns a copy of the document in which each row and each curve has an identity."""
     rows, curves = document.get("rows"), document.get("curves")
     changed, renamed = dict(document), {}
     if isinstance(rows, list):
@@ -57,7 +57,7 @@ def _with_identity(row: Any) -> Any:
 
 
 def _with_keys(value: Any, renamed: dict[str, str]) -> Any:
-    """Returns the value with rows called by their new keys, wherever one is named."""
+    """Returns the value with new keys for all rows that it names."""
     if isinstance(value, dict):
         return {renamed.get(key, key): _with_keys(item, renamed) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""Images without labels beside those with: what they are, and which stand in which rows of a batch.
+"""Extra images, which have no labels: the images themselves, and their rows in a batch.
 
-Each batch has the same number of them in the same rows, spread evenly, so that every process and every micro-batch has
-its share. An epoch goes once through the labelled images; the extra ones are gone through turn by turn, in a new order
-each time, and a turn goes on from one epoch to the next. All of it is a function of seed, epoch and position.
+Each batch has the same number of them in the same rows, spread evenly, so every process and every micro-batch has its
+share. An epoch goes once through the labelled images. A turn is one pass through the extra images, in a new order, and
+can continue in the next epoch. All of it is a function of seed, epoch and position.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ __all__ = ["ExtraImages", "Rows", "rows_of_batches", "steps_per_epoch"]
 
 @dataclass(frozen=True, eq=False)
 class ExtraImages:
-    """Images from one or several places, whose labels are all `NO_LABEL`; `share` is their share of a batch."""
+    """Images from one or more places, whose labels are all `NO_LABEL`; `share` is their share of a batch."""
 
     parts: tuple[Images, ...]
     share: float
@@ -35,15 +35,15 @@ class ExtraImages:
         return num_extra_rows(batch_size, self.share)
 
     def fingerprint(self) -> str:
-        """Returns a digest of the images, wherever they lie on disk."""
+        """Returns a digest of the images that does not depend on their place on disk."""
         return hashlib.sha256(repr([part.fingerprint() for part in self.parts]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What stands in some rows of a batch; `sources` count the labelled images as 0, the parts of the extra from 1.
+    """The images in some rows of a batch. Source 0 is the labelled images; the extra images' parts count from 1.
 
-    Shapes: all (N,) int64. `turns` say how often a source was gone through before.
+    Shapes: all (N,) int64. `turns` counts the earlier passes through a source.
     """
 
     sources: Tensor
@@ -56,14 +56,14 @@ class Rows:
     def requests(
         self, seed: int, *, seeded: bool, randaugment: bool = False
     ) -> list[tuple[int, int, int | None, int | None]]:
-        """Returns the source and index of each row, and the seeds of its augmentation, if `seeded`, and RandAugment."""
+        """Returns each row's source, index, augmentation seed (if `seeded`) and RandAugment seed (if `randaugment`)."""
         rows = zip(self.sources.tolist(), self.indices.tolist(), self.turns.tolist(), strict=True)
         augment = [_augment_seed(seed, turn, source, i) if seeded else None for source, i, turn in rows]
         view = self.view_seeds(seed) if randaugment else [None] * len(augment)
         return list(zip(self.sources.tolist(), self.indices.tolist(), augment, view, strict=True))
 
     def view_seeds(self, seed: int) -> list[int]:
-        """Returns what RandAugment of each row is drawn from: the image, and how often its source was gone through."""
+        """Returns the RandAugment seed of each row, which depends on the image and on its source's turn."""
         rows = zip(self.sources.tolist(), self.indices.tolist(), self.turns.tolist(), strict=True)
         return [derive_seed(seed, "randaugment", turn, *([source] if source else []), i) for source, i, turn in rows]
 
@@ -75,7 +75,7 @@ def _augment_seed(seed: int, turn: int, source: int, index: int) -> int:
 
 
 def steps_per_epoch(images: Images, batch_size: int, extra: ExtraImages | None = None) -> int:
-    """Returns the number of full batches that the labelled `images` make with the `extra` ones beside them.
+    """Returns the number of full batches of the labelled `images` together with the `extra` ones.
 
     Images of an incomplete last batch are left out, as in the official code.
     """
@@ -91,7 +91,7 @@ def steps_per_epoch(images: Images, batch_size: int, extra: ExtraImages | None =
 def rows_of_batches(
     images: Images, extra: ExtraImages | None, *, batch_size: int, seed: int, epoch: int
 ) -> Callable[[int], Rows]:
-    """Returns what says which images stand in the rows of a batch of the epoch, by its number."""
+    """Returns a function from the number of a batch in the epoch to the images in its rows."""
     order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
     if extra is None:
         zeros, epochs = torch.zeros(batch_size, dtype=torch.int64), torch.full((batch_size,), epoch)
@@ -112,13 +112,13 @@ def rows_of_batches(
 
 
 def is_extra_row(batch_size: int, num_extra: int) -> Tensor:
-    """Returns which rows are of extra images, (batch_size,) bool: any part of them has its share, give or take one."""
+    """Returns which rows are extra images, (batch_size,) bool: any part of a batch has its share of them, +-1."""
     row = torch.arange(batch_size)
     return (row + 1) * num_extra // batch_size > row * num_extra // batch_size
 
 
 def _in_turn(extra: ExtraImages, seed: int) -> Callable[[int, int], tuple[Tensor, Tensor, Tensor]]:
-    """Returns what gives source, index and turn of so many images from a position on, counted from the first epoch."""
+    """Returns a function (position, number of images) -> (sources, indices, turns); positions count from epoch 0 on."""
     lengths = torch.tensor([len(part) for part in extra.parts])
     ends = lengths.cumsum(0)
     order = lru_cache(2)(lambda turn: torch.randperm(len(extra), generator=generator_for(seed, "extra order", turn)))

@@ -1,6 +1,6 @@
-"""Extra images that are validation or test images: found and said, because the figures of such a run flatter it.
+"""Finds extra images that are also validation or test images and warns, because they flatter a run's figures.
 
-Files are compared by their content, images in memory by their pixels. Of many files some are looked at.
+Files are compared by their content, images in memory by their pixels. Of many files, only some are compared.
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from edc.errors import DataError
 __all__ = ["Overlap", "overlap_of", "warn_of_overlap"]
 
 MOST_FILES = 1000
-"""Extra images in files that are read for a comparison, and a quarter of those that they are compared with."""
+"""The most extra images in files that a comparison reads; they are compared with at most four times as many."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many extra images are among those of a split, of so many that were looked at."""
+    """How many of the extra images that were looked at are also in a split."""
 
     num_found: int
     num_looked_at: int
 
 
 def warn_of_overlap(data: DataSet) -> None:
-    """Says how many extra images are validation or test images, if any are."""
+    """Warns of extra images that are also validation or test images, with their number."""
     for name, images in (("validation", data.validation), ("test", data.test)):
         overlaps = [overlap_of(part, images) for part in (data.extra.parts if data.extra else ())]
         num_found = sum(overlap.num_found for overlap in overlaps)
@@ -46,8 +46,8 @@ def warn_of_overlap(data: DataSet) -> None:
 def overlap_of(extra: Images, images: Images) -> Overlap:
     """Returns how many of the `extra` images are among `images`.
 
-    Of files, those are read whose size is that of a file on the other side. Parquet files of more than 1 GB are not
-    compared: they say how large a row group is, and not an image.
+    A file is read only if a file on the other side has the same size. Parquet files of more than 1 GB are not compared:
+    they give the size of a row group, not of an image.
     """
     if isinstance(extra, FileImages) and isinstance(images, FileImages):
         alike = torch.isin(extra.file_bytes, images.file_bytes).nonzero().flatten()
@@ -67,12 +67,12 @@ def _looked_at(images: Images, most: int) -> Tensor:
 
 
 def _some(rows: Tensor, most: int) -> Tensor:
-    """Returns the rows, or `most` of them at equal distances."""
+    """Returns the rows; if there are more than `most`, that many at equal distances."""
     return rows if len(rows) <= most else rows[torch.arange(most) * len(rows) // most]
 
 
 def _contents(images: FileImages, rows: Tensor) -> Iterable[bytes]:
-    """Yields a digest of the content of each file that can be read; what cannot is for training to say."""
+    """Yields a digest of the content of each file that can be read; training reports the others."""
     for row in rows.tolist():
         try:
             yield hashlib.sha256(images.read(row)).digest()

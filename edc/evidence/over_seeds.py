@@ -1,7 +1,7 @@
-"""What several runs of one recipe show together: means, paired differences, the share of the ensemble's gain, costs.
+"""The joint evidence of several runs of one recipe: means, paired differences, shares of the ensemble's gain, costs.
 
-A run is compared with itself only: its students with one another, with its own teachers and with its own ensemble, on
-the same test images. The differences are then averaged over the runs, whatever teachers each of them has.
+Students are compared only within their run: with one another, with its teachers and with its ensemble, on the same test
+images. The differences are then averaged over the runs, whether or not these have the same teachers.
 
     share = mean over runs of (student - teacher) / mean over runs of (ensemble - teacher)
 
@@ -25,7 +25,7 @@ __all__ = ["ONE_TEACHER", "Against", "Evidence", "EvidenceRow", "Figures", "evid
 
 Array = NDArray[np.float64]
 Cells = dict[Measure, dict[Subject | None, Array]]
-"""Of each row, (R, N) or (R,), with the sign with which more is better. None: one teacher."""
+"""Figures per row, (R, N) or (R,), with the sign that makes more better. None: one teacher."""
 Verdict = Literal["better", "worse", "not told apart"]
 
 SIGN: dict[Measure, int] = {"acc": 1, "calibrated_nll": -1}
@@ -45,7 +45,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Against:
-    """Row - named row, in the same runs: `over_seeds` by a paired t test, `interval` over all that is known."""
+    """Row - named row, in the same runs: `over_seeds` by a paired t test, `interval` over seeds and images if known."""
 
     over_seeds: Interval
     interval: Interval
@@ -54,17 +54,17 @@ class Against:
 
 @dataclass(frozen=True)
 class EvidenceRow:
-    """One network: `subject` None is one teacher, the mean over the run's teachers. Dictionaries go by measure."""
+    """One network. `subject` None is one teacher: the mean over the run's teachers. Dictionaries go by measure."""
 
     label: str
     subject: Subject | None
     figures: dict[Measure, Figures]
     share: dict[Measure, Interval]
-    """Of the ensemble's gain over one teacher, of students: 1 is all of it, NaN where there is no gain."""
+    """For students: the share of the ensemble's gain over one teacher. 1 is all of it, NaN: there is no gain."""
     against: dict[Measure, Against]
-    """Empty without a named row, and of that row."""
+    """Empty without a named row, and for that row itself."""
     units: float | None
-    """Forward passes of one network on one batch that its training cost, mean over the runs."""
+    """Cost of its training in forward passes of one network on one batch, mean over the runs."""
     hours: float | None
 
 
@@ -80,20 +80,20 @@ class Evidence:
     confidence: float
     against: str | None
     gain: dict[Measure, Interval]
-    """What the ensemble is better than one teacher; of the calibrated NLL, what it is lower."""
+    """How much better the ensemble is than one teacher; for the calibrated NLL, how much lower."""
     rows: tuple[EvidenceRow, ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def evidence_of(folders: Sequence[RunFolder], *, against: str | None = None) -> Evidence:
-    """Returns what finished runs of one recipe show together.
+    """Returns the joint evidence of finished runs of one recipe.
 
     Args:
         against: label of the row that the others are compared with: a student, "ensemble", or "teacher".
 
     Raises:
-        RunError: a run is unfinished, given twice, or of another recipe or ensemble size; no such row in every run.
+        RunError: a run is unfinished, given twice, or of another recipe or ensemble size; or a run lacks the row.
     """
     together = read_runs(folders)
     runs = together.runs
@@ -166,11 +166,11 @@ def _figures(values: Array) -> Figures:
 
 
 def _against(differences: Array, sign: int, draws: Draws) -> Against:
-    """Returns the comparison; `differences` are positive where the row is better, and are given back in their units."""
+    """Returns the comparison, in the sign of the measure; `differences` are positive where the row is better."""
     by_run = differences.mean(1) if differences.ndim == 2 else differences
     over_seeds, interval = mean_interval(by_run), mean_over_both(differences, draws)
     if differences.ndim == 1:
-        interval = over_seeds  # the same without the noise of resampling
+        interval = over_seeds  # the same interval without the noise of resampling
     verdict: Verdict = "not told apart"
     if interval.excludes(0.0):
         verdict = "better" if interval.value > 0 else "worse"
@@ -185,6 +185,6 @@ def _signed(interval: Interval, sign: int) -> Interval:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Returns the mean; None where one of them is not known."""
+    """Returns the mean; None if a value is not known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None

@@ -1,4 +1,4 @@
-"""Finished runs of one recipe, read to be compared: the figures of every row, by image where they are known."""
+"""Reads finished runs of one recipe for a comparison: the figures of every row, per image where known."""
 
 import json
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ MEASURES: tuple[Measure, ...] = ("acc", "calibrated_nll")
 
 @dataclass(frozen=True, eq=False)
 class ReadRun:
-    """A run, read. `cells` are the figures of every row: (N,) over the test images, or () where they are not known."""
+    """A run as read. `cells` are the figures of every row: (N,), per test image, or () if these are not known."""
 
     folder: RunFolder
     summary: dict[str, Any]
     rows: dict[Subject, dict[str, Any]]
     cells: dict[Measure, dict[Subject, Array]]
     num_images: int
-    """0 where figures are not known by image."""
+    """0 if figures per image are not known."""
 
     def cell(self, measure: Measure, subject: Subject | None) -> Array:
-        """Returns the figures of a row; of None those of one teacher."""
+        """Returns the figures of a row; None stands for one teacher."""
         of_rows = self.cells[measure]
         if subject is not None:
             return of_rows[subject]
@@ -44,9 +44,9 @@ class ReadRun:
         return np.asarray(teachers.mean(0), np.float64)
 
     def units(self, name: str) -> float | None:
-        """Returns the forward passes of a batch that a student's training cost.
+        """Returns the cost of a student's training in forward passes of a batch.
 
-        What an older edc did not write down follows from the run's recipe, if that is there.
+        Older edcs did not write it; it then follows from the run's recipe, if there is one.
         """
         row = self.rows.get(Subject("student", name=name), {})
         if "training" in row:
@@ -58,7 +58,7 @@ class ReadRun:
         return float(units_per_step(section, recipe.teachers.size) * num_steps)
 
     def hours(self, name: str) -> float | None:
-        """Returns how long a student trained, as the last whole line of its metrics.jsonl says."""
+        """Returns how long a student trained, by the last complete line of its metrics.jsonl."""
         path = self.folder.student_path(name) / "metrics.jsonl"
         for line in reversed(path.read_text(errors="replace").splitlines() if path.is_file() else []):
             try:
@@ -70,18 +70,18 @@ class ReadRun:
 
 @dataclass(frozen=True)
 class Together:
-    """Runs that can be compared, and what can be said of them together."""
+    """Runs that can be compared, with notes on the comparison."""
 
     runs: tuple[ReadRun, ...]
     teachers: tuple[int, ...]
     """Which set of teachers each run has, from 0."""
     over: Over
-    """What intervals are over."""
+    """What the intervals are over."""
     notes: tuple[str, ...]
 
 
 def read_runs(folders: Sequence[RunFolder]) -> Together:
-    """Returns finished runs of one recipe with other seeds, or other teachers, or both.
+    """Returns finished runs of one recipe that differ in seeds, in teachers, or in both.
 
     Raises:
         RunError: a run is unfinished, given twice, or of another recipe or ensemble size.
@@ -136,7 +136,7 @@ def _require_comparable(
 
 
 def _what_differs(folders: Sequence[RunFolder]) -> list[str]:
-    """Returns a note for each run whose recipe differs from the first one's in more than seeds."""
+    """Returns a note for each run whose recipe differs from the first recipe in more than seeds."""
     recipes = [(folder, folder.recipe()) for folder in folders if folder.recipe_path.is_file()]
     notes = []
     for folder, recipe in recipes[1:]:

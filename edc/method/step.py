@@ -1,12 +1,12 @@
 """One training step, from images to the loss.
 
-The loss is a sum of parts, one for each group of members that goes through the network at once:
+The loss is a sum of parts. Each part is of one group of members that run through the network at once:
 
     joint        one group of all M members: M * N rows, BatchNorm statistics over all of them, as published
     sequential   M groups of one member: memory does not depend on M
 
-Every teacher answers every image and every member learns it, or (`answers: split`) each image goes to one teacher and
-its member, drawn anew in each step: N rows instead of M * N, and the same expected gradient.
+Every teacher answers every image, and every member learns it. With `answers: split` each image goes to one teacher and
+its member, drawn anew in each step: N rows instead of M * N, with the same expected gradient.
 
 Run `backward` on each part before asking for the next, so that only one part's activations exist at a time:
 
@@ -38,20 +38,20 @@ __all__ = ["Batch", "LabelStep", "Step", "StudentStep", "answers", "autocast_to"
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images (N, C, H, W) in [0, 1] and labels (N,), and where they stand in the global batch.
+    """One step's images (N, C, H, W) in [0, 1], labels (N,), and their rows in the global batch.
 
-    The label of an image without one is `NO_LABEL`: such an image is learned from the teachers alone.
+    An image without a label has `NO_LABEL`; the student learns it from the teachers alone.
     """
 
     images: Tensor
     labels: Tensor
     generator: torch.Generator
-    """A CPU generator: what the step draws from it must not depend on how the global batch is divided."""
+    """A CPU generator. The draws of a step must not depend on how the global batch is divided."""
     rows: slice
     num_rows: int
 
     def in_parts(self, size: int | None) -> Iterator["Batch"]:
-        """Yields the batch in parts of `size` images, each with the same random draws to come."""
+        """Yields the batch in parts of `size` images; all parts make the same random draws."""
         if size is None or size >= len(self.images):
             yield self
             return
@@ -85,8 +85,8 @@ class Step(Protocol):
 class StudentStep:
     """A step of a student that learns from `teachers`: perturb the images, ask the teachers, distil.
 
-    With `method: latent_be` the student has as many members as there are teachers. Networks run in `autocast` (None:
-    as they are). The student is in train mode, the teachers in eval mode.
+    With `method: latent_be` the student has as many members as there are teachers. Networks run in `autocast`, or in
+    their own type (None). The student is in train mode, the teachers in eval mode.
     """
 
     teachers: Sequence[nn.Module]
@@ -98,7 +98,7 @@ class StudentStep:
     temperature: float = 4.0
     alpha: float = 1.0
     num_classes: int = 0
-    """Of the labels; needed if views mix labels that are learned (alpha < 1)."""
+    """Number of classes of the labels; needed if views mix labels that are learned (alpha < 1)."""
     form: MemberForm = "joint"
     autocast: torch.dtype | None = None
 
@@ -116,11 +116,11 @@ class StudentStep:
                 rows=batch.rows,
                 num_rows=batch.num_rows,
             )
-        parts, parts_labels = self._shared_out(images, labels, batch)  # for each teacher: the images that it answers
+        parts, parts_labels = self._shared_out(images, labels, batch)  # per teacher: the images that it answers
         with precision, record_function("edc:teachers"):
             answered = [answers(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True)]
         sizes = tuple(len(part) for part in parts)
-        for group in groups:  # of members, or of teachers where one network learns from all
+        for group in groups:  # of members, or of teachers if one network learns from all
             rows = None if self.answers == "all" else tuple(sizes[m] for m in group)
             members = None if len(group) == len(self.teachers) else group
             with (
@@ -158,7 +158,7 @@ class StudentStep:
         return mixed(images, labels, self.views, generator=batch.generator, rows=batch.rows, num_rows=batch.num_rows)
 
     def _shared_out(self, images: Tensor, labels: Tensor, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Returns the images that each teacher answers, and their labels: all of them, or its share."""
+        """Returns the images that each teacher answers, and their labels: the whole batch, or its share."""
         num_teachers = len(self.teachers)
         if self.answers == "all":
             return [images] * num_teachers, [labels] * num_teachers
@@ -171,8 +171,8 @@ class StudentStep:
 def draw_owners(num_rows: int, num_teachers: int, generator: torch.Generator) -> Tensor:
     """Returns which teacher each row of a batch goes to (num_rows,).
 
-    In every M rows each teacher has one, in random order. So parts are equal if M divides the batch; the same holds for
-    a process or a micro-batch whose number of rows M divides.
+    Each block of M rows has one row per teacher, in random order. So all parts are equal if M divides the number of
+    rows of the batch, of a process or of a micro-batch.
     """
     blocks = -(-num_rows // num_teachers)
     return torch.rand(blocks, num_teachers, generator=generator).argsort(1).flatten()[:num_rows]
@@ -201,7 +201,7 @@ class LabelStep:
 
 
 def autocast_to(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
-    """Returns the context in which networks run; with None, the caller's."""
+    """Returns the context in which networks run; with None, the caller's context."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 

@@ -1,17 +1,17 @@
-"""Views: images mixed with others of their batch, before teachers and student see them, the same for all.
+"""Views: images mixed with others of their batch, the same for teachers and student.
 
     mixup     x' = l x + (1 - l) x_partner                        (Zhang et al. 2018, arXiv 1710.09412)
-    cutmix    x' = x, but for a rectangle that is x_partner's     (Yun et al. 2019, arXiv 1905.04899)
+    cutmix    x' = x, with a rectangle of x_partner's pixels     (Yun et al. 2019, arXiv 1905.04899)
 
-l ~ Beta(1, 1), which is uniform in [0, 1], for each image; the rectangle takes 1 - l of the image, before what is
-beyond the image's edge is cut off. Both are one formula, with a share s of each pixel that stays the image's own:
+l ~ Beta(1, 1), uniform in [0, 1], is drawn per image. The rectangle has 1 - l of the image's area; the part of it
+beyond the image's edge is cut off. Both follow one formula, where s is the share of each pixel that the image keeps:
 
     x' = s * x + (1 - s) * x_partner        y' = mean(s) * y + (1 - mean(s)) * y_partner
 
-The partner of row 2k is row 2k + 1 and the other way round. Batches are in random order already, so that a partner is a
-random image; and no image of another process or micro-batch is needed, where these have even numbers of rows.
+Rows 2k and 2k + 1 are partners. Batches are in random order already, so a partner is a random image. No image of
+another process or micro-batch is needed if each has an even number of rows.
 
-Distillation learns whatever the teachers say of x', and needs no label: function matching (Beyer et al. 2022,
+The student learns the teachers' answers to x', so distillation needs no label: function matching (Beyer et al. 2022,
 arXiv 2106.05237).
 """
 
@@ -39,9 +39,9 @@ def mixed(
 
     Args:
         images: (N, C, H, W); N is even.
-        labels: probabilities of classes (N, K), mixed as the images are; class numbers (N,) are left as they are.
-        generator: a CPU generator; the same one on every process gives every process the same draws.
-        rows, num_rows: which rows of the global batch these are, from an even one on; the draws are made for all.
+        labels: class probabilities (N, K) are mixed as the images are; class numbers (N,) stay unchanged.
+        generator: a CPU generator; the same state gives every process the same draws.
+        rows, num_rows: the rows of these images in the global batch, from an even one on; draws are made for all rows.
     """
     if len(images) % 2 or (rows.start or 0) % 2:
         raise ValueError(f"mixed: rows are mixed in pairs; found {len(images)} from row {rows.start or 0} on")
@@ -58,10 +58,10 @@ def mixed(
 
 
 def own_share(view: MixedView, draws: Tensor, height: int, width: int) -> Tensor:
-    """Returns how much of each pixel stays the image's own: (N, 1, 1, 1) for mixup, (N, 1, H, W), 0 or 1, for cutmix.
+    """Returns the share of each pixel that the image keeps: (N, 1, 1, 1) for mixup; 0 or 1 (N, 1, H, W) for cutmix.
 
     Args:
-        draws: (N, 3), uniform in [0, 1): l, and the centre of the rectangle, down and across.
+        draws: (N, 3), uniform in [0, 1): l, and the rectangle's centre (vertical, horizontal).
     """
     own = draws[:, 0].view(-1, 1, 1, 1)
     if view == "mixup":

@@ -1,17 +1,17 @@
-"""How sure a mean, or a ratio of means, over a few runs and many test images is. numpy and scipy.
+"""Confidence intervals of means, and of ratios of means, over a few runs and many test images. numpy and scipy.
 
-Two things are drawn at random: which runs there are (seeds), and which test images. All runs and all networks are
-measured on the same images, so that the figures of a cell (run r, image i) are
+Two things are random: the runs (seeds) and the test images. All runs and all networks are measured on the same images,
+so the figure of a cell (run r, image i) is
 
     z_ri = mean + run_r + image_i + rest_ri          Var(mean of z) = V_run / R + V_image / N + V_rest / (R N)
 
-The variance between the means of the runs, over R, estimates the first and the third term; the variance between the
-images, over N, the second and the third. The third is taken off once: by `_without_rest`.
+The variance between the means of the runs, over R, estimates the first plus the third term. The variance between the
+images, over N, estimates the second plus the third. `_without_rest` subtracts the third term once.
 
 `Draws` resamples both at once. Images are drawn with replacement, the same ones for all runs and networks. Runs are
-few, and R of them drawn with replacement would be too narrow by far (with 3 runs, 95 % intervals hold in about 75 %):
-their deviations are multiplied by normal draws and by a chi draw of R - 1 degrees of freedom, so that a mean over runs
-alone gets the interval of Student's t.
+few, so intervals from R runs drawn with replacement would be far too narrow (with 3 runs, 95 % intervals hold in about
+75 %). Instead, the runs' deviations are multiplied by normal draws and by a chi draw of R - 1 degrees of freedom. So a
+mean over runs alone gets the interval of Student's t.
 """
 
 from dataclasses import dataclass
@@ -33,19 +33,19 @@ LEAST_POSITIVE = 0.999
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and where it lies with 95 %; None: not known."""
+    """A figure and the bounds of its 95 % interval; None: not known."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def excludes(self, value: float) -> bool:
-        """Returns whether `value` lies outside; never where the bounds are not known."""
+        """Returns whether `value` lies outside; False if the bounds are not known."""
         return self.low is not None and self.high is not None and not self.low <= value <= self.high
 
 
 def mean_interval(values: Array, *, confidence: float = CONFIDENCE) -> Interval:
-    """Returns the mean of independent values with the interval of Student's t; of one value without."""
+    """Returns the mean of independent values with the interval of Student's t; one value has no interval."""
     from scipy.stats import t
 
     mean = float(np.mean(values))
@@ -59,7 +59,7 @@ class Draws:
     """The same resamples of runs and images for all figures of one table. Shapes below: B resamples.
 
     Args:
-        num_images: 0 where what became of each image is not known; the intervals are then over runs alone.
+        num_images: 0 if figures per image are not known; the intervals are then over runs alone.
     """
 
     def __init__(self, num_runs: int, num_images: int, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> None:
@@ -70,17 +70,17 @@ class Draws:
         normal = generator.standard_normal((num_resamples, num_runs))
         heavy_tails = np.sqrt(degrees / generator.chisquare(degrees, num_resamples))
         self.of_runs = normal * heavy_tails[:, None] / np.sqrt(num_runs * degrees)
-        # (B, N): how many times an image was drawn; a byte each where floats would take more than 200 MB.
+        # (B, N): how many times an image was drawn; one byte each if floats would take more than 200 MB.
         is_small = num_resamples * num_images <= 50_000_000
         self.of_images = np.zeros((num_resamples, num_images), np.float32 if is_small else np.uint8)
         for b in range(num_resamples if num_images else 0):
             self.of_images[b] = np.bincount(generator.integers(num_images, size=num_images), minlength=num_images)
 
     def deviations(self, figures: Array, without_rest: float) -> Array:
-        """Returns how far means lie from the mean of all in each resample: (B, C) of C figures (C, R, N) or (C, R).
+        """Returns each mean's deviation from the mean of all, per resample: (B, C) for figures (C, R, N) or (C, R).
 
         Args:
-            without_rest: what the deviations of the images are multiplied by.
+            without_rest: the factor of the images' deviations.
         """
         by_run = figures.mean(-1) if figures.ndim == 3 else figures
         deviations: Array = self.of_runs @ (by_run - by_run.mean(1, keepdims=True)).T
@@ -100,10 +100,10 @@ def mean_over_both(figures: Array, draws: Draws, *, confidence: float = CONFIDEN
 
 
 def ratio_over_both(above: Array, below: Array, draws: Draws, *, confidence: float = CONFIDENCE) -> Interval:
-    """Returns mean(above) / mean(below) with its interval; both (R, N), or (R,) where images are not known.
+    """Returns mean(above) / mean(below) with its interval; both are (R, N), or (R,) if images are not known.
 
-    The bounds are quantiles over the resamples of both means. There are none where a resampled mean below is not
-    certainly over 0 (the ratio could be anything), nor for one run without images. NaN if the mean below is not.
+    The bounds are quantiles over the resamples of both means. There are none if the resampled mean(below) is not almost
+    always over 0 (the ratio could be anything), nor for one run without images. NaN if mean(below) is not over 0.
     """
     means = np.array([above.mean(), below.mean()])
     if means[1] <= 0:
@@ -122,13 +122,13 @@ def ratio_over_both(above: Array, below: Array, draws: Draws, *, confidence: flo
 
 
 def _without_rest(cells: Array) -> float:
-    """Returns what deviations of images are to be multiplied by, so that the rest of the cells (R, N) counts once.
+    """Returns the factor of the images' deviations with which the rest of the cells (R, N) counts once.
 
-    The mean square between images estimates R V_image + V_rest, that of the rest V_rest (two-way analysis of variance).
+    The mean squares estimate R V_image + V_rest (images) and V_rest (rest): two-way analysis of variance.
     """
     num_runs, num_images = cells.shape
     if num_runs < 2 or num_images < 2:
-        return 1.0  # nothing is resampled but images, and what is left of a cell is part of them
+        return 1.0  # only images are resampled, so the rest of a cell is part of their term
     by_image = cells.mean(0)
     between = num_runs * float(np.var(by_image, ddof=1))
     rest = cells - cells.mean(1, keepdims=True) - by_image + cells.mean()

@@ -24,8 +24,8 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     later_than_first: ClassVar[tuple[str, ...]] = ()
-    """Fields that recipes of edc 0.1.0 did not have, whose default is None: written only where they are given, so that
-    digests of older edcs, of runs and of teachers, still hold."""
+    """Fields that recipes of edc 0.1.0 did not have; their default is None. They are written only if given, so that
+    digests of runs and teachers by older edcs still hold."""
 
     @model_serializer(mode="wrap")
     def _as_it_was(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -44,7 +44,7 @@ FIELDS_OF_KINDS = {
     "label_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
     "num_images": ("synthetic",),
 }
-"""Fields of the data section that only some kinds read; with another kind they would silently have no effect."""
+"""Fields of the data section that only some kinds read; other kinds would silently ignore them."""
 
 
 EXTRA_FIELDS_OF_KINDS = {
@@ -57,7 +57,7 @@ EXTRA_FIELDS_OF_KINDS = {
 
 
 class ExtraSection(Section):
-    """Images without labels, or whose labels nobody looks at; written `remainder` or as a mapping.
+    """Images without labels, or with labels that are ignored; written `remainder` or as a mapping.
 
     They are resized and augmented as the labelled ones are. `remainder`: the training images of the labelled set that
     `data.train_limit` leaves out.
@@ -67,15 +67,15 @@ class ExtraSection(Section):
         "remainder", "fashion_mnist", "cifar10", "cifar100", "image_folder", "parquet", "webdataset", "synthetic"
     ]
     root: Path | None = None
-    """Of `image_folder`: images anywhere under `root/train`, or under `root` where it has no such folder. Of the other
-    kinds: as `data.root`, of which the training split is taken. On the command line: `--set data.extra.root=...`, or
-    `data.extra.0.root` where `extra` is a list; `--data-root` is of `data.root` alone."""
+    """For `image_folder`: images anywhere under `root/train`, or under `root` if it has no such folder. For the other
+    kinds: as `data.root`; the training split is read. On the command line: `--set data.extra.root=...`, or
+    `data.extra.0.root` if `extra` is a list; `--data-root` sets `data.root` alone."""
     unlabelled: Literal[True] = True
     download: bool = True
     limit: PositiveInt | None = None
-    """Keep only so many, drawn at random."""
+    """Keep only this many, drawn at random."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """As `data.max_bad_fraction`, of these images."""
+    """As `data.max_bad_fraction`, for these images."""
     image_column: str | None = None
     num_images: PositiveInt = 256
     """Images that `synthetic` makes."""
@@ -103,18 +103,18 @@ class DataSection(Section):
     """A folder; for `webdataset` also any fsspec address (s3://bucket/folder, gs://..., memory://...)."""
     download: bool = True
     train_limit: PositiveInt | None = None
-    """Keep only the first so many training images (after the validation split)."""
+    """Keep only this many training images, the first ones (after the validation split)."""
     validation: PositiveInt | None = None
     """Images held out of the training split; None: the kind's own default, or an image folder's `val`."""
     test: PositiveInt | None = None
-    """Images held out for test where the data comes without a test split (image_folder, parquet, webdataset)."""
+    """Images held out for test if the data has no test split (image_folder, parquet, webdataset)."""
     unlabelled: bool = False
     """The training images have no labels (a `train` folder without class folders, shards without .cls, parquet without
-    a label column). Only with your own teachers and alpha 1; validation and test images still need labels."""
+    a label column). Only with your own teachers and alpha 1. Validation and test images still need labels."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest share of training images that may be unreadable. Each is replaced by another of its class, the rest of
-    a truncated shard is left out, and all are named. 0: the first one ends the run, as always in validation and test
-    images."""
+    """Largest share of training images that may be unreadable. Each is replaced by another of its class; the rest of
+    a truncated shard is left out; all are named. 0: the first one ends the run, as it always does in validation and
+    test images."""
     split_seed: int = 0
     image_size: PositiveInt | None = None
     """Side of the square that images are resized and cropped to; None: their own size."""
@@ -130,10 +130,10 @@ class DataSection(Section):
     num_images: PositiveInt = 256
     """Training images that `synthetic` makes."""
     extra: tuple[ExtraSection, ...] = ()
-    """Images without labels from which students learn beside those with; one section, or a list. Teachers are trained
-    on the labelled images alone, and learn nothing of these."""
+    """Images without labels from which students learn in addition; one section, or a list. Teachers are trained on the
+    labelled images alone."""
     extra_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """Share of each of a student's batches that is extra images. An epoch still goes through the labelled images once:
+    """Share of extra images in each batch of a student. An epoch still goes through the labelled images once:
     at 0.5 it has twice as many steps as without."""
 
     @field_validator("extra", mode="before")
@@ -155,19 +155,19 @@ class DataSection(Section):
         return self
 
     def without_download(self) -> "DataSection":
-        """Returns this section, to be read from what is on disk alone."""
+        """Returns this section without downloads: it is read from disk alone."""
         extra = tuple(section.model_copy(update={"download": False}) for section in self.extra)
         return self.model_copy(update={"download": False, "extra": extra})
 
     def operated_as(self, other: "DataSection") -> "DataSection":
-        """Returns this section with what of `other`, one of the same identity, may change in the middle of a run."""
+        """Returns this section with those fields of `other` (same identity) that may change in the middle of a run."""
         free = ("root", "download", "num_workers", "max_bad_fraction", "extra")
         return self.model_copy(update={field: getattr(other, field) for field in free})
 
     def identity(self) -> dict[str, Any]:
-        """Returns what makes a run this one: without where the images are and how they are fetched.
+        """Returns what identifies a run: the section without the images' place and the way they are fetched.
 
-        What may change in the middle of a run is there with its default, so that digests of older edcs still hold.
+        Fields that may change in the middle of a run have their defaults, so that digests of older edcs still hold.
         """
         document = self.model_dump(mode="json", exclude={"root", "download", "num_workers"})
         for section in (document, *document["extra"]):
@@ -185,7 +185,7 @@ def num_extra_rows(batch_size: int, share: float) -> int:
 
 
 def problems_with_extra(data: DataSection, *, batch_size: int, learns: Mapping[str, bool]) -> list[str]:
-    """Returns what is wrong with `data.extra`, and with which students learn from it (`learns`)."""
+    """Returns what is wrong with `data.extra`, and with the students that learn from it (`learns`)."""
     problems = []
     if not data.extra:
         if data.extra_share != DataSection.model_fields["extra_share"].default:

@@ -1,4 +1,4 @@
-"""Students that train as long as another costs: what a step costs, and `epochs: {as_long_as: NAME}` as a number."""
+"""Training at equal cost: the cost of a step, and the number of epochs for `epochs: {as_long_as: NAME}`."""
 
 import difflib
 import math
@@ -21,7 +21,7 @@ AS_LONG_AS, TIMES = "as_long_as", "times"
 def units_per_step(student: StudentSection, ensemble_size: int) -> int:
     """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4.
 
-    With `answers: split` 4 and 10, for any M.
+    With `answers: split` it is 4 and 10, for any M.
     """
     perturbation = {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
     if student.answers == "split":
@@ -31,14 +31,14 @@ def units_per_step(student: StudentSection, ensemble_size: int) -> int:
 
 
 def with_numbers_of_epochs(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a recipe as it was read, with a number in place of each `epochs: {as_long_as: NAME, times: 1}`.
+    """Returns the recipe as read, with a number in place of each `epochs: {as_long_as: NAME, times: 1}`.
 
     The number is `times` * epochs of NAME * units of NAME / units of the student, rounded to the nearest whole epoch.
-    The units are those of an epoch, which has more steps for a student that learns from extra images. A section that is
-    wrong in another way gives no number: that is for its own check to say.
+    The units are those of an epoch, which has more steps if the student learns from extra images. A section with
+    another mistake gets no number; its own check reports the mistake.
 
     Raises:
-        ValueError: a line for each student whose number cannot be known, by its field.
+        ValueError: one line, with the field, for each student whose number cannot be known.
     """
     students = recipe.get("students")
     if not isinstance(students, Mapping):
@@ -73,7 +73,7 @@ def _problem(name: Any, wish: Mapping[Any, Any], wishes: Mapping[Any, Any], stud
 
 
 def _fault_of_the_other(name: Any, other: Any, wishes: Mapping[Any, Any], students: Mapping[Any, Any]) -> str | None:
-    """Returns why student `name` cannot train as long as `other`; of a circle, only its first student is told."""
+    """Returns why student `name` cannot train as long as `other`; in a circle, only the first gets a message."""
     if other == name:
         return f"found {other!r}, the student itself; expected another student"
     if not isinstance(other, str) or other not in students:
@@ -91,7 +91,7 @@ def _fault_of_the_other(name: Any, other: Any, wishes: Mapping[Any, Any], studen
 
 
 def _num_epochs(name: str, recipe: Mapping[str, Any], students: Mapping[str, Any], wishes: Mapping[str, Any]) -> Any:
-    """Returns the epochs of a student, None where a section is wrong."""
+    """Returns the epochs of a student; None if a section is wrong."""
     wish = wishes.get(name)
     try:
         training = TrainingSection.model_validate(recipe.get("training") or {})
@@ -113,9 +113,9 @@ def _num_epochs(name: str, recipe: Mapping[str, Any], students: Mapping[str, Any
 
 
 def _cost(student: StudentSection, data: DataSection, batch_size: int, ensemble_size: int) -> Fraction | None:
-    """Returns the forward passes of a single image that an epoch costs, for each labelled image of the data.
+    """Returns the cost of an epoch in forward passes of one image, per labelled image of the data.
 
-    An epoch has a step for as many labelled images as a batch holds; None: it holds none, which is refused elsewhere.
+    A step uses the labelled images of one batch. None: a batch holds none, which is refused elsewhere.
     """
     batch_size = (student.training and student.training.batch_size) or batch_size
     num_extra = num_extra_rows(batch_size, data.extra_share) if data.extra and student.extra else 0

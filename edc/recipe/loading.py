@@ -45,7 +45,7 @@ def load_recipe(path: Path | str, *, overrides: Iterable[str] = (), data_root: P
 
 
 def recipe_from_document(document: dict[str, Any], *, source: str) -> Recipe:
-    """Returns the validated recipe; `source` is what error messages call it."""
+    """Returns the validated recipe; `source` is its name in error messages."""
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
@@ -54,7 +54,7 @@ def recipe_from_document(document: dict[str, Any], *, source: str) -> Recipe:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML silently keeps the last of two equal keys; in a recipe they are an error."""
+    """PyYAML silently keeps the last of two equal keys; here they are an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -110,7 +110,7 @@ def _describe(item: Any) -> str:
     if item["type"] == "missing":
         return f"{location}: missing; it is required"
     message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":  # our own rules already say what was found
+    if item["type"] == "value_error":  # our own messages already say what was found
         return message if location == "recipe" else f"{location}: {message}"
     return f"{location}: found {item['input']!r}; {message[0].lower()}{message[1:]}"
 

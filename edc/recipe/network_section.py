@@ -1,4 +1,4 @@
-"""The network section of a recipe: which architecture, and what its weights start from."""
+"""The network section of a recipe: the architecture, and the weights that it starts from."""
 
 import re
 from pathlib import Path
@@ -25,11 +25,11 @@ def _word_or_file(start: str) -> str:
 
 
 Start = Annotated[str, AfterValidator(_word_or_file)]
-"""`random`; `pretrained`: the library's weights; `teacher`: the best one on validation; or a file of weights."""
+"""`random`; `pretrained`: the library's weights; `teacher`: the best teacher on validation; or a file of weights."""
 
 
 class NetworkSection(Section):
-    """A network by name; written `network: wrn28x4` or as a mapping."""
+    """A network by name, written `network: wrn28x4` or as a mapping."""
 
     later_than_first: ClassVar[tuple[str, ...]] = ("start",)
     name: str
@@ -51,7 +51,7 @@ class NetworkSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_way_to_say_it(cls, value: Any) -> Any:
-        """`start: pretrained` is kept as `pretrained: true`, and `random` as nothing: one meaning has one digest."""
+        """Stores `start: pretrained` as `pretrained: true` and `random` as None: one meaning has one digest."""
         start = value.get("start") if isinstance(value, dict) else None
         if start not in ("random", "pretrained") or (start == "random" and value.get("pretrained")):
             return value
@@ -83,21 +83,21 @@ class NetworkSection(Section):
 
     @property
     def has_library(self) -> bool:
-        """Whether it is a network of torchvision or timm, most of which have weights."""
+        """Whether it is a network of torchvision or timm; most of these have weights."""
         return "/" in self.name
 
     @property
     def start_file(self) -> Path | None:
-        """The file of weights that training starts from, if it does."""
+        """The file of weights that training starts from, if any."""
         return None if self.start in (None, *START_WORDS) else Path(str(self.start))
 
     def started(self, start: str | None) -> "NetworkSection":
-        """Returns this network with another start; None: its own."""
+        """Returns this network with another start; None keeps its own."""
         if start is None:
             return self
         word = None if start in ("random", "pretrained") else start
         return self.model_copy(update={"pretrained": start == "pretrained", "start": word})
 
     def bare(self) -> "NetworkSection":
-        """Returns this network started from random weights, which are there at once: only its shape is asked about."""
+        """Returns this network with random weights, which need no file: for callers that need only its shape."""
         return self.started("random")

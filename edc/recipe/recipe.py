@@ -39,10 +39,10 @@ class Recipe(Section):
     teachers: TeachersSection = TeachersSection()
     students: Annotated[dict[str, StudentSection], Field(min_length=1)]
     deploy: str = ""
-    """A student's name, or `best`: the best of them on validation images, known when all are trained. (A student that
-    is called best is meant by its name.) Unless given, the last student: recipes that name none stay what they were."""
+    """A student's name, or `best`: the best student on validation images, known when all are trained. (If a
+    student is called best, that one is meant.) Default: the last student, so that older recipes keep their meaning."""
     deploy_by: Literal["calibrated_nll", "accuracy"] | None = None
-    """What `deploy: best` goes by, on validation images; `calibrated_nll` unless given."""
+    """The measure of `deploy: best`, on validation images; `calibrated_nll` unless given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -131,7 +131,7 @@ class Recipe(Section):
         return self.deploy == BEST and BEST not in self.students
 
     def deploying(self, summary: Mapping[str, Any]) -> "Recipe":
-        """Returns the recipe with the name of the student that was chosen: the one that the summary of its run has."""
+        """Returns the recipe with the name of the chosen student, from the summary of its run."""
         return self.model_copy(update={"deploy": summary["deploy"], "deploy_by": None}) if self.deploys_best else self
 
     @property
@@ -140,33 +140,33 @@ class Recipe(Section):
         return network.bare() if network.start == "teacher" else network
 
     def network_of(self, student: StudentSection) -> NetworkSection:
-        """Returns the network of `student`, with what that one starts from."""
+        """Returns the network of `student`, with the start of that student."""
         return self.network.started(student.start)
 
     @property
     def teacher_start_field(self) -> str:
-        """Which field says what teachers start from."""
+        """The field that says what teachers start from."""
         return "teachers.network.start" if self.teachers.network else "network.start"
 
     @staticmethod
     def start_field(student: StudentSection, field: str) -> str:
-        """Returns which field says what `student`, the section at `field`, starts from."""
+        """Returns the field that says what `student`, the section at `field`, starts from."""
         return "network.start" if student.start is None else f"{field}.start"
 
     def training_of(self, section: TeachersSection | StudentSection) -> TrainingSection:
-        """Returns the schedule of `section`: the shared one, with what it has otherwise."""
+        """Returns the schedule of `section`: the shared one, with the overrides of `section`."""
         changes = section.training.given() if section.training else {}
         if section.epochs:
             changes["epochs"] = section.epochs
         return self.training.model_copy(update=changes)
 
     def batch_field(self, section: TeachersSection | StudentSection, field: str) -> str:
-        """Returns which field says how large the batches of `section`, the one at `field`, are."""
+        """Returns the field that gives the batch size of `section`, the one at `field`."""
         own = section.training and (section.training.batch_size or section.training.micro_batch_size)
         return f"{field}.training" if own else "training"
 
     def operated_as(self, other: "Recipe") -> "Recipe":
-        """Returns this recipe with what of `other` may change in the middle of a run: the work, not its result."""
+        """Returns this recipe with those fields of `other` that may change in the middle of a run: not its result."""
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
         return self.model_copy(update={"data": self.data.operated_as(other.data), "training": training})
 

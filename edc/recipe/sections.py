@@ -12,7 +12,7 @@ from edc.recipe.training_section import TrainingOverrides, UnitInterval, require
 __all__ = ["ADDED_LATER", "StudentSection"]
 
 ADDED_LATER = ("answers", "extra", "views")
-"""Fields of a student that recipes of edc 0.1.0 did not have: with their defaults they make no other run."""
+"""Fields of a student that recipes of edc 0.1.0 did not have: their defaults do not change a run."""
 
 
 class StudentSection(Section):
@@ -25,9 +25,9 @@ class StudentSection(Section):
     to its member; the expected gradient is the same, and a step costs 4 forward passes, not 7 (kd) or 16 (latent_be).
     """
     views: tuple[View, ...] = ()
-    """What images become before they are perturbed, in this order, the same for teachers and student: `randaugment`,
-    two random operations on the pixels of each image; `mixup` and `cutmix`, each image mixed with another of its batch,
-    and with alpha < 1 their labels too; batches of every process, and micro-batches, are then even."""
+    """Changes to images before they are perturbed, in order, the same for teachers and student. `randaugment`: two
+    random operations on the pixels of each image. `mixup`, `cutmix`: each image is mixed with another of its batch,
+    with alpha < 1 their labels too; the batches of each process, and micro-batches, must then be even."""
     perturbation: Perturbation = "none"
     perturbation_grey_levels: PositiveFloat = 1.0
     """Root-mean-square size of the perturbation, in grey levels of 255."""
@@ -35,28 +35,28 @@ class StudentSection(Section):
     alpha: UnitInterval = 1.0
     """Weight of the distillation loss; 1: labels are not used at all."""
     extra: bool = True
-    """Whether it learns from the images of `data.extra`, too; without labels they have the `alpha` 1."""
+    """Whether it also learns from the images of `data.extra`; without labels, their `alpha` is 1."""
     start: Start | None = None
-    """What this student starts from, if not what `network.start` says: `random`, `pretrained`, `teacher` or a file."""
+    """What this student starts from, in place of `network.start`: `random`, `pretrained`, `teacher` or a file."""
     epochs: PositiveInt | None = None
-    """Of this student; those of `training` unless given. Written `{as_long_as: NAME}`, as many as cost as many forward
-    passes as student NAME, rounded to the nearest whole number (`times: 2` with it: twice as many)."""
+    """Epochs of this student; those of `training` unless given. `{as_long_as: NAME}`: as many as cost as many forward
+    passes as student NAME, rounded to the nearest whole number (with `times: 2`, twice as many)."""
     training: TrainingOverrides | None = None
-    """What this student has otherwise than the shared `training`."""
+    """Where this student differs from the shared `training`."""
     fold: FoldKind = "mean_weights"
     """`mean_weights`: W * mean_m outer(s_m, r_m). `mean_factors`: W * outer(mean s, mean r), as the official code."""
     member_form: Literal["auto", "joint", "sequential"] = "auto"
     """`joint`: all members in one batch, BatchNorm statistics over all of them, as published. `sequential`: one member
-    after another, memory as for one. `auto`: joint where its activations fit into 0.4 of the free memory."""
+    after another, memory as for one. `auto`: joint if its activations fit into 0.4 of the free memory."""
     reestimate_batchnorm: bool = False
-    """Always take BatchNorm's statistics anew after training, from clean, augmented training images."""
+    """Always estimate BatchNorm's statistics anew after training, on clean, augmented training images."""
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Decay per step of an exponential moving average of the student with its members, for example 0.999: kept beside
-    it from its first step on, BatchNorm's statistics averaged too, and validated as it is. None: there is none."""
+    """Decay per step of an exponential moving average of the student with its members, for example 0.999. It
+    runs from the first step on, includes BatchNorm's statistics and is validated like the student. None: no average."""
     choose: Literal["validation"] | None = None
-    """`validation`: the student as trained, its moving average if it has one, and either with BatchNorm re-estimated;
-    what has the best validation accuracy, of equals the lowest NLL, is evaluated and exported. So it is wherever there
-    is an `ema`; else None: the student as trained."""
+    """`validation`: the candidates are the student as trained and its moving average, if any, each with and without
+    re-estimated BatchNorm. The best validation accuracy (ties: the lowest NLL) is evaluated and exported. Default with
+    an `ema`. Otherwise None: the student as trained."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,5 +92,5 @@ class StudentSection(Section):
 
     @property
     def chooses(self) -> bool:
-        """Whether validation images choose what is deployed of this student."""
+        """Whether validation images choose the candidate of this student that is deployed."""
         return self.choose is not None or self.ema is not None

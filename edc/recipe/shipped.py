@@ -10,7 +10,7 @@ from edc.errors import FailedError, RequestError
 __all__ = ["ShippedRecipe", "shipped_recipe", "shipped_recipes"]
 
 IN_WHEEL = Path(__file__).parent / "files"
-"""Where the wheel has them: pyproject.toml puts the repository's recipes there."""
+"""Their folder in the wheel: pyproject.toml puts the repository's recipes there."""
 IN_REPOSITORY = Path(__file__).parents[2]
 
 
@@ -25,7 +25,7 @@ class ShippedRecipe:
 
 
 def shipped_recipes() -> list[ShippedRecipe]:
-    """Returns the recipes that came with this edc, by name: those of its wheel, or those of its repository.
+    """Returns the recipes that came with this edc, by name, from its wheel or its repository.
 
     Raises:
         FailedError: there are none, so the installation is damaged.
@@ -50,7 +50,7 @@ def shipped_recipe(name: str) -> ShippedRecipe:
 
 
 def _described(file: Path) -> ShippedRecipe:
-    """Returns what the comments at the head of a recipe say: its first line, and the paragraph `needs`."""
+    """Returns the recipe with two parts of its head comments: the first line, and the paragraph `needs`."""
     comments = file.read_text().split("\nname:", maxsplit=1)[0].splitlines()
     lines = [line.removeprefix("#").rstrip() for line in comments if line.startswith("#")]
     paragraphs = re.split(r"\n (?=[a-z]+\b {2})", "\n".join(lines))  # a keyword, then at least two blanks

@@ -15,20 +15,20 @@ __all__ = ["CheckpointSection", "TeachersSection"]
 class CheckpointSection(Section):
     """A user's teacher: a state dict and the network it belongs to, or a file that is a whole network.
 
-    Without a file, a network of torchvision or timm with the library's own weights (`pretrained: true`).
+    Without a file, it is a network of torchvision or timm with the library's weights (`pretrained: true`).
     """
 
     file: Path | None = None
     network: NetworkSection | None = None
-    """Of a state dict (.safetensors, .pt, .pth); the teachers' network unless given."""
+    """The network of a state dict (.safetensors, .pt, .pth); the teachers' network unless given."""
     format: Literal["auto", "state_dict", "torchscript", "exported_program", "onnx"] = "auto"
     """`auto` looks at the file: TorchScript (torch.jit.save), an exported program (.pt2), .onnx, else a state dict."""
     input_size: PositiveInt | None = None
-    """Side of the square that this teacher takes; images are resized inside it. None: the data's own size, or the
-    library's size for its weights."""
+    """Side of the square that this teacher takes; it resizes images itself. None: the data's own size, or the library's
+    size for its weights."""
     mean: tuple[float, ...] | None = None
     std: tuple[PositiveFloat, ...] | None = None
-    """What this teacher subtracts from images in [0, 1] and divides by. Needed where the file is a whole network
+    """What this teacher subtracts from images in [0, 1] and divides by. Needed if the file is a whole network
     (zeros and ones if it normalises by itself). Default for a state dict: the network's or the data's; for a
     library's weights: the library's."""
     output: Literal["logits", "probabilities"] = "logits"
@@ -61,12 +61,12 @@ class TeachersSection(Section):
 
     later_than_first: ClassVar[tuple[str, ...]] = ("training",)
     ensemble_size: PositiveInt | None = None
-    """M; 4 unless `checkpoints` says otherwise."""
+    """M; 4, or the number of `checkpoints`."""
     network: NetworkSection | None = None
-    """The student's network unless given, and started as it is; where that is from a teacher, from random weights."""
+    """The student's network and start unless given; teachers start at random if the start is `teacher`."""
     epochs: PositiveInt | None = None
     training: TrainingOverrides | None = None
-    """What teachers have otherwise than the shared `training`."""
+    """Where teachers differ from the shared `training`."""
     seed: int = 0
     checkpoints: tuple[CheckpointSection, ...] = ()
 

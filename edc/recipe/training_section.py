@@ -1,4 +1,4 @@
-"""The training section of a recipe: the schedule, and what one student or the teachers have otherwise."""
+"""The training section of a recipe: the schedule, and the overrides of one student or the teachers."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -24,26 +24,26 @@ class TrainingSection(Section):
     batch_size: PositiveInt = 128
     """Images in one optimiser step, over all processes."""
     micro_batch_size: MicroBatchSize | None = None
-    """Images of one process that go through the networks at once; None: all. Smaller ones save memory: gradients add up
-    to the same, but BatchNorm's batch statistics are those of the smaller batches."""
+    """Images of one process that run through the networks at once; None: all. Smaller ones save memory. Gradients add
+    up to the same, but BatchNorm's batch statistics are those of the smaller batches."""
     optimizer: Optimizer = "sgd"
     learning_rate: PositiveFloat = 0.1
     layer_decay: LayerDecay | None = None
-    """Layer-wise learning rates, for networks that do not start from noise: the last layer, the classifier, has
-    `learning_rate`, and each layer before it `layer_decay` times the one after it (docs/method.md says what a layer
-    is). None: all layers learn alike."""
+    """Layer-wise learning rates, for networks that do not start from random weights. The last layer, the classifier,
+    has `learning_rate`; each layer before it has `layer_decay` times that of the next (docs/method.md defines a
+    layer). None: all layers have one rate."""
     momentum: UnitInterval = 0.9
     weight_decay: WeightDecay = 5e-4
     warmup_epochs: NonNegativeInt = 5
     precision: Precision = "fp32"
     channels_last: bool = True
     compile: bool = False
-    """torch.compile for teachers and student. Where it fails, they run without it and the log says so. Measured once: a
+    """torch.compile for teachers and student. If it fails, they run without it and the log says so. Measured once: a
     step of WRN-16-2 on one CPU core went from 1.66 to 1.60 s, after two minutes of compiling (results/step_cost.md);
     not measured on a GPU. The trial does not include SyncBatchNorm's exchange between processes: a failure there
     ends the first step."""
     sync_batchnorm: bool = True
-    """Batch statistics over all processes, so that a run does not depend on how many there are."""
+    """Batch statistics over all processes, so that a run does not depend on their number."""
     checkpoint_every: PositiveInt = 1
     """Epochs between checkpoints; may be changed between two calls of one run."""
     validate_every: PositiveInt = 1
@@ -57,9 +57,9 @@ class TrainingSection(Section):
 
 
 class TrainingOverrides(Section):
-    """What one student, or the teachers, have otherwise than the shared `training`; None: as it is there.
+    """Where one student, or the teachers, differ from the shared `training`; None: no difference.
 
-    Every field of it but `checkpoint_every`, which is how a run is operated and not what it is.
+    It has every field of `training` but `checkpoint_every`, which says how a run is operated, not what it is.
     """
 
     later_than_first: ClassVar[tuple[str, ...]] = tuple(TrainingSection.model_fields)
@@ -83,11 +83,11 @@ class TrainingOverrides(Section):
         return {name: value for name, value in self if value is not None}
 
     def without(self, *fields: str) -> "TrainingOverrides":
-        """Returns these overrides without some fields, which are the shared ones again."""
+        """Returns these overrides without some fields, which get the shared values again."""
         return self.model_copy(update=dict.fromkeys(fields))
 
 
 def require_one_of_epochs(epochs: int | None, training: TrainingOverrides | None) -> None:
-    """Raises unless a section says at most once how many epochs it has."""
+    """Raises if a section gives its number of epochs twice."""
     if training and None not in (epochs, training.epochs):
         raise ValueError(f"epochs ({epochs}) and training.epochs ({training.epochs}) are both given; keep one of them")

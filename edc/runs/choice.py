@@ -1,10 +1,10 @@
-"""Which of its candidates a student is deployed as: chosen on validation images, and kept beside its weights.
+"""The choice of the candidate that a student is deployed as: made on validation images, kept beside its weights.
 
 students/<student>/
     trained.safetensors      the student as trained: its best epoch
     ema.safetensors          its moving average: its own best epoch
-    chosen.json              what each candidate reached on the validation images, and which was chosen
-    weights.safetensors      the chosen one, BatchNorm's statistics as chosen: what is folded, evaluated and exported
+    chosen.json              each candidate's figures on the validation images, and the choice
+    weights.safetensors      the chosen weights and BatchNorm statistics, which are folded, evaluated and exported
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ CHOSEN, TRAINED_WEIGHTS = "chosen.json", "trained.safetensors"
 
 
 class Candidate(BaseModel):
-    """A network that a student could be deployed as, and what it reaches on the validation images."""
+    """A network that a student could be deployed as, and its figures on the validation images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,13 +43,13 @@ class Candidate(BaseModel):
 
     @property
     def label(self) -> str:
-        """What it is, in the words of a table."""
+        """Its name in tables."""
         weights = "as trained" if self.weights == "trained" else "moving average"
         return weights + (", BatchNorm re-estimated" if self.batchnorm == "reestimated" else "")
 
 
 class Choice(BaseModel):
-    """The document of chosen.json, and of a student in `chosen` of summary.json."""
+    """The document of chosen.json, and of each student in `chosen` of summary.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,7 +58,7 @@ class Choice(BaseModel):
 
 
 class PlainOf(Protocol):
-    """Returns the plain network of a student, its BatchNorm re-estimated or not."""
+    """Returns the plain network of a student, with or without re-estimated BatchNorm statistics."""
 
     def __call__(self, network: nn.Module, *, reestimate: bool) -> nn.Module: ...
 
@@ -73,12 +73,12 @@ def choose(
     plain_of: PlainOf,
     accelerator: Accelerator,
 ) -> None:
-    """Writes what each candidate of a trained student reaches, and the weights of the best.
+    """Writes the figures of each candidate of a trained student, and the weights of the best.
 
-    The weights come last: they say that the choice is made.
+    The weights are written last, because their file shows that the choice is made.
 
     Args:
-        build: returns the student's network, whatever its weights.
+        build: returns the student's network, with any weights.
     """
     files = {"trained": folder / TRAINED_WEIGHTS, "ema": folder / EMA_WEIGHTS}
     labels, training = labels_of(data.validation), recipe.training_of(recipe.students[name])
@@ -100,7 +100,7 @@ def choose(
 
 
 def candidates_of(section: StudentSection, *, has_batchnorm: bool) -> list[Candidate]:
-    """Returns what is to be chosen from, the student as trained first."""
+    """Returns the candidates; the student as trained comes first."""
     kinds: list[Literal["trained", "reestimated"]] = ["trained", "reestimated"] if has_batchnorm else ["trained"]
     if section.reestimate_batchnorm:
         kinds = ["reestimated"]
@@ -109,12 +109,12 @@ def candidates_of(section: StudentSection, *, has_batchnorm: bool) -> list[Candi
 
 
 def best_of(candidates: list[Candidate]) -> Candidate:
-    """Returns the candidate of the highest validation accuracy, of equals the lowest NLL, of equals the first."""
+    """Returns the candidate of the highest validation accuracy; ties go to the lowest NLL, then to the first."""
     return min(candidates, key=lambda each: (-(each.validation_acc or 0.0), each.validation_nll or 0.0))
 
 
 def kept_choice(folder: Path) -> Choice | None:
-    """Returns what was chosen of the student in `folder`; None: there was nothing to choose."""
+    """Returns the choice of the student in `folder`; None if there was nothing to choose."""
     path = folder / CHOSEN
     if not path.is_file():
         return None
@@ -127,6 +127,6 @@ def kept_choice(folder: Path) -> Choice | None:
 
 
 def _statistics(plain: nn.Module) -> dict[str, Tensor]:
-    """Returns the state of BatchNorm that is no weight; members share it under the names that their fold has."""
+    """Returns BatchNorm's buffers; the members share them, under the names that the folded network has."""
     norms = norms_of(plain).items()
     return {f"{name}.{key}": value for name, norm in norms for key, value in norm.named_buffers()}

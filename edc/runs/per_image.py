@@ -1,11 +1,11 @@
-"""What each network of a run made of each test image: what intervals over test images are drawn from.
+"""The results of each network of a run on each test image; intervals over test images are computed from them.
 
-predictions.npz lies beside what it is of: that of teachers and ensemble in the run's folder, that of a student
-and its members in the student's. A row is a network, in the order of summary.json.
+One predictions.npz in the run's folder is of the teachers and the ensemble; one in each student's folder is of the
+student and its members. Each row is one network, in the order of summary.json.
 
     correct (R, N) bool             whether the most probable class is the label
     calibrated_nll (R, N) float32   -log p(label) in nats, after calibration
-    labels (N,) int32               by which the images of two runs are known to be the same
+    labels (N,) int32               they show whether two runs have the same images
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,19 +32,19 @@ ANEW = "Remove it and the run's summary.json, and call edc distill again: it tra
 
 @dataclass(frozen=True, eq=False)
 class PerImage:
-    """One network on the test images. Shapes: both (N,)."""
+    """One network's results on the test images. Shapes: both (N,)."""
 
     correct: NDArray[np.bool_]
     calibrated_nll: NDArray[np.float64]
 
 
 def per_image_of(log_probs: NDArray[np.float64], calibrated: NDArray[np.float64], labels: Labels) -> PerImage:
-    """Returns a network's results from its log-probabilities (N, K), as they are and calibrated."""
+    """Returns a network's results from its log-probabilities (N, K), raw and calibrated."""
     return PerImage(log_probs.argmax(1) == labels, -calibrated[np.arange(len(labels)), labels])
 
 
 def write_per_image(run: RunFolder, results: Mapping[Subject, PerImage], labels: Labels) -> None:
-    """Writes the results of a run's networks, given in the order of its rows; a file that says the same is left."""
+    """Writes the results of a run's networks, given in the order of its rows; an equal file is left as it is."""
     for path, subjects in _by_file(run, results).items():
         arrays = {
             "correct": np.stack([results[subject].correct for subject in subjects]),
@@ -58,7 +58,7 @@ def write_per_image(run: RunFolder, results: Mapping[Subject, PerImage], labels:
 
 
 def read_per_image(run: RunFolder, summary: dict[str, Any]) -> tuple[dict[Subject, PerImage], Labels] | None:
-    """Returns the results of every row of the run's summary, and the labels; None if an older edc left none.
+    """Returns the results of every row of the run's summary, and the labels; None if an older edc wrote none.
 
     Raises:
         RunError: a file is damaged, or belongs to another summary.
@@ -90,7 +90,7 @@ def _by_file(run: RunFolder, subjects: Iterable[Subject]) -> dict[Path, list[Sub
 
 
 def _says_the_same(path: Path, arrays: dict[str, NDArray[Any]]) -> bool:
-    """Returns whether the figures are these but for rounding, which depends on the number of threads."""
+    """Returns whether the file has these figures, up to rounding, which depends on the number of threads."""
     try:
         held = _arrays(path)
     except RunError:
@@ -103,7 +103,7 @@ def _says_the_same(path: Path, arrays: dict[str, NDArray[Any]]) -> bool:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Returns the arrays of a file, whose shapes fit one another."""
+    """Returns the arrays of a file, after a check that their shapes fit one another."""
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("correct", "calibrated_nll", "labels")}

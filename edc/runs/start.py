@@ -1,4 +1,4 @@
-"""What the students of a run start from: random weights, the library's, a file, or the best of their teachers."""
+"""The weights that the students of a run start from: random, the library's, a file's, or the best teacher's."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ __all__ = ["require_start_files", "require_teachers_to_start_from", "start_diges
 def start_student(
     plain: Classifier, recipe: Recipe, name: str, data: DataSet, teachers: TeacherEnsemble, accelerator: Accelerator
 ) -> None:
-    """Gives `plain`, freshly initialised, the weights of the file or the teacher that student `name` starts from.
+    """Loads the weights that student `name` starts from, of a file or a teacher, into the freshly initialised `plain`.
 
-    Of the teachers it is the one with the best validation accuracy, the first of equals.
+    The teacher is the one with the best validation accuracy; ties go to the first.
     """
     network, field = _start_of(recipe, name)
     if network.start is None:
@@ -45,17 +45,17 @@ def start_student(
 
 
 def start_digests(recipe: Recipe) -> dict[str, str]:
-    """Returns, for each field that names a file that a student starts from, a digest of its content."""
+    """Returns a digest of each file that a student starts from, by the field that names it."""
     starts = dict(_start_of(recipe, name)[::-1] for name in recipe.students)
     digests = {field: start_digest(network, field=field) for field, network in starts.items()}
     return {field: digest for field, digest in digests.items() if digest is not None}
 
 
 def require_start_files(recipe: Recipe, data: DataSet) -> None:
-    """Tries all files that students, and teachers that are trained here, start from.
+    """Tries to load every file that a student, or a teacher that is trained here, starts from.
 
     Raises:
-        CheckpointError: no such file, no weights in it, or those of another architecture.
+        CheckpointError: a file is missing, has no weights, or has those of another architecture.
     """
     starts = dict(_start_of(recipe, name)[::-1] for name in recipe.students)
     if not recipe.teachers.checkpoints:
@@ -66,10 +66,10 @@ def require_start_files(recipe: Recipe, data: DataSet) -> None:
 
 
 def require_teachers_to_start_from(recipe: Recipe, data: DataSet, own: Sequence[nn.Module]) -> None:
-    """Tries every one of the user's own teachers, where a student starts from the best of them.
+    """Tries each of the user's own teachers, if a student starts from the best of them.
 
     Raises:
-        CheckpointError: one that is no network of the student's architecture, or answers in probabilities.
+        CheckpointError: a teacher has another architecture than the student, or answers in probabilities.
     """
     for name in recipe.students:
         network, field = _start_of(recipe, name)

@@ -1,4 +1,4 @@
-"""Weights that a network starts from: those of a file, or of a teacher; a classifier of other classes is drawn anew."""
+"""Loads the weights a network starts from, of a file or a teacher. A classifier of other classes is drawn anew."""
 
 from functools import cache
 from pathlib import Path
@@ -17,18 +17,18 @@ __all__ = ["say_start", "start_digest", "start_from_file", "start_from_teacher"]
 
 
 def start_from_file(network: Classifier, section: NetworkSection, *, field: str) -> tuple[str, ...]:
-    """Loads the file that `section` starts from into `network`, freshly initialised, as `section` describes it.
+    """Loads the file that `section` starts from into the freshly initialised `network` that `section` describes.
 
-    A classifier of another number of classes, or none, leaves the network's own where it is.
+    If the file has no classifier, or one of another number of classes, the network keeps its own.
 
     Args:
-        field: what says so, for messages: network.start, say.
+        field: the recipe's field that names the file, for messages (for example network.start).
 
     Returns:
-        the names of the parameters that are not the file's.
+        the names of the parameters that are not from the file.
 
     Raises:
-        CheckpointError: no such file, no weights in it, or those of another architecture: the first keys that differ.
+        CheckpointError: no such file, no weights in it, or another architecture; it names the first keys that differ.
     """
     path = _existing(section, field)
     state = unwrapped(load_state(path))
@@ -48,7 +48,7 @@ def start_from_teacher(network: Classifier, section: NetworkSection, teacher: nn
     """Loads all weights of `teacher`, and its normalisation unless `section` has its own, into `network`.
 
     Raises:
-        CheckpointError: the teacher is no network of this architecture.
+        CheckpointError: the teacher has another architecture.
     """
     state = teacher.network.state_dict() if isinstance(teacher, FileTeacher) else teacher.state_dict()
     if isinstance(teacher, FileTeacher) and not isinstance(teacher.network, Classifier):
@@ -58,13 +58,13 @@ def start_from_teacher(network: Classifier, section: NetworkSection, teacher: nn
 
 
 def say_start(label: str, start: str, anew: tuple[str, ...]) -> None:
-    """Says what a network starts from, and which of its parameters do not."""
+    """Prints what a network starts from, and which parameters are drawn anew."""
     head = f"; {', '.join(anew)} are of other classes there: drawn anew from the seed" if anew else ""
     console.print(f"{label}: starts from {start}{head}", highlight=False, markup=False)
 
 
 def start_digest(section: NetworkSection, *, field: str) -> str | None:
-    """Returns the SHA-256 of the file that `section` starts from; None: from no file."""
+    """Returns the SHA-256 of the file that `section` starts from; None if it starts from no file."""
     if section.start_file is None:
         return None
     path = _existing(section, field)
@@ -78,14 +78,14 @@ def _digest(path: Path, _changed_ns: int, _size_bytes: int) -> str:
 
 def _existing(section: NetworkSection, field: str) -> Path:
     path = section.start_file
-    assert path is not None  # who asks has a file
+    assert path is not None  # callers ask only if the section names a file
     if not path.is_file():
         raise CheckpointError(f"{field}: {path.absolute()}: no such file of weights to start from")
     return path
 
 
 def _head(network: Classifier, state: dict[str, Tensor]) -> tuple[str, ...]:
-    """Returns the keys in `state` of what makes the logits: what timm says of its networks, else the last matrix."""
+    """Returns the classifier's keys in `state`: as timm names them for its networks, else those of the last matrix."""
     prefix = "network." if "mean" in state else ""
     told = (getattr(network.network, "pretrained_cfg", None) or {}).get("classifier") or ()
     names = [prefix + name for name in ((told,) if isinstance(told, str) else told)]
@@ -96,7 +96,7 @@ def _head(network: Classifier, state: dict[str, Tensor]) -> tuple[str, ...]:
 
 
 def _is_of_other_classes(state: dict[str, Tensor], own: dict[str, Tensor], head: tuple[str, ...]) -> bool:
-    """Returns whether the head of `state` is none at all, or differs from `own` in its number of classes alone."""
+    """Returns whether `state` has no head, or one that differs from `own` only in the number of classes."""
     if not any(key in state for key in head):
         return True
     alike = all(key in state and state[key].shape[1:] == own[key].shape[1:] for key in head)

@@ -1,9 +1,9 @@
-"""The moving average of a network over the steps of its training (EMA), and the best that it has been.
+"""The moving average of a network over its training steps (EMA), and the average's best state.
 
     average_1 = network_1        average_t = decay * average_{t-1} + (1 - decay) * network_t
 
-network_t is the network after step t: its parameters, those of its members included, and its buffers. BatchNorm's
-running statistics are thus averaged too; those of the averaged weights themselves are what re-estimation gives.
+network_t is the network after step t: its parameters, its members' parameters and its buffers. So BatchNorm's running
+statistics are averaged too; only re-estimation gives the statistics of the averaged weights themselves.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ __all__ = ["RunningAverage", "copy_of_state"]
 
 
 class RunningAverage:
-    """The moving average of a network, and its state in the epoch of the best validation accuracy, the later of equals.
+    """The moving average of a network, and its state in the epoch of best validation accuracy; ties go to the later.
 
-    It is made of the network where and as that trains; on the disk it is part of the training's checkpoint.
+    It lives on the network's device and in its memory format; on disk it is part of the training's checkpoint.
     """
 
     def __init__(self, network: nn.Module, *, decay: float) -> None:
@@ -29,11 +29,11 @@ class RunningAverage:
 
     @property
     def network(self) -> nn.Module:
-        """The average itself, a network as the averaged one is."""
+        """The average itself: a network like the one that is averaged."""
         return self._averaged.module
 
     def update(self, network: nn.Module) -> None:
-        """Takes the network after one more step in."""
+        """Adds the network, after one more step, to the average."""
         self._averaged.update_parameters(network)
 
     def keep_if_best(self, validation_acc: float) -> None:
@@ -41,16 +41,16 @@ class RunningAverage:
             self.best_validation_acc, self.best_state = validation_acc, copy_of_state(self.network)
 
     def state(self) -> dict[str, Any]:
-        """Returns all that the next step depends on, for a checkpoint."""
+        """Returns the state for a checkpoint: all that the next step depends on."""
         best = {"best_validation_acc": self.best_validation_acc, "best_state": self.best_state}
         return {"averaged": self._averaged.state_dict(), **best}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state` returned."""
+        """Restores what `state` returned."""
         self._averaged.load_state_dict(state["averaged"])
         self.best_validation_acc, self.best_state = state["best_validation_acc"], state["best_state"]
 
 
 def copy_of_state(network: nn.Module) -> dict[str, Tensor]:
-    """Returns the state dict of `network` in CPU memory of its own."""
+    """Returns a copy of the state dict of `network` in CPU memory."""
     return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}

@@ -1,8 +1,8 @@
 """The gradients of one step, computed in as few parts as memory allows.
 
 A batch larger than `micro_batch_size` is cut first; a step then gives its loss in parts (`edc.method.step`). Each part
-has its own backward pass, so only one part's activations exist at a time; in a distributed run only the last part
-waits for the other processes.
+has its own backward pass, so only one part's activations exist at a time. In a distributed run only the last part waits
+for the other processes.
 """
 
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ def backward_through(
     micro_batch_size: int | None,
     accelerator: Accelerator,
 ) -> Tensor:
-    """Adds the gradients of the mean loss of `batch` to the parameters and returns that loss, without waiting for it.
+    """Adds the gradients of the mean loss of `batch` to the parameters; returns that loss, without waiting for it.
 
     Args:
         model: the network as the accelerator wrapped it; `network`: the same one, unwrapped.

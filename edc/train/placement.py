@@ -15,7 +15,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def autocast_dtype(training: TrainingSection) -> torch.dtype | None:
-    """Returns the type in which networks compute beside float32: bfloat16 if the recipe says so."""
+    """Returns the type for autocast: bfloat16 if the recipe says so, None for float32 alone."""
     return torch.bfloat16 if training.precision == "bf16" else None
 
 

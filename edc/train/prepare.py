@@ -1,4 +1,4 @@
-"""A network made ready for its training."""
+"""Makes a network ready to train."""
 
 from accelerate import Accelerator
 from torch import nn
@@ -22,7 +22,7 @@ def prepared(
     """Returns the network ready to train: on its device, in its memory format, BatchNorm synchronised, compiled.
 
     Raises:
-        RecipeError: a batch that the processes cannot share, or that leaves BatchNorm a single image.
+        RecipeError: the processes cannot share the batch, or BatchNorm would see a single image.
     """
     num_processes = accelerator.num_processes
     require_sharable(training, num_processes=num_processes)

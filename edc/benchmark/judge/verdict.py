@@ -1,4 +1,4 @@
-"""The bench in words: how much faster and how much worse, which file to ship on this machine, and what to doubt."""
+"""The bench in words: speed-up, loss of accuracy, the file to ship on this machine, and doubts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,9 +45,9 @@ def row_to_ship(
 ) -> Row | None:
     """Returns the fastest row of the student's files that keeps its accuracy, at the smallest batch that was timed.
 
-    Keeping it: on *validation* images no more than `margin` below the student's best fp32 row. Test images choose
-    nothing; they only measure the chosen file. PyTorch rows are no files: they count only where nothing else
-    was measured.
+    A row keeps it if it is at most `margin` below the student's best fp32 row on *validation* images. Test images
+    choose nothing; they only measure the chosen file. PyTorch rows are no files: they count only if nothing else was
+    measured.
 
     Args:
         students: the rows to choose from, by key, with their precision.
@@ -118,7 +118,7 @@ def _speed_and_accuracy(row: Row, ensemble: Subject, accuracy: AccuracyCompariso
 
 
 def _file_to_ship(row: Row, candidates: Mapping[int, Sequence[Row]], files: Mapping[str, str]) -> str:
-    """Returns which of the student's files is fastest, which cannot be told from it, and what larger batches say."""
+    """Returns the sentence on the fastest file, on those that cannot be told from it, and on larger batches."""
 
     def named(each: Row) -> str:
         return f"{files.get(each.key, each.subject.label)} in {_backend(each)}"
@@ -140,7 +140,7 @@ def _file_to_ship(row: Row, candidates: Mapping[int, Sequence[Row]], files: Mapp
 
 
 def _one_teacher(row: Row) -> str:
-    """Returns how the student does against what costs the same without any distillation."""
+    """Returns the sentence on one teacher, which costs the same without any distillation."""
     against = _against(row, "teacher")
     if against is None or against.accuracy is None:
         return ""
@@ -151,7 +151,7 @@ def _one_teacher(row: Row) -> str:
 
 
 def _doubts(row: Row, baseline: Row) -> str:
-    """Returns what was flagged while the speed-up was measured, and why it may be wrong."""
+    """Returns the sentence on flags of the speed-up's measurement, and on why it may be wrong."""
     against = _against(row, "ensemble")
     doubts = list(against.doubts) if against else []
     flags = {flag.split(":")[0] for each in (row, baseline) for flag in each.flags}
