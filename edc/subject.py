@@ -29,7 +29,7 @@ class Subject:
     precision: PrecisionClass = "fp32"
     """The file's precision; a backend may compute in another one."""
     ensemble_form: EnsembleForm | None = None
-    """None: either."""
+    """None: not specified."""
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:

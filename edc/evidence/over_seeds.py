@@ -45,7 +45,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Against:
-    """Row - named row, in the same runs: `over_seeds` by a paired t test, `interval` over what `Evidence.over` names."""
+    """Row - named row, in the same runs: `over_seeds` by a paired t test, `interval` over what `Evidence.over` says."""
 
     over_seeds: Interval
     interval: Interval

@@ -99,5 +99,5 @@ class NetworkSection(Section):
         return self.model_copy(update={"pretrained": start == "pretrained", "start": word})
 
     def bare(self) -> "NetworkSection":
-        """Returns this network with random weights, which need no file: for callers that need only its shape."""
+        """Returns this network with random weights, which need no file and no download."""
         return self.started("random")

@@ -166,7 +166,7 @@ class Recipe(Section):
         return f"{field}.training" if own else "training"
 
     def operated_as(self, other: "Recipe") -> "Recipe":
-        """Returns this recipe with those fields of `other` that may change in the middle of a run: not its result."""
+        """Returns this recipe with the fields of `other` that may change during a run: they do not change results."""
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
         return self.model_copy(update={"data": self.data.operated_as(other.data), "training": training})
 
