@@ -6,11 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from torch.utils.data import DataLoader
-
-from edc.data.batches import _begin_worker
-from edc.system.memory import freed_memory_kept
 
 pytestmark = pytest.mark.skipif("linux" not in sys.platform, reason="glibc's allocator is looked at")
 
@@ -64,17 +59,29 @@ def test_what_the_user_set_stays():
     assert min(within) > PAGES / 2
 
 
+LOADING = """
+import resource
+import torch
+from edc.data.batches import _begin_worker
+from edc.system.memory import freed_memory_kept
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(256 << 18)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with freed_memory_kept():
+    print(min(torch.utils.data.DataLoader(Images(), batch_size=None, num_workers=1, worker_init_fn=_begin_worker)))
+"""
+
+
 def test_processes_that_load_images_keep_nothing():
-    class Images(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 12
-
-        def __getitem__(self, index: int) -> int:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            torch.ones(256 << 18)  # more than any gap in the heap that it was forked with
-            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
+    """Forked from a fresh process: a gap in the heap of this one, after a thousand tests, may hold 256 MB."""
     faults_and_memory()  # skips where faults say nothing
-    with freed_memory_kept():
-        loaded = list(DataLoader(Images(), batch_size=None, num_workers=1, worker_init_fn=_begin_worker))
-    assert min(loaded) > PAGES * 256 / 48 / 2  # 0 once a heap that keeps everything has settled
+    done = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > PAGES * 256 / 48 / 2  # 0 once a heap that keeps everything has settled
