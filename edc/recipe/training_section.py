@@ -49,6 +49,12 @@ class TrainingSection(Section):
     validate_every: PositiveInt = 1
     """Epochs between two validations; the last epoch is always validated."""
 
+    def rows_at_once(self, num_processes: int) -> tuple[int, int]:
+        """Returns how many images of one process go through the networks at once: as a rule, and in the last part."""
+        share = self.batch_size // num_processes
+        micro = min(self.micro_batch_size or share, share)
+        return micro, share % micro or micro
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.warmup_epochs >= self.epochs:

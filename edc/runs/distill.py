@@ -165,9 +165,7 @@ def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> N
     section = recipe.students[name]
     training, num_teachers = recipe.training_of(section), recipe.teachers.size
     field = recipe.batch_field(section, f"students.{name}")
-    share = training.batch_size // num_processes
-    micro = min(training.micro_batch_size or share, share)
-    smallest = share % micro or micro  # the last micro-batch is the remainder
+    _, smallest = training.rows_at_once(num_processes)
     if smallest < 2 * num_teachers:
         raise RecipeError(
             f"students.{name}.answers: 'split' divides each batch among {num_teachers} teachers, and {smallest} images "
@@ -181,9 +179,8 @@ def _require_pairs(recipe: Recipe, name: str, *, num_processes: int) -> None:
     """Raises `RecipeError` where images that are mixed would not come in pairs in every process and micro-batch."""
     section = recipe.students[name]
     training, field = recipe.training_of(section), recipe.batch_field(section, f"students.{name}")
-    share = training.batch_size // num_processes
-    micro = min(training.micro_batch_size or share, share)
-    if share % 2 or micro % 2:
+    micro, smallest = training.rows_at_once(num_processes)
+    if micro % 2 or smallest % 2:
         mixed = " and ".join(section.mixed_views)
         raise RecipeError(
             f"students.{name}.views: {mixed} mix images in pairs, of {micro} that go through the networks at once "

@@ -161,8 +161,7 @@ def require_batchnorm_rows(
     if not norms:
         return
     share = training.batch_size // num_processes
-    micro = min(training.micro_batch_size or share, share)
-    smallest = share % micro or micro  # the last micro-batch is the remainder
+    micro, smallest = training.rows_at_once(num_processes)
     if smallest * (num_processes if training.sync_batchnorm else 1) > 1:
         return
     processes = "" if num_processes == 1 else f" on {num_processes} processes"
