@@ -22,7 +22,7 @@ from edc.subject import Subject
 
 __all__ = ["best_ensemble", "compare_all", "doubts_about", "with_corrected_p"]
 
-ON_GPU = ("torch-cuda", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+ON_GPU = ("torch-cuda", "torch-cuda-tf32", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 DOUBT = 1.5
 """A speed-up that differs from images per second, or exceeds the saving in FLOPs, by this factor is doubted."""
 FIRST_TEACHER = Subject("teacher", member=0)
