@@ -8,11 +8,12 @@ from typing import Literal, get_args
 from edc.benchmark.backends.contract import Backend
 from edc.errors import NotInstalledError
 from edc.subject import PrecisionClass
-from edc.system.gpu import gpus_now
+from edc.system.gpu import gpus_now, has_gpu_file
 from edc.system.machine import cpu_flags
 
 __all__ = [
     "BACKENDS",
+    "ON_GPU",
     "BackendName",
     "available_backends",
     "computes_in",
@@ -60,7 +61,7 @@ _INSTALL = {
     "tensorrt": "pip install 'edc[trt]' (needs an NVIDIA GPU and the vendor's package index)",
     "tensorrt_rtx": "pip install 'edc[rtx]'",
 }
-_ON_GPU = ("torch-cuda", "torch-cuda-tf32", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+ON_GPU = ("torch-cuda", "torch-cuda-tf32", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
 
 def available_backends(*, quick: bool = False) -> tuple[BackendName, ...]:
@@ -69,11 +70,11 @@ def available_backends(*, quick: bool = False) -> tuple[BackendName, ...]:
     Args:
         quick: leave out torch.compile, which takes minutes before it runs.
     """
-    has_gpu = bool(gpus_now())
+    has_gpu = bool(gpus_now()) or has_gpu_file()
     fits = {
         "torch-compile": not quick and _has_compiler(),
         "openvino-bf16": _has_bfloat16(),
-        **dict.fromkeys(_ON_GPU, has_gpu),
+        **dict.fromkeys(ON_GPU, has_gpu),
         "torch-cuda-tf32": False,  # where somebody names it
     }
     return tuple(name for name in BACKENDS if fits.get(name, True) and is_installed(name))

@@ -3,7 +3,7 @@
 import torch
 
 from edc.benchmark.backends.contract import Loaded, Source, WhatRan
-from edc.benchmark.backends.on_cuda import CudaLoaded, require_cuda
+from edc.benchmark.backends.on_cuda import CudaLoaded, device_is_lost, require_cuda
 from edc.benchmark.backends.torch_eager import Members, TorchEager
 from edc.train.placement import Float32, set_float32
 
@@ -17,6 +17,9 @@ class TorchCuda(TorchEager):
         super().__init__(threads=threads)
         self.float32: Float32 = float32
         set_float32(float32)  # for good: the worker's process has no other backend
+
+    def is_lost(self) -> bool:
+        return device_is_lost()
 
     def load(self, source: Source) -> Loaded:
         require_cuda("torch-cuda")
