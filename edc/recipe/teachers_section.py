@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from edc.recipe.data_section import Count, Section, SidePx
 from edc.recipe.network_section import NetworkSection
@@ -18,6 +18,7 @@ class CheckpointSection(Section):
     Without a file, it is a network of torchvision or timm with the library's weights (`pretrained: true`).
     """
 
+    later_than_first: ClassVar[tuple[str, ...]] = ("trust",)
     file: Path | None = None
     network: NetworkSection | None = None
     """The network of a state dict (.safetensors, .pt, .pth); the teachers' network unless given."""
@@ -32,11 +33,19 @@ class CheckpointSection(Section):
     (zeros and ones if it normalises by itself). Default for a state dict: the network's or the data's; for a
     library's weights: the library's."""
     output: Literal["logits", "probabilities"] = "logits"
+    trust: Literal[True] | None = None
+    """`true`: this file may run code of its author. TorchScript, exported programs and ONNX with control flow or
+    operators of others are opened only then (docs/trust.md)."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_path(cls, value: Any) -> Any:
         return {"file": value} if isinstance(value, str) else value
+
+    @field_validator("trust", mode="before")
+    @classmethod
+    def _false_is_none(cls, value: Any) -> Any:
+        return None if value is False else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -47,6 +56,8 @@ class CheckpointSection(Section):
             )
         if self.file is None and self.format != "auto":
             raise ValueError(f"format: found {self.format!r}, which has no effect without a file; leave it out")
+        if self.file is None and self.trust:
+            raise ValueError("trust: has no effect without a file; leave it out")
         if self.network and self.network.start:
             raise ValueError("network.start: has no effect, because the checkpoint brings its weights; leave it out")
         if (self.mean is None) != (self.std is None):

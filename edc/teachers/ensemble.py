@@ -17,6 +17,7 @@ from edc.networks import Classifier, build_network
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
+from edc.teachers.first_contact import meet_apart
 from edc.teachers.from_file import load_file_teacher
 from edc.teachers.from_library import load_library_teacher, name_of_library_weights
 from edc.teachers.start import say_start, start_digest, start_from_file
@@ -30,6 +31,7 @@ __all__ = [
     "are_trained",
     "build_teacher",
     "fetch_teacher_weights",
+    "load_own_teacher",
     "load_own_teachers",
     "load_teachers",
     "obtain_teacher",
@@ -63,10 +65,12 @@ class TeacherEnsemble(nn.Module):
 
 def load_own_teachers(recipe: Recipe, data: DataSet) -> list[nn.Module]:
     """Returns the networks of the recipe's own checkpoints, strictly loaded and tried; none if it lists none."""
-    return [_own_teacher(recipe, data, m) for m in range(len(recipe.teachers.checkpoints))]
+    meet_apart(recipe, data)
+    return [load_own_teacher(recipe, data, m) for m in range(len(recipe.teachers.checkpoints))]
 
 
-def _own_teacher(recipe: Recipe, data: DataSet, member: int) -> nn.Module:
+def load_own_teacher(recipe: Recipe, data: DataSet, member: int) -> nn.Module:
+    """Returns the network of the recipe's own checkpoint `member`; `meet_apart` has been called before."""
     checkpoint, field = recipe.teachers.checkpoints[member], f"teachers.checkpoints.{member}"
     classes_and_images: Any = {"num_classes": data.num_classes, "image_shape": data.image_shape}
     if checkpoint.file is None:

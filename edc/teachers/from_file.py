@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError, NotInstalledError, RecipeError, first_line
+from edc.errors import CheckpointError, NotInstalledError, RecipeError, cut, first_line
 from edc.networks import build_network, load_weights
 from edc.recipe import CheckpointSection, NetworkSection
+from edc.system.onnx_content import read_onnx
+from edc.teachers.formats import FileFormat, format_of, trusted_format
 from edc.train.checkpoint import load_state
 
 __all__ = ["FileTeacher", "format_of", "load_file_teacher", "require_classifier"]
 
-FileFormat = Literal["state_dict", "torchscript", "exported_program", "onnx"]
 ONNX_TOLERANCE = 1e-3
 """Largest difference between the converted network and ONNX Runtime, relative to the largest logit (at least 1)."""
 TESTED_BATCHES = (1, 3)
@@ -74,19 +75,6 @@ class FileTeacher(nn.Module):
         return answer
 
 
-def format_of(path: Path) -> FileFormat:
-    """Returns what kind of file `path` is, by its content where the suffix does not say."""
-    if path.suffix == ".onnx":
-        return "onnx"
-    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
-        return "state_dict"  # load_state says what is wrong with a file that is none
-    with zipfile.ZipFile(path) as archive:
-        entries = {name.partition("/")[2] for name in archive.namelist()}
-    if "archive_format" in entries or path.suffix == ".pt2":
-        return "exported_program"
-    return "torchscript" if "constants.pkl" in entries else "state_dict"
-
-
 def load_file_teacher(
     checkpoint: CheckpointSection,
     *,
@@ -113,7 +101,7 @@ def load_file_teacher(
     source = f"{field}: {checkpoint.file}"
     if not checkpoint.file.is_file():
         raise CheckpointError(f"{field}: {checkpoint.file.absolute()}: no such checkpoint")
-    kind = format_of(checkpoint.file) if checkpoint.format == "auto" else checkpoint.format
+    kind = trusted_format(checkpoint, source=source)
     if kind == "state_dict":
         teacher = _from_state_dict(
             checkpoint, checkpoint.file, source, default_network, num_classes, image_shape, mean, std
@@ -196,7 +184,6 @@ def _from_exported_program(path: Path, source: str) -> nn.Module:
 
 def _from_onnx(path: Path, source: str) -> nn.Module:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         from onnx2pytorch import ConvertModel
@@ -205,10 +192,16 @@ def _from_onnx(path: Path, source: str) -> nn.Module:
             f"{source}: ONNX teachers need onnx2pytorch: pip install 'edc[onnx-teachers]'"
         ) from None
     try:
-        model = onnx.load(path)
+        model = read_onnx(path)
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+    except (onnx.checker.ValidationError, ValueError, OSError) as error:
         raise CheckpointError(f"{source}: not readable as ONNX ({first_line(error)})") from None
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+        names = [value.name for value in values if value.name not in initialised]
+        if len(names) != 1:
+            raise CheckpointError(f"{source}: has {len(names)} {what}s ({cut(', '.join(names), 200)}), expected one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

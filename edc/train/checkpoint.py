@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError, first_line
+from edc.errors import CheckpointError, first_line, shown
 from edc.system.files import write_atomically
 from edc.train.average import RunningAverage
 from edc.train.distributed import by_main, raised_together
@@ -120,10 +120,12 @@ def load_state(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "model_state_dict", "state_dict_ema"):
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
-    if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
+    if not isinstance(document, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in document.items()
+    ):
         found = type(document).__name__
         if isinstance(document, dict):
-            keys = ", ".join(map(str, list(document)[:5]))
+            keys = ", ".join(key if isinstance(key, str) and len(key) < 100 else shown(key) for key in [*document][:5])
             found += f" ({keys}{', ...' if len(document) > 5 else ''})"
         raise CheckpointError(f"{path}: holds {found}, expected a state dict (names to tensors)")
     return document
