@@ -29,6 +29,7 @@ from edc.deploy.records import engine_records, onnx_record, other_record, write_
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder, run_folder
+from edc.runs.own_teachers import own_teachers_of
 from edc.runs.rows import rows_by_subject
 from edc.runs.student import deployable, load_student
 from edc.seeding import generator_for
@@ -240,7 +241,8 @@ def _networks(
         reference = _Tempered(folded, temperature)
         exported = scale_classifier(exported, calibration_temperature=temperature, input_shape=shape)
     networks = [_Network("student", deployed, reference, exported, _metrics(row))]
-    teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu).members)
+    own = [one.network for one in own_teachers_of(recipe, data, run)]
+    teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu, own=own).members)
     if fixed := [f"teacher {m}" for m, teacher in enumerate(teachers) if not getattr(teacher, "exportable", True)]:
         console.print(f"no baseline files: torch cannot write {', '.join(fixed)} as ONNX; bench runs them in torch")
         return networks
