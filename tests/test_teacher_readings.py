@@ -16,6 +16,7 @@ from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
 from edc.runs.own_teachers import own_teachers_of, readings_of
 from edc.teachers.ensemble import load_teachers, teacher_digests
+from edc.teachers.reading import OwnTeacher
 
 NAME, CLASSES = "test_resnet", 3
 
@@ -48,6 +49,11 @@ def checkpoint(tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def data() -> DataSet:
     return load_data(recipe(["a.pt"]).data)
+
+
+def assert_weights_of(teacher: OwnTeacher, network: nn.Module) -> None:
+    state, expected = teacher.network.network.state_dict(), network.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
 
 
 def begun(one: Recipe, data: DataSet, folder: Path, *, with_readings: bool) -> RunFolder:
