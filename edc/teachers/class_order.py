@@ -4,12 +4,12 @@ torchvision and edc sort class folders by code point (class10 before class2), ti
 before class10). A network does not say in which order it was trained.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from edc.errors import RecipeError
+from edc.errors import RecipeError, first_line
 from edc.recipe.teachers_section import CLASS_ORDERS
+from edc.system.documents import json_from_text, read_text
 
 __all__ = ["columns_of", "known_orders", "order_of"]
 
@@ -82,23 +82,21 @@ def _key(rule: str):  # type: ignore[no-untyped-def]  # str to what sorts: text,
 
 def _names_in(path: Path, field: str) -> list[str]:
     """Returns the names in a file: one a line, or JSON: a list, names by index (id2label) or the other way round."""
-    if not path.is_file():
-        raise RecipeError(f"{field}: {path.absolute()}: no such file; expected names of classes, or {_words()}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        document = json.loads(text)
+        text = read_text(path).removeprefix("\ufeff")
+        document = json_from_text(text) if path.suffix == ".json" else text.splitlines()
         if isinstance(document, dict):
             if all(isinstance(value, int) for value in document.values()):
-                return sorted(document, key=document.__getitem__)
-            return [str(document[index]) for index in sorted(document, key=int)]
-        if isinstance(document, list):
-            return [str(name) for name in document]
+                document = sorted(document, key=document.__getitem__)
+            else:
+                document = [document[index] for index in sorted(document, key=int)]
+        if not isinstance(document, list):
+            raise ValueError(f"holds {type(document).__name__}, expected a list of names, or names by index")
+    except OSError as error:
+        raise RecipeError(
+            f"{field}: {path.absolute()}: cannot be read ({error.strerror}); expected names of classes, or "
+            f"{', '.join(CLASS_ORDERS)}"
+        ) from None
     except ValueError as error:
-        raise RecipeError(f"{field}: {path}: not readable as names of classes ({error})") from None
-    raise RecipeError(f"{field}: {path}: holds {type(document).__name__}, expected a list of names, or names by index")
-
-
-def _words() -> str:
-    return ", ".join(CLASS_ORDERS)
+        raise RecipeError(f"{field}: {path}: not readable as names of classes ({first_line(error)})") from None
+    return [name for name in (str(each).strip() for each in document) if name]
