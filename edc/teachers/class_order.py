@@ -85,13 +85,10 @@ def _names_in(path: Path, field: str) -> list[str]:
     try:
         text = read_text(path).removeprefix("\ufeff")
         document = json_from_text(text) if path.suffix == ".json" else text.splitlines()
-        if isinstance(document, dict):
-            if all(isinstance(value, int) for value in document.values()):
-                document = sorted(document, key=document.__getitem__)
-            else:
-                document = [document[index] for index in sorted(document, key=int)]
-        if not isinstance(document, list):
-            raise ValueError(f"holds {type(document).__name__}, expected a list of names, or names by index")
+        if isinstance(document, dict) and all(isinstance(value, int) for value in document.values()):
+            document = sorted(document, key=document.__getitem__)
+        elif isinstance(document, dict):
+            document = [document[index] for index in sorted(document, key=int)]
     except OSError as error:
         raise RecipeError(
             f"{field}: {path.absolute()}: cannot be read ({error.strerror}); expected names of classes, or "
@@ -99,4 +96,7 @@ def _names_in(path: Path, field: str) -> list[str]:
         ) from None
     except ValueError as error:
         raise RecipeError(f"{field}: {path}: not readable as names of classes ({first_line(error)})") from None
+    if not isinstance(document, list):
+        found = type(document).__name__
+        raise RecipeError(f"{field}: {path}: holds {found}, expected a list of names, or names by index")
     return [name for name in (str(each).strip() for each in document) if name]
