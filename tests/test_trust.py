@@ -36,7 +36,7 @@ def recipe_of(path: Path, **checkpoint: Any) -> Recipe:
 
 def loaded(path: Path, **checkpoint: Any) -> list[nn.Module]:
     recipe = recipe_of(path, **checkpoint)
-    return load_own_teachers(recipe, load_data(recipe.data))
+    return [teacher.network for teacher in load_own_teachers(recipe, load_data(recipe.data))]
 
 
 def test_exported_program_is_not_opened_untrusted_nor_under_the_name_of_weights(tmp_path):
@@ -66,10 +66,11 @@ def test_trusted_program_is_opened_in_another_process_first_and_once(tmp_path, m
     save_tracing_program(tmp_path / "a.pt2", trace)
     (teacher,) = loaded(tmp_path / "a.pt2", trust=True)
     assert teacher(torch.rand(2, *SHAPE)).shape == (2, NUM_CLASSES)
-    there, here = trace.read_text().split()
+    there, here = dict.fromkeys(trace.read_text().split())  # in order, each once
     assert int(there) != os.getpid() == int(here)
+    trace.unlink()
     loaded(tmp_path / "a.pt2", trust=True)
-    assert trace.read_text().split() == [there, here, here]
+    assert set(trace.read_text().split()) == {here}
 
 
 def test_torchscript_is_not_opened_untrusted(tmp_path):
@@ -115,7 +116,7 @@ def test_onnx_teacher_of_two_inputs_or_outputs_is_refused(tmp_path, inputs, outp
     save_onnx_graph(tmp_path / "a.onnx", flat, inputs=inputs, outputs=outputs)
     recipe = recipe_of(tmp_path / "a.onnx")
     with pytest.raises(CheckpointError, match=f"{message}.*expected one"):
-        load_own_teacher(recipe, load_data(recipe.data), 0)
+        load_own_teacher(recipe, load_data(recipe.data), 0, recipe.teachers.checkpoints[0])
 
 
 def test_trust_where_nothing_can_run_is_an_error(tmp_path):
@@ -140,7 +141,7 @@ def test_trust_is_not_part_of_what_a_run_is(tmp_path):
 )
 def test_checkpoint_without_names_is_refused_shortly(tmp_path, content):
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"checkpoints.0|a.pt: holds") as caught:
+    with pytest.raises(CheckpointError, match=r"a.pt: (holds|these weights do not fit)") as caught:
         loaded(tmp_path / "a.pt")
     assert len(str(caught.value)) < 1000
 

@@ -26,7 +26,7 @@ def main() -> None:
     for line in sys.stdin:
         member, answer = json.loads(line), dict[str, str | None](error=None)
         try:
-            load_own_teacher(recipe, data, member)
+            load_own_teacher(recipe, data, member, recipe.teachers.checkpoints[member])
         except EdcError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
         except Exception as error:  # noqa: BLE001 - whatever a file makes libraries raise, it cannot be used
