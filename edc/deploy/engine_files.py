@@ -17,7 +17,7 @@ from edc.deploy.engine.from_onnx import Engine, Library, engine_from_onnx, impor
 from edc.deploy.engine.run import engine_outputs
 from edc.deploy.onnx.parity import batch_sizes_for, check_parity, compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
-from edc.deploy.onnx_files import Written
+from edc.deploy.onnx_files import Judged, Written
 from edc.errors import EngineError, NotInstalledError
 
 __all__ = ["Built", "EngineChoice", "build_engines", "choose_library"]
@@ -72,38 +72,60 @@ def choose_library() -> Library:
 
 
 def build_engines(
-    written: list[Written], role: str, choice: EngineChoice, *, reference: nn.Module, images: Floats, max_batch: int
+    written: list[Written],
+    role: str,
+    choice: EngineChoice,
+    *,
+    reference: nn.Module,
+    images: Floats,
+    max_batch: int,
+    judged: Judged,
 ) -> list[Built]:
-    """Builds an engine beside each file that TensorRT reads (int8-cpu is not for it), and returns them.
+    """Builds an engine beside each file that TensorRT reads (int8-cpu is not for it), each in a block of `judged`.
 
-    On a machine with a GPU each one is run on `images` and compared with `reference`.
+    On a machine with a GPU each one is run on `images` and compared with `reference`. Returns those that passed.
     """
     built = []
     for file in written:
         if file.precision == "int8-cpu":
             continue
         path = file.path.with_suffix(SUFFIXES[choice.library])
-        engine = engine_from_onnx(
-            file.path,
-            path,
-            library=choice.library,
-            max_batch=max_batch,
-            compute_capabilities=choice.compute_capabilities,
-            strict_fp32=choice.strict_fp32,
-            timing_cache=choice.timing_cache,
-        )
-        parity = None
-        if torch.cuda.is_available():
-            parity = _parity_on_gpu(path, engine, file.precision, reference, images)
-        notes = {
-            "library": f"{engine.library} {engine.library_version}",
-            "built_from": file.path.name,
-            "run": "run here" if parity else "built and not run here: no parity figures",
-            "sidecar": sidecar_path(path).name,
-            "build_seconds": f"{engine.build_seconds:.2f}",
-        }
-        built.append(Built(path, role, file.precision, engine, parity, notes))
+        with judged(path, file.precision):
+            built.append(_built(file, path, role, choice, reference=reference, images=images, max_batch=max_batch))
     return built
+
+
+def _built(
+    file: Written,
+    path: Path,
+    role: str,
+    choice: EngineChoice,
+    *,
+    reference: nn.Module,
+    images: Floats,
+    max_batch: int,
+) -> Built:
+    """Builds one engine, and runs it where there is a GPU."""
+    engine = engine_from_onnx(
+        file.path,
+        path,
+        library=choice.library,
+        max_batch=max_batch,
+        compute_capabilities=choice.compute_capabilities,
+        strict_fp32=choice.strict_fp32,
+        timing_cache=choice.timing_cache,
+    )
+    parity = None
+    if torch.cuda.is_available():
+        parity = _parity_on_gpu(path, engine, file.precision, reference, images)
+    notes = {
+        "library": f"{engine.library} {engine.library_version}",
+        "built_from": file.path.name,
+        "run": "run here" if parity else "built and not run here: no parity figures",
+        "sidecar": sidecar_path(path).name,
+        "build_seconds": f"{engine.build_seconds:.2f}",
+    }
+    return Built(path, role, file.precision, engine, parity, notes)
 
 
 def _parity_on_gpu(

@@ -1,5 +1,7 @@
 """One network in every precision that is asked for, each file through its gate."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,12 @@ from edc.deploy.onnx.parity import (
 from edc.deploy.onnx.precision import Precision, require_precision
 from edc.deploy.onnx.quantize import Flavour, int8_within_budget
 from edc.deploy.onnx.session import ort_session
+from edc.errors import FailedError
 
-__all__ = ["Samples", "Written", "write_precisions"]
+__all__ = ["Judged", "Samples", "Written", "write_precisions"]
 
+Judged = Callable[[Path, Precision], AbstractContextManager[None]]
+"""A block that writes one file: the file is kept only if it passes its gate."""
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
@@ -65,35 +70,41 @@ def write_precisions(
     max_batch: int,
     max_drop: float,
     known_metrics: dict[str, float],
+    judged: Judged,
 ) -> list[Written]:
-    """Writes `stem`.onnx and `stem`.<precision>.onnx, and returns what was written.
+    """Writes `stem`.onnx and `stem`.<precision>.onnx, each in a block of `judged`; returns those that passed.
+
+    The others are made from the fp32 file: without it there are none. A file fails that is out of tolerance, or an int8
+    file that loses more than `max_drop` on every rung.
 
     Args:
         reference: what the files must compute.
         exported: the same function with norms (and perhaps the temperature) folded: what is written.
         known_metrics: of the torch network on test images; they stand for the fp32 file, which is equal to rounding.
-
-    Raises:
-        ParityError: a file is out of tolerance, or int8 loses more than `max_drop` on every rung.
     """
     source = stem.with_name(f"{stem.name}.onnx")
-    onnx_from_network(
-        exported, source, input_shape=samples.parity.shape[1:], class_names=class_names, metadata=metadata
-    )
-    parity = check_onnx_parity(source, reference, samples.parity, max_batch=max_batch, precision="fp32")
-    note = {"metrics": "of the torch network on the test images"}
-    written = [Written(source, "fp32", _figures(parity), known_metrics, note)]
+    written: list[Written] = []
+    with judged(source, "fp32"):
+        onnx_from_network(
+            exported, source, input_shape=samples.parity.shape[1:], class_names=class_names, metadata=metadata
+        )
+        parity = check_onnx_parity(source, reference, samples.parity, max_batch=max_batch, precision="fp32")
+        note = {"metrics": "of the torch network on the test images"}
+        written.append(Written(source, "fp32", _figures(parity), known_metrics, note))
     for precision in precisions:
         path = stem.with_name(f"{stem.name}.{precision}.onnx")
         if precision == "fp32":
             continue
-        if precision == "fp16":
-            half = fp16_from_onnx(source, path, images=samples.calibration[:64])
-            parity = check_onnx_parity(path, reference, samples.parity, max_batch=max_batch, precision="fp16")
-            notes = {"kept_fp32": f"{len(half.kept_float)} nodes", "largest_value": f"{half.largest_value:.4g}"}
-        else:
-            parity, notes = _write_int8(reference, source, path, precision, samples, max_batch, max_drop)
-        written.append(Written(path, precision, _figures(parity), _measured(path, samples), notes))
+        with judged(path, precision):
+            if not source.is_file():
+                raise FailedError(f"{path}: is made from {source.name}, which is not written")
+            if precision == "fp16":
+                half = fp16_from_onnx(source, path, images=samples.calibration[:64])
+                parity = check_onnx_parity(path, reference, samples.parity, max_batch=max_batch, precision="fp16")
+                notes = {"kept_fp32": f"{len(half.kept_float)} nodes", "largest_value": f"{half.largest_value:.4g}"}
+            else:
+                parity, notes = _write_int8(reference, source, path, precision, samples, max_batch, max_drop)
+            written.append(Written(path, precision, _figures(parity), _measured(path, samples), notes))
     return written
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from edc.errors import EngineError, NotInstalledError
 from edc.system.files import sha256_of, write_atomically
 
-__all__ = ["Engine", "Library", "engine_from_onnx", "import_tensorrt", "load_engine", "sidecar_path"]
+__all__ = ["Engine", "Library", "engine_from_onnx", "import_tensorrt", "load_engine", "require_targets", "sidecar_path"]
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -119,6 +119,12 @@ def engine_from_onnx(
     with write_atomically(sidecar_path(path)) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(engine), indent=2) + "\n", encoding="utf-8")
     return engine
+
+
+def require_targets(library: Library, compute_capabilities: Sequence[int]) -> None:
+    """Raises `EngineError` if engines cannot be built for these GPUs; asked before anything is written."""
+    if compute_capabilities:
+        _known_targets(import_tensorrt(library), compute_capabilities)
 
 
 def sidecar_path(path: Path) -> Path:
@@ -227,6 +233,14 @@ def _set_profile(builder: Any, config: Any, network: Any, batches: tuple[int, in
 def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[int]) -> None:
     if not compute_capabilities:
         return
+    known = _known_targets(trt, compute_capabilities)
+    config.num_compute_capabilities = len(compute_capabilities)
+    for i, number in enumerate(compute_capabilities):
+        config.set_compute_capability(known[str(number)], i)
+
+
+def _known_targets(trt: Any, compute_capabilities: Sequence[int]) -> dict[str, Any]:
+    """Returns the library's GPU generations by number; raises `EngineError` if one that is asked for is not there."""
     if not _is_rtx(trt):
         raise EngineError("compute_capabilities: TensorRT builds for the GPU it runs on; use tensorrt_rtx to choose")
     known = {name.removeprefix("SM"): value for name, value in trt.ComputeCapability.__members__.items()}
@@ -234,9 +248,7 @@ def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[int]) -> 
     if unknown:
         choices = ", ".join(sorted((name for name in known if name.isdigit()), key=int))
         raise EngineError(f"compute_capabilities: {unknown[0]} is not one of {choices}")
-    config.num_compute_capabilities = len(compute_capabilities)
-    for i, number in enumerate(compute_capabilities):
-        config.set_compute_capability(known[str(number)], i)
+    return known
 
 
 def _use_timing_cache(config: Any, path: Path) -> Any:

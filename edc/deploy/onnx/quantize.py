@@ -92,7 +92,7 @@ def int8_within_budget(
         drops = ", ".join(f"{rung} {100 * accuracy.drop:.2f}" for rung, accuracy in tried)
         raise ParityError(
             f"{path}: with every setting {flavour} loses more than the {100 * max_drop:g} points of accuracy "
-            f"allowed ({drops}); allow more, or deploy fp16 or fp32"
+            f"allowed ({drops}); allow more with --max-drop, or deploy fp16 or fp32"
         )
 
 
