@@ -1,5 +1,6 @@
 """The gates that files pass one by one: a file that fails is not written, and the manifest says which and why."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ from edc.errors import DiskError, FailedError
 from edc.subject import Subject
 
 __all__ = ["Gates"]
+
+
+_TEMPORARY = re.compile(r"\.+([^/\s]*?)(?:\.[0-9a-f]{12}\.tmp)+")
+"""The name that a file has while it is written, which means nothing to anybody afterwards."""
 
 
 @dataclass
@@ -44,6 +49,6 @@ class Gates:
                     role=subject.role,
                     member=subject.member,
                     precision=precision,
-                    reason=str(error).replace(f"{self.folder}/", ""),
+                    reason=_TEMPORARY.sub(r"\1", str(error).replace(f"{self.folder}/", "")),
                 )
             )

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from edc.errors import DiskError, RunError, first_line
 
 __all__ = [
+    "LOCK",
     "exclusive_lock",
     "holds_nothing",
     "remove_leftovers",
@@ -45,7 +46,8 @@ def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that killed processes left in `folder`; call it where no other process writes."""
     for path in folder.iterdir():
         if _LEFTOVER.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def holds_nothing(folder: Path) -> bool:
