@@ -25,13 +25,12 @@ from edc.deploy.artifact.manifest import (
     Preprocessing,
     write_manifest,
 )
-from edc.deploy.engine.from_onnx import require_targets
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
 from edc.deploy.ensemble import ensemble_log_probs, ensemble_network
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
 from edc.deploy.gates import Gates
 from edc.deploy.onnx.from_network import fits_in_a_file
-from edc.deploy.onnx.parity import compare_outputs, network_outputs
+from edc.deploy.onnx.parity import check_onnx_parity, compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
 from edc.deploy.onnx.uint8_input import take_uint8_pixels
 from edc.deploy.onnx_files import Samples, write_precisions
@@ -111,8 +110,6 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     summary = run.summary()
     recipe = run.recipe(data_root=options.data_root).deploying(summary)
     require_replaceable(folder)
-    if options.engines:
-        require_targets(options.engines.library, options.engines.compute_capabilities)
     row = rows_by_subject(summary)[Subject("student", name=recipe.deploy)]
     with artifact_lock(folder):
         data = load_data(recipe.data)
@@ -173,7 +170,17 @@ def _write_files(
         )
         if options.input_type == "uint8":
             for each in written:
-                take_uint8_pixels(each.path)
+                with judged(each.path, each.precision):
+                    take_uint8_pixels(each.path)
+                    check_onnx_parity(
+                        each.path,
+                        network.reference,
+                        samples.parity,
+                        max_batch=options.max_batch,
+                        precision=each.precision,
+                        how=preprocessing,
+                    )
+            written = [each for each in written if each.path.is_file()]
         files += [onnx_record(each, folder, subject, data, preprocessing, options.max_batch) for each in written]
         if options.engines and subject.role != "teacher":
             built += build_engines(
@@ -181,8 +188,10 @@ def _write_files(
                 subject.role,
                 options.engines,
                 reference=network.reference,
-                images=samples.parity,
+                samples=samples,
+                how=preprocessing,
                 max_batch=options.max_batch,
+                max_drop=options.max_drop,
                 judged=judged,
             )
     files += [record for each in built for record in engine_records(each, folder, data, preprocessing)]
@@ -263,10 +272,9 @@ def _networks(
 
 def _notes(networks: list[_Network], options: ExportOptions) -> dict[str, str]:
     """Returns what the manifest says of files that nobody asked for in vain, and that are not there."""
-    roles = {network.subject.role for network in networks}
-    if not options.baseline:
-        return {"baseline": "left out, as asked for"}
-    return {"ensemble": TOO_LARGE} if "teacher" in roles and "ensemble" not in roles else {}
+    roles = [network.subject.role for network in networks]
+    too_large = {"ensemble": TOO_LARGE} if "teacher" in roles and "ensemble" not in roles else {}
+    return too_large if options.baseline else {"baseline": "left out, as asked for"}
 
 
 def _differences(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edc.deploy.artifact.manifest import FilePrecision, MissingFile
-from edc.deploy.engine.from_onnx import sidecar_path
+from edc.deploy.engine.description import sidecar_path
 from edc.errors import DiskError, FailedError
 from edc.subject import Subject
 
