@@ -30,15 +30,15 @@ from edc.deploy.ensemble import ensemble_log_probs, ensemble_network
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
 from edc.deploy.gates import Gates
 from edc.deploy.onnx.from_network import fits_in_a_file
-from edc.deploy.onnx.parity import check_onnx_parity, compare_outputs, network_outputs
+from edc.deploy.onnx.parity import compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
-from edc.deploy.onnx.uint8_input import take_uint8_pixels
-from edc.deploy.onnx_files import Samples, write_precisions
+from edc.deploy.onnx_files import Samples, with_uint8_input, write_precisions
 from edc.deploy.records import engine_records, onnx_record, other_record, write_recipe, write_triton_repository
 from edc.deploy.samples import sample_images, samples_of
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder, run_folder
+from edc.runs.own_teachers import own_teachers_of
 from edc.runs.rows import rows_by_subject
 from edc.runs.student import deployable, load_student
 from edc.subject import Subject
@@ -169,18 +169,9 @@ def _write_files(
             judged=judged,
         )
         if options.input_type == "uint8":
-            for each in written:
-                with judged(each.path, each.precision):
-                    take_uint8_pixels(each.path)
-                    check_onnx_parity(
-                        each.path,
-                        network.reference,
-                        samples.parity,
-                        max_batch=options.max_batch,
-                        precision=each.precision,
-                        how=preprocessing,
-                    )
-            written = [each for each in written if each.path.is_file()]
+            written = with_uint8_input(
+                written, network.reference, samples, preprocessing, max_batch=options.max_batch, judged=judged
+            )
         files += [onnx_record(each, folder, subject, data, preprocessing, options.max_batch) for each in written]
         if options.engines and subject.role != "teacher":
             built += build_engines(
@@ -251,7 +242,8 @@ def _networks(
     networks = [_Network("student", deployed, reference, exported, _metrics(row))]
     if not options.baseline:
         return networks
-    teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu).members)
+    own = [one.network for one in own_teachers_of(recipe, data, run)]
+    teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu, own=own).members)
     if fixed := [f"teacher {m}" for m, teacher in enumerate(teachers) if not getattr(teacher, "exportable", True)]:
         console.print(f"no baseline files: torch cannot write {', '.join(fixed)} as ONNX; bench runs them in torch")
         return networks

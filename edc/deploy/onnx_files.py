@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edc import metrics
-from edc.deploy.artifact.manifest import ParityFigures
+from edc.deploy.artifact.manifest import ParityFigures, Preprocessing
 from edc.deploy.onnx.from_network import onnx_from_network
 from edc.deploy.onnx.half import fp16_from_onnx
 from edc.deploy.onnx.parity import (
@@ -25,9 +25,10 @@ from edc.deploy.onnx.parity import (
 from edc.deploy.onnx.precision import Precision, require_precision
 from edc.deploy.onnx.quantize import Flavour, int8_within_budget
 from edc.deploy.onnx.session import ort_session
+from edc.deploy.onnx.uint8_input import take_uint8_pixels
 from edc.errors import FailedError
 
-__all__ = ["Judged", "Samples", "Written", "write_precisions"]
+__all__ = ["Judged", "Samples", "Written", "with_uint8_input", "write_precisions"]
 
 Judged = Callable[[Path, Precision], AbstractContextManager[None]]
 """A block that writes one file: the file is kept only if it passes its gate."""
@@ -106,6 +107,25 @@ def write_precisions(
                 parity, notes = _write_int8(reference, source, path, precision, samples, max_batch, max_drop)
             written.append(Written(path, precision, _figures(parity), _measured(path, samples), notes))
     return written
+
+
+def with_uint8_input(
+    written: list[Written],
+    reference: nn.Module,
+    samples: Samples,
+    how: Preprocessing,
+    *,
+    max_batch: int,
+    judged: Judged,
+) -> list[Written]:
+    """Rewrites the files to take pixels as `how` says, judges them again, and returns those that pass."""
+    for each in written:
+        with judged(each.path, each.precision):
+            take_uint8_pixels(each.path)
+            check_onnx_parity(
+                each.path, reference, samples.parity, max_batch=max_batch, precision=each.precision, how=how
+            )
+    return [each for each in written if each.path.is_file()]
 
 
 def _write_int8(
