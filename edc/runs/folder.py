@@ -21,7 +21,7 @@ import yaml
 from edc.errors import RunError, first_line
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
-from edc.system.files import write_atomically, write_json
+from edc.system.files import LOCK, holds_nothing, write_atomically, write_json
 
 __all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "inputs.json"
 
     @property
+    def lock_path(self) -> Path:
+        """The lock of the process that works in the folder."""
+        return self.path / LOCK
+
+    @property
     def teachers_path(self) -> Path:
         """Where trained teachers are kept: beside the runs, so that they share them."""
         return self.path.parent / TEACHERS
@@ -58,6 +63,8 @@ class RunFolder:
         """Raises `RunError` if the folder holds another recipe, or something that is no run; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file, expected a folder for the run; choose another with --run")
+        if self.path.absolute().name.casefold() == TEACHERS and not self.recipe_path.is_file():
+            raise RunError(f"{self.path}: is where the runs beside it keep their teachers; choose another with --run")
         if self.recipe_path.is_file():
             held = self.recipe()
             if held.digest() != recipe.digest():
@@ -65,7 +72,7 @@ class RunFolder:
                     f"{self.path}: already holds another recipe; it differs in {first_difference(held, recipe)}. "
                     "Choose another folder with --run, or remove this one."
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not holds_nothing(self.path):
             raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
 
     def claim(self, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
@@ -81,18 +88,18 @@ class RunFolder:
             RunError: as `require_claimable` does, or the students have begun to learn from something else.
         """
         self.require_claimable(recipe)
-        if inputs and any(path.is_file() for path in self.path.glob("students/*/*")):
+        if inputs and self.has_begun:
             self._require_same(inputs)
         held = self.recipe() if self.recipe_path.is_file() else None
         kept = held.operated_as(recipe) if held else recipe
         if kept != held:
             with write_atomically(self.recipe_path) as temporary:
                 temporary.write_text(kept.as_yaml())
-        if inputs and inputs != self._inputs():
+        if inputs and inputs != self.inputs():
             write_json(self.inputs_path, dict(inputs))
 
     def _require_same(self, inputs: Mapping[str, str]) -> None:
-        held = self._inputs()
+        held = self.inputs()
         changed = [name for name, digest in inputs.items() if held and held.get(name) != digest]
         if changed:
             raise RunError(
@@ -101,7 +108,13 @@ class RunFolder:
                 "--run, or remove this one."
             )
 
-    def _inputs(self) -> dict[str, str] | None:
+    @property
+    def has_begun(self) -> bool:
+        """Whether a student has learned from something here."""
+        return any(path.is_file() for path in self.path.glob("students/*/*"))
+
+    def inputs(self) -> dict[str, str] | None:
+        """Returns what inputs.json says of what the students learn from; None if there is none."""
         return self._document(self.inputs_path) if self.inputs_path.is_file() else None
 
     def _document(self, path: Path) -> dict[str, Any]:

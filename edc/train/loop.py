@@ -30,7 +30,7 @@ from edc.train.backward import backward_through
 from edc.train.checkpoint import Position, append_metrics, load_state, resumed, save_checkpoint, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
-from edc.train.placement import float32_of, to_device
+from edc.train.placement import float32_of, place, to_device
 from edc.train.prepare import prepared
 from edc.train.progress import TensorBoardCurves, TrainingProgress, tensorboard_curves, training_progress
 from edc.train.schedule import build_optimizer, learning_rate_at
@@ -80,7 +80,7 @@ def fit(
     if by_main(finished.is_file, accelerator):
         with raised_together(accelerator):
             network.load_state_dict(load_state(finished))
-        return network.to(accelerator.device)
+        return place(network, accelerator.device, training)
     network = prepared(network, data.image_shape, training, label=label, accelerator=accelerator)
     optimizer = build_optimizer(network, training)
     average = None if ema is None else RunningAverage(network, decay=ema)
