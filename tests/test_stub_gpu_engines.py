@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
@@ -109,7 +110,7 @@ def engines_of(
     written = written or [Written(tiny.path, each, None, {}, {}) for each in dict.fromkeys(("fp32", precision))]
     choice = EngineChoice(**{"library": "tensorrt", **options})
     arguments = {"reference": Tiny(tiny), "samples": samples_of(tiny), "how": how, "max_batch": 8, "max_drop": 0.005}
-    return build_engines(written, "student", choice, **arguments)
+    return build_engines(written, "student", choice, judged=lambda *_: nullcontext(), **arguments)
 
 
 def test_engines_that_take_pixels_pass_their_parity(gpu, tmp_path):
