@@ -100,7 +100,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     student = load_student(recipe, recipe.deploy, data, run=run)
     networks = _networks(student, run, recipe, summary, data, fold_temperature=options.fold_temperature)
     samples = _samples(data, recipe, options.max_batch)
-    preprocessing = preprocessing_of(data, options.input_type)
+    preprocessing = preprocessing_of(data, options.input_type, orientation=recipe.data.orientation or "exif")
     row = rows_by_subject(summary)[Subject("student", name=recipe.deploy)]
     with appearing(folder) as temporary:
         files: list[ArtifactFile] = []
@@ -188,7 +188,9 @@ def references_of(
     return {(network.subject.role, network.subject.member): network.reference for network in networks}
 
 
-def preprocessing_of(data: DataSet, input_type: Literal["float", "uint8"] = "float") -> Preprocessing:
+def preprocessing_of(
+    data: DataSet, input_type: Literal["float", "uint8"] = "float", *, orientation: Literal["exif", "stored"] = "exif"
+) -> Preprocessing:
     """Returns how an image file becomes an input, the same way as the run's evaluation images did."""
     channels, height, width = data.image_shape
     fraction = data.test.crop_fraction if isinstance(data.test, FileImages) else 1.0
@@ -200,6 +202,7 @@ def preprocessing_of(data: DataSet, input_type: Literal["float", "uint8"] = "flo
         image_size=(height, width),
         resize="shorter_side_then_center_crop" if square else "exact",
         resize_shorter_side=round(height / fraction) if square else None,
+        orientation=orientation,
     )
 
 
