@@ -355,11 +355,12 @@ def file_in_page(content: bytes, name: str = "image") -> str:
 
 def page_pixels(browser: Browser, content: bytes, how: Preprocessing, *, upright: bool | None = None) -> np.ndarray:
     """Return the page's preprocessed image (H, W, C)."""
+    asked = "" if upright is None else f", {json.dumps(upright)}"
     encoded = browser.evaluate(
         "(async () => {"
         "  const { preprocess } = await import('./classify.js');"
         f" const how = {how.model_dump_json()};"
-        f" const image = await preprocess({file_in_page(content)}, how, {'undefined' if upright is None else json.dumps(upright)});"
+        f" const image = await preprocess({file_in_page(content)}, how{asked});"
         "  let text = '';"
         "  for (const byte of image.data) text += String.fromCharCode(byte);"
         "  return btoa(text);"
@@ -421,7 +422,7 @@ FILES = {
     "PNG, grey": lambda: encoded(photo(301, 200).convert("L"), "PNG"),
     "PNG, grey, transparent": lambda: encoded(with_alpha(photo(301, 200)).convert("LA"), "PNG"),
     "PNG, grey, 16 bits": lambda: encoded(Image.fromarray(sixteen_bits()), "PNG"),
-    "PNG, RGB, 16 bits": lambda: rgb_png_of_16_bits(),
+    "PNG, RGB, 16 bits": rgb_png_of_16_bits,
     "PNG, palette": lambda: encoded(photo(301, 200).quantize(64), "PNG"),
     "PNG, transparent": lambda: encoded(with_alpha(photo(301, 700 // 2)), "PNG"),
     "PNG, gamma": lambda: with_gamma(encoded(photo(301, 200), "PNG")),
