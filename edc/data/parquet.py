@@ -1,6 +1,5 @@
 """Parquet files in the Hugging Face image layout: a struct column {bytes, path} and an integer label."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from edc.data.sources import in_memory
 from edc.data.tar_index import NO_LABEL
 from edc.errors import DataError
 from edc.recipe import DataSection
+from edc.system.documents import json_from_text
 
 __all__ = ["load_parquet", "load_unlabelled_parquet"]
 
@@ -152,8 +152,8 @@ def _class_names(files: list[Path], column: str) -> tuple[str, ...] | None:
         return None
     where: Any
     try:
-        where = json.loads(text)
-    except (ValueError, RecursionError):
+        where = json_from_text(text.decode())
+    except ValueError:
         where = "no JSON"
     for key in ("info", "features", column, "names"):
         if isinstance(where, dict) and where.get(key) is None:

@@ -97,6 +97,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     recipe = run.recipe(data_root=options.data_root).deploying(summary)
     require_replaceable(folder)
     data = load_data(recipe.data)
+    run.warn_of_other_images(data.fingerprint())
     student = load_student(recipe, recipe.deploy, data, run=run)
     networks = _networks(student, run, recipe, summary, data, fold_temperature=options.fold_temperature)
     samples = _samples(data, recipe, options.max_batch)

@@ -67,6 +67,7 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
         raise ArtifactError(f"{artifact}: takes uint8 pixels; parity can be repeated for float artifacts only")
     recipe = folder.recipe(data_root=data_root).deploying(folder.summary())
     data = load_data(recipe.data)
+    folder.warn_of_other_images(data.fingerprint())
     images, _ = sample_images(data.validation, 512, seed=0)
     references = references_of(folder, recipe, data, fold_temperature=manifest.temperature_folded)
     checked = 0

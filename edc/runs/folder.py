@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from edc.console import console
 from edc.errors import RunError, first_line
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
@@ -26,6 +27,10 @@ from edc.system.files import write_atomically, write_json
 __all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
+OLDER_IMAGES = (
+    " If the files are the same, an older edc read them otherwise: it turned none by EXIF (data.orientation: stored still "
+    "does so; write it into the run's recipe.yaml, too), and showed grey images of 16 bits as white."
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,17 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: its students began to learn from other content of {', '.join(changed)} than there "
                 "is now, and would mix the two if they continued. Restore that content, choose another folder with "
-                "--run, or remove this one."
+                f"--run, or remove this one.{OLDER_IMAGES if 'the images' in changed else ''}"
+            )
+
+    def warn_of_other_images(self, digest: str) -> None:
+        """Warns if the images with this digest are not those that the run's students learned from."""
+        if (self._inputs() or {}).get("the images", digest) != digest:
+            console.print(
+                f"warning: {self.path}: its students learned from other images than there are now, and all that is "
+                f"measured here is of those that there are now.{OLDER_IMAGES}",
+                highlight=False,
+                markup=False,
             )
 
     def _inputs(self) -> dict[str, str] | None:
