@@ -152,6 +152,7 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
     """Return what brings the opened image upright, as its EXIF data says; Pillow turns TIFF files by itself."""
     turns = (None, None, "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
              "ROTATE_90")  # fmt: skip
+    image.load()  # a file that breaks off says so here
     try:
         orientation = 1 if image.format == "TIFF" else image.getexif().get(0x0112)
     except (OSError, ValueError, SyntaxError, LookupError, TypeError):

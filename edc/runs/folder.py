@@ -28,8 +28,8 @@ __all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
 OLDER_IMAGES = (
-    " If the files are the same, an older edc read them otherwise: it turned none by EXIF (data.orientation: stored still "
-    "does so; write it into the run's recipe.yaml, too), and showed grey images of 16 bits as white."
+    " If the files are the same, an older edc read them otherwise: it turned none by EXIF (data.orientation: stored, "
+    "in the run's recipe.yaml too, still does so), and showed grey images of 16 bits as white."
 )
 
 

@@ -6,6 +6,7 @@ Whatever reads images goes through here, so training, evaluation and calibration
 
 import io
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,8 +95,12 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
     """
     if image.format == "TIFF":
         return None
+    if image.format != "JPEG":
+        image.load()  # as getexif would in a PNG, whose EXIF data may come last; it would hide that the file breaks off
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        with warnings.catch_warnings():  # of EXIF data that breaks off
+            warnings.simplefilter("ignore", UserWarning)
+            orientation = image.getexif().get(_ORIENTATION)
     except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
         return None  # EXIF data that cannot be read says nothing
     return _TURNS.get(orientation) if isinstance(orientation, int) else None

@@ -6,7 +6,9 @@ turned none, and cut grey ones of 16 bits off at 255.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from edc.console import console
 from edc.data.files.decode import Depth, Reading, depth_of, opened, turn_of, without_range
@@ -20,6 +22,8 @@ _IN_WORDS = {
     "turned": "are turned upright as their EXIF data says",
     "16 bits": "are grey with 16 bits per pixel, of which the upper 8 are used",
 }
+_WORDS_OF_EXIF = (b"eXIf", b"EXIF", b"Exif", b"exif", b"ns.adobe.com")
+"""One of these is in every file with an orientation; others than JPEG would have to be decoded to look for it."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,10 @@ def look_at(
     num_looked_at = min(num_images, MOST_COSTLY_IMAGES if costly else MOST_IMAGES)
     rows = [place * num_images // num_looked_at for place in range(num_looked_at)]
 
-    def look(row: int) -> _Seen | None:
-        try:
-            with opened(read(row), name_of(row)) as image:
-                return _Seen(name_of(row), turn_of(image) is not None, depth_of(image), image.mode)
-        except DataError:
-            return None
-
-    if num_threads > 1:
-        with ThreadPoolExecutor(num_threads) as pool:
-            looks = list(pool.map(look, rows))
-    else:
-        looks = [look(row) for row in rows]
-    seen = [each for each in looks if each is not None]
+    with ThreadPoolExecutor(num_threads) if num_threads > 1 else nullcontext() as pool:
+        contents = (pool.map if pool else map)(partial(_read_or_none, read), rows)
+        looks = (_look(content, name_of(row)) for row, content in zip(rows, contents, strict=True))
+        seen = [each for each in looks if each is not None]
     if not tolerant:
         for each in seen:
             if each.depth == "unknown":
@@ -83,3 +78,23 @@ def look_at(
                 markup=False,
             )
     return tuple(what for what, names in found.items() if names)
+
+
+def _read_or_none(read: Callable[[int], bytes], row: int) -> bytes | None:
+    try:
+        return read(row)
+    except DataError:
+        return None
+
+
+def _look(content: bytes | None, name: str) -> _Seen | None:
+    """Returns what a file's header says; None: nothing, which comes up when the image is needed."""
+    if content is None:
+        return None
+    try:
+        with opened(content, name) as image:
+            may_turn = image.format == "JPEG" or any(word in content for word in _WORDS_OF_EXIF)
+            is_turned = may_turn and turn_of(image) is not None
+            return _Seen(name, is_turned, depth_of(image), image.mode)
+    except DataError:
+        return None
