@@ -167,7 +167,7 @@ def _kind_of(name: str, where: str = "") -> str:
 
 def _images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[str, int]]:
     """Yields (path below `folder`, size in bytes) of the images there, in the order of the parts of their paths."""
-    found = _walk(str(folder), "", left_out, ())
+    found = _walk(str(folder), "", left_out, (os.path.realpath(folder.parent),))
     first = next(found, None)
     if first is None:
         raise DataError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this {what}")
@@ -176,7 +176,7 @@ def _images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[
 
 
 def _walk(folder: str, below: str, left_out: LeftOut, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Yields as `_images_under`; follows links, but not to one of the folders `above` or to this one."""
+    """Yields as `_images_under`; follows links, but not to this folder, to one of those `above`, or to what holds them."""
     here = (*above, os.path.realpath(folder))
     try:
         with os.scandir(folder) as entries:
@@ -187,7 +187,7 @@ def _walk(folder: str, below: str, left_out: LeftOut, above: tuple[str, ...]) ->
         if is_hidden(entry.name):
             left_out.add("hidden", f"{below}{entry.name}")
         elif entry.is_dir():
-            if entry.is_symlink() and os.path.realpath(entry.path) in here:
+            if entry.is_symlink() and any(Path(one).is_relative_to(os.path.realpath(entry.path)) for one in here):
                 left_out.add("links to a folder above", f"{below}{entry.name}")
             else:
                 yield from _walk(entry.path, f"{below}{entry.name}/", left_out, here)
