@@ -176,7 +176,7 @@ def _images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[
 
 
 def _walk(folder: str, below: str, left_out: LeftOut, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Yields as `_images_under`; follows links, but not to this folder, to one of those `above`, or to what holds them."""
+    """Yields as `_images_under`; follows links, but not to this folder, one `above`, or what holds one."""
     here = (*above, os.path.realpath(folder))
     try:
         with os.scandir(folder) as entries:
