@@ -108,7 +108,7 @@ class RunFolder:
 
     def warn_of_other_images(self, digest: str) -> None:
         """Warns if the images with this digest are not those that the run's students learned from."""
-        if (self._inputs() or {}).get("the images", digest) != digest:
+        if (self.inputs() or {}).get("the images", digest) != digest:
             console.print(
                 f"warning: {self.path}: its students learned from other images than there are now, and all that is "
                 f"measured here is of those that there are now.{OLDER_IMAGES}",
