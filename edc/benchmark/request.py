@@ -1,5 +1,6 @@
 """The request of a bench, checked: all errors that can be found early are raised here, before minutes are spent."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
     """
     manifest = load_manifest(artifact)
     verify_files(artifact, manifest)
+    if not os.access(artifact, os.W_OK):
+        raise ArtifactError(f"{artifact}: cannot be written to, and bench.json belongs there; copy it elsewhere")
     max_batch = _max_batch(manifest)
     batches = _batches(options.batches, max_batch)
     for name in options.backends or ():

@@ -22,7 +22,7 @@ from edc.console import console
 from edc.errors import RunError, first_line
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
-from edc.system.files import write_atomically, write_json
+from edc.system.files import LOCK, holds_nothing, write_atomically, write_json
 
 __all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "inputs.json"
 
     @property
+    def lock_path(self) -> Path:
+        """The lock of the process that works in the folder."""
+        return self.path / LOCK
+
+    @property
     def teachers_path(self) -> Path:
         """Where trained teachers are kept: beside the runs, so that they share them."""
         return self.path.parent / TEACHERS
@@ -63,6 +68,8 @@ class RunFolder:
         """Raises `RunError` if the folder holds another recipe, or something that is no run; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file, expected a folder for the run; choose another with --run")
+        if self.path.absolute().name.casefold() == TEACHERS and not self.recipe_path.is_file():
+            raise RunError(f"{self.path}: is where the runs beside it keep their teachers; choose another with --run")
         if self.recipe_path.is_file():
             held = self.recipe()
             if held.digest() != recipe.digest():
@@ -70,7 +77,7 @@ class RunFolder:
                     f"{self.path}: already holds another recipe; it differs in {first_difference(held, recipe)}. "
                     "Choose another folder with --run, or remove this one."
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not holds_nothing(self.path):
             raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
 
     def claim(self, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
