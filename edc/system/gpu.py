@@ -1,6 +1,6 @@
 """NVIDIA GPUs as their driver reports them, with their clock rates now."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 from edc.errors import first_line
 
-__all__ = ["Gpu", "SmClock", "gpus_now", "gpus_or_reason", "has_gpu_file"]
+__all__ = ["Gpu", "SmClock", "generations_here", "gpus_now", "gpus_or_reason", "has_gpu_file", "supports"]
 
 DEVICES = Path("/dev")
 NO_NVML = (
@@ -60,6 +60,37 @@ def gpus_or_reason() -> tuple[Gpu, ...] | str:
 def has_gpu_file() -> bool:
     """Returns whether the system has a device file of an NVIDIA GPU, whatever its driver's libraries say."""
     return any(DEVICES.glob("nvidia[0-9]*"))
+
+
+def generations_here() -> list[int]:
+    """Returns the compute capability of each GPU as its driver reports it, as a number: 86 for 8.6."""
+    if not gpus_now():
+        return []
+    import pynvml as nvml
+
+    nvml.nvmlInit()
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return [10 * major + minor for major, minor in map(nvml.nvmlDeviceGetCudaComputeCapability, handles)]
+    except nvml.NVMLError:
+        return []
+    finally:
+        nvml.nvmlShutdown()
+
+
+def supports(architectures: Sequence[str], generation: int) -> bool:
+    """Returns whether a library built for `architectures` has code for a GPU of `generation` (86 for 8.6).
+
+    sm_80 is machine code, which also runs on later GPUs of the same major number; compute_80 is compiled by the driver,
+    for any later GPU. A letter at the end (sm_90a) means that very generation.
+    """
+    for name in architectures:
+        kind, _, number = name.partition("_")
+        built = int("".join(digit for digit in number if digit.isdigit()) or 0)
+        is_later = number.isdigit() and built < generation
+        if built == generation or (is_later and (kind == "compute" or built // 10 == generation // 10)):
+            return True
+    return False
 
 
 class SmClock:

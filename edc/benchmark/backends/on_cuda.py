@@ -5,6 +5,7 @@ there, so that the host's clock around it measures everything. CUDA events measu
 GPU.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -29,9 +30,13 @@ PARTS = ("copy_in", "compute", "copy_out")
 
 def require_cuda(backend: str) -> None:
     """Raises `FailedError` with the reason if torch cannot compute on a GPU here."""
-    if not torch.cuda.is_available():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")  # torch warns why: a driver that is too old, for example
+        is_usable = torch.cuda.is_available()
+    if not is_usable:
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-        raise FailedError(f"{backend}: no CUDA device that torch can use (torch {torch.__version__} {built})")
+        why = f": {first_line(said[0].message)}" if said and isinstance(said[0].message, Warning) else ""
+        raise FailedError(f"{backend}: no CUDA device that torch can use (torch {torch.__version__} {built}){why}")
 
 
 def device_is_lost() -> bool:
