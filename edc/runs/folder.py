@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edc.console import console
 from edc.errors import RunError
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
@@ -25,6 +26,10 @@ from edc.system.saved import read_saved
 __all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
+OLDER_IMAGES = (
+    " If the files are the same, an older edc read them otherwise: it turned none by EXIF (data.orientation: stored, "
+    "in the run's recipe.yaml too, still does so), and showed grey images of 16 bits as white."
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,17 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: its students began to learn from other content of {', '.join(changed)} than there "
                 "is now, and would mix the two if they continued. Restore that content, choose another folder with "
-                "--run, or remove this one."
+                f"--run, or remove this one.{OLDER_IMAGES if 'the images' in changed else ''}"
+            )
+
+    def warn_of_other_images(self, digest: str) -> None:
+        """Warns if the images with this digest are not those that the run's students learned from."""
+        if (self.inputs() or {}).get("the images", digest) != digest:
+            console.print(
+                f"warning: {self.path}: its students learned from other images than there are now, and all that is "
+                f"measured here is of those that there are now.{OLDER_IMAGES}",
+                highlight=False,
+                markup=False,
             )
 
     @property

@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError, first_line
+from edc.errors import CheckpointError, first_line, shown
 from edc.system.files import write_atomically
 from edc.system.saved import fault_of
 from edc.train.average import RunningAverage
@@ -153,7 +153,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing, unreadable, or no state dict.
     """
     document = load_document(path)
-    if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
+    if not isinstance(document, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in document.items()
+    ):
         raise CheckpointError(f"{path}: holds {held_in(document)}, expected a state dict (names to tensors)")
     return document
 
@@ -193,7 +195,8 @@ def held_in(document: object) -> str:
     """Returns what a document is, with its first keys, for messages."""
     found = document.of if isinstance(document, NotLoaded) else type(document).__name__
     if isinstance(document, dict):
-        found += f" ({', '.join(map(str, list(document)[:5]))}{', ...' if len(document) > 5 else ''})"
+        keys = (key if isinstance(key, str) and len(key) < 100 else shown(key) for key in [*document][:5])
+        found += f" ({', '.join(keys)}{', ...' if len(document) > 5 else ''})"
     return found
 
 
