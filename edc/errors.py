@@ -25,6 +25,7 @@ import reprlib
 import signal
 
 __all__ = [
+    "INTERRUPTED",
     "RUN_AGAIN",
     "ArtifactError",
     "CheckpointError",
@@ -48,6 +49,8 @@ __all__ = [
 
 MOST_CHARACTERS = 8000
 """Of a message, whatever the file that it is about repeats or names."""
+INTERRUPTED = 130
+"""What shells exit with after Ctrl-C."""
 RUN_AGAIN = 75
 """EX_TEMPFAIL of sysexits.h: a scheduler should requeue the job."""
 
@@ -66,7 +69,7 @@ class Interrupted(BaseException):
         super().__init__(signal.Signals(signal_number).name)
         self.signal_number = signal_number
         self.saved = saved
-        self.exit_code = 130 if signal_number == signal.SIGINT else RUN_AGAIN
+        self.exit_code = INTERRUPTED if signal_number == signal.SIGINT else RUN_AGAIN
 
 
 class EdcError(Exception):

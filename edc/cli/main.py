@@ -6,8 +6,9 @@ Heavy modules are imported inside the commands, so that `edc --help` and a mista
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -30,7 +31,7 @@ from edc.cli.options import (
     seeds_in,
     table_console,
 )
-from edc.errors import EdcError, Interrupted, RequestError
+from edc.errors import INTERRUPTED, RUN_AGAIN, EdcError, Interrupted, RequestError, first_line
 
 __all__ = ["app", "main"]
 
@@ -107,23 +108,22 @@ def distill(
         for of_seed in of_seeds
     ]
     from edc.runs.folder import RunFolder
-    from edc.system.signals import nothing_kept, stop_at_once
+    from edc.system.signals import nothing_kept
 
     folders = [RunFolder(run or runs / each.name) for each in loaded]
     if seeds is not None:
         folders = [RunFolder(runs / f"{each.name}-seed{each.seed}") for each in loaded]
-    with stop_at_once():
-        accelerator = accelerator_on(device, threads)
-        if dry_run or profile:
-            with nothing_kept():
-                show = _show_costs if dry_run else _show_profile
-                show(loaded[0], folders[0], accelerator, as_json=as_json)
-            if len(loaded) > 1 and accelerator.is_main_process:
-                say(f"--seeds: {len(loaded)} runs; the students cost this much in each, the teachers once")
-            return
-        from edc.runs.distill import distill_all
+    accelerator = accelerator_on(device, threads)
+    if dry_run or profile:
+        with nothing_kept():
+            show = _show_costs if dry_run else _show_profile
+            show(loaded[0], folders[0], accelerator, as_json=as_json)
+        if len(loaded) > 1 and accelerator.is_main_process:
+            say(f"--seeds: {len(loaded)} runs; the students cost this much in each, the teachers once")
+        return
+    from edc.runs.distill import distill_all
 
-        distill_all(dict(zip(folders, loaded, strict=True)), accelerator=accelerator)
+    distill_all(dict(zip(folders, loaded, strict=True)), accelerator=accelerator)
     if accelerator.is_main_process:
         cli_show.show_runs(folders, as_json=as_json)
         say(f"run: {', '.join(str(each.path) for each in folders)}   next: edc export {folders[0].path}")
@@ -153,20 +153,18 @@ def teach(
     from edc.data import load_data
     from edc.runs.distill import require_trainable
     from edc.runs.folder import TEACHERS
-    from edc.system.signals import stop_at_once
     from edc.teachers.ensemble import fetch_teacher_weights, obtain_teacher, teacher_key
     from edc.train.distributed import one_of_a_machine_first, raised_together
 
     members = range(loaded.teachers.size) if member is None else [member]
-    with stop_at_once():
-        accelerator = accelerator_on(device, threads)
-        data = one_of_a_machine_first(lambda: load_data(loaded.data), accelerator)
-        with raised_together(accelerator):
-            require_trainable(loaded, data, accelerator=accelerator)
-        teachers_path = runs / TEACHERS
-        one_of_a_machine_first(lambda: fetch_teacher_weights(loaded, data, teachers_path=teachers_path), accelerator)
-        for m in members:
-            obtain_teacher(loaded, data, m, teachers_path=teachers_path, accelerator=accelerator)
+    accelerator = accelerator_on(device, threads)
+    data = one_of_a_machine_first(lambda: load_data(loaded.data), accelerator)
+    with raised_together(accelerator):
+        require_trainable(loaded, data, accelerator=accelerator)
+    teachers_path = runs / TEACHERS
+    one_of_a_machine_first(lambda: fetch_teacher_weights(loaded, data, teachers_path=teachers_path), accelerator)
+    for m in members:
+        obtain_teacher(loaded, data, m, teachers_path=teachers_path, accelerator=accelerator)
     folders = [str(teachers_path / teacher_key(loaded, data, m)[0]) for m in members]
     if accelerator.is_main_process:
         print_json({"teachers": folders}) if as_json else print("\n".join(folders))
@@ -232,8 +230,40 @@ cli_bench.add_commands(app)
 cli_recipes.add_commands(app)
 
 
-def main() -> None:
-    """Runs the command line; deliberate errors become one message and an exit code, bugs keep their traceback."""
+def main(received: Sequence[int] = ()) -> None:
+    """Runs the command line; deliberate errors become one message and an exit code, bugs keep their traceback.
+
+    Args:
+        received: the signals that came before this was imported.
+    """
+    from edc.system.signals import stop_at_once
+
+    with stop_at_once() as more:
+        try:
+            _run()
+        except Exception as error:
+            # A library made an error of its own of the request to stop, or the signal ended a child.
+            if not (asked := [*received, *more]):
+                raise
+            _end_as(Interrupted(asked[0], saved=False), because=first_line(error))
+        except SystemExit as end:
+            if end.code in (0, None) or not (asked := [*received, *more]):
+                raise
+            if end.code not in (INTERRUPTED, RUN_AGAIN):
+                _end_as(Interrupted(asked[0], saved=False), because=f"exit code {end.code}")
+            raise
+
+
+def _end_as(interrupted: Interrupted, *, because: str = "") -> NoReturn:
+    state = "everything is saved" if interrupted.saved else "what was saved before is intact, later work is lost"
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    command = "the same command on as many processes" if several else shlex.join(["edc", *sys.argv[1:]])
+    met = f" ({because})" if because else ""
+    say(f"\nstopped by {interrupted}{met}; {state}. Continue with: {command}")
+    sys.exit(interrupted.exit_code)
+
+
+def _run() -> None:
     try:
         app()
     except EdcError as error:
@@ -242,13 +272,9 @@ def main() -> None:
         say(f"error: {error}")
         sys.exit(error.exit_code)
     except Interrupted as interrupted:
-        state = "everything is saved" if interrupted.saved else "what was saved before is intact, later work is lost"
-        several = os.environ.get("WORLD_SIZE", "1") != "1"
-        command = "the same command on as many processes" if several else shlex.join(["edc", *sys.argv[1:]])
-        say(f"\nstopped by {interrupted}; {state}. Continue with: {command}")
-        sys.exit(interrupted.exit_code)
+        _end_as(interrupted)
     except SystemExit as end:  # Typer's own: a usage error, already explained on stderr, or Ctrl-C outside training
-        if end.code == 130:
+        if end.code == INTERRUPTED:
             say("\ninterrupted; what was written before is intact")
         elif end.code == 2 and "--json" in sys.argv and _is_main_process():
             print_json(

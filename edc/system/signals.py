@@ -5,18 +5,21 @@ usually told to send some time before the time limit (`--signal=USR1@120`).
 """
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from edc.errors import Interrupted
 
-__all__ = ["STOP_SIGNALS", "nothing_kept", "stop_at_once", "stop_requests"]
+__all__ = ["STOP_SIGNALS", "ignore_stops", "nothing_kept", "stop_at_once", "stop_requests"]
 
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
 )
 """The signals that ask to stop; Windows has no SIGUSR1."""
+SECONDS_IN_AN_IMPORT, SECONDS_UNTIL_AGAIN = 0.05, 10.0
 
 
 @contextmanager
@@ -34,18 +37,58 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 @contextmanager
-def stop_at_once() -> Iterator[None]:
-    """Within the block SIGTERM and SIGUSR1 raise `Interrupted`, with nothing saved but what was written before.
+def stop_at_once() -> Iterator[list[int]]:
+    """Within the block SIGTERM and SIGUSR1 raise `Interrupted`, SIGINT KeyboardInterrupt; nothing more is saved.
 
-    SIGINT keeps raising KeyboardInterrupt. `stop_requests` inside the block takes the first of each kind over for as
-    long as it lasts; a second one comes here.
+    Yields the signals that came. While a module is imported a signal waits, because libraries turn what is raised then
+    into errors of their own. Some code swallows what is raised in it (destructors, callbacks), so that a signal comes
+    again as long as the block goes on. `stop_requests` inside the block takes the first of each kind over for as
+    long as it lasts.
     """
+    received: list[int] = []
+    timers: list[threading.Timer] = []
 
-    def stop(number: int, _frame: Any) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        importing = _is_importing(frame)
+        again = threading.Timer(SECONDS_IN_AN_IMPORT if importing else SECONDS_UNTIL_AGAIN, _raise_signal, [number])
+        again.daemon = True
+        timers.append(again)
+        again.start()
+        if importing:
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Interrupted(number, saved=False)
 
-    with _handled(dict.fromkeys((s for s in STOP_SIGNALS if s != signal.SIGINT), stop)):
-        yield
+    with _handled(dict.fromkeys(STOP_SIGNALS, stop)):
+        try:
+            yield received
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+
+def ignore_stops() -> None:
+    """From now on nothing asks to stop: the work is done, and its exit code decided."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _raise_signal(number: int) -> None:
+    """Sends the signal to the main thread, whose waiting it ends; Windows can send one to the process alone."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:
+        signal.raise_signal(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
