@@ -1,6 +1,7 @@
 # make demo       the whole job on a small data set, in an environment of its own
 # make test       lint, types and the default test suite
 # make test-slow  the minutes-long rest
+# make torture    hours: kills, signals, double starts and full disks over distill, export and bench; goes on where it stopped
 # make coverage   the default test suite traced line by line; fails below the floor that pyproject.toml sets
 # make gpu-check  all that only a GPU can show, with a table at the end; CHECK=--cpu rehearses it without one
 # make lint       what ruff and mypy have to say
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow coverage gpu-check lint format lock dist clean
+.PHONY: demo test test-slow torture coverage gpu-check lint format lock dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edc distill recipes/digits.yaml
@@ -24,6 +25,9 @@ test: $(VENV)/.installed-test lint
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+torture: $(VENV)/.installed-test
+	$(BIN)/python tests/torture.py torture
 
 coverage: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --cov --cov-report=term
