@@ -183,7 +183,8 @@ def _is_run_of(label: str, run: Path, manifest: Manifest) -> bool:
 
 def _require_same_task(label: str, manifest: Manifest, main: Manifest) -> None:
     """Raises if the two do not take the same images, or do not tell the same classes apart."""
-    if manifest.preprocessing != main.preprocessing:
+    # How a file is turned is another matter: here all get the same pixels, and older artifacts do not say it.
+    if manifest.preprocessing.model_copy(update={"orientation": main.preprocessing.orientation}) != main.preprocessing:
         raise RequestError(
             f"--also {label}: takes {_images(manifest.preprocessing)}, the artifact that is benched takes "
             f"{_images(main.preprocessing)}; rows are compared on the same images, so bench them apart"

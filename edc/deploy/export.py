@@ -113,10 +113,11 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     row = rows_by_subject(summary)[Subject("student", name=recipe.deploy)]
     with artifact_lock(folder):
         data = load_data(recipe.data)
+        run.warn_of_other_images(data.fingerprint())
         student = load_student(recipe, recipe.deploy, data, run=run)
         networks = _networks(student, run, recipe, summary, data, options)
         samples = samples_of(data, recipe, options.max_batch)
-        preprocessing = preprocessing_of(data, options.input_type)
+        preprocessing = preprocessing_of(data, options.input_type, orientation=recipe.data.orientation or "exif")
         with appearing(folder) as temporary:
             files, missing = _write_files(networks, temporary, data, preprocessing, samples, options)
             write_recipe(run, temporary / "recipe.yaml", summary)
@@ -202,7 +203,9 @@ def references_of(
     return {(network.subject.role, network.subject.member): network.reference for network in networks}
 
 
-def preprocessing_of(data: DataSet, input_type: Literal["float", "uint8"] = "float") -> Preprocessing:
+def preprocessing_of(
+    data: DataSet, input_type: Literal["float", "uint8"] = "float", *, orientation: Literal["exif", "stored"] = "exif"
+) -> Preprocessing:
     """Returns how an image file becomes an input, the same way as the run's evaluation images did."""
     channels, height, width = data.image_shape
     fraction = data.test.crop_fraction if isinstance(data.test, FileImages) else 1.0
@@ -214,6 +217,7 @@ def preprocessing_of(data: DataSet, input_type: Literal["float", "uint8"] = "flo
         image_size=(height, width),
         resize="shorter_side_then_center_crop" if square else "exact",
         resize_shorter_side=round(height / fraction) if square else None,
+        orientation=orientation,
     )
 
 

@@ -25,6 +25,7 @@ from edc.teachers.ensemble import fetch_teacher_weights, load_teachers, teacher_
 from edc.teachers.reading import OwnTeacher
 from edc.train.distributed import by_main, locked_by_main, one_of_a_machine_first, raised_together
 from edc.train.evaluate import norms_of
+from edc.train.placement import require_tf32_has_effect
 from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
 
 __all__ = ["distill", "distill_all", "require_trainable"]
@@ -108,6 +109,7 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
     """
     trainings = _trainings(recipe)
     for one in trainings:
+        require_tf32_has_effect(one.training, accelerator.device, field=one.field)
         require_sharable(one.training, num_processes=accelerator.num_processes, field=one.field)
     if not recipe.teachers.checkpoints:
         steps_per_epoch(data.train, recipe.training_of(recipe.teachers).batch_size)

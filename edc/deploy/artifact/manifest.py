@@ -118,6 +118,10 @@ class Preprocessing(_Section):
     ]
     resize_shorter_side: Positive | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    orientation: Annotated[
+        Literal["exif", "stored"],
+        Field(description="exif: turn the decoded image as its EXIF data says; stored, as in older artifacts: do not"),
+    ] = "stored"
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
