@@ -1,6 +1,7 @@
 # make demo       the whole job on a small data set, in an environment of its own
 # make test       lint, types and the default test suite
 # make test-slow  the minutes-long rest
+# make fuzz       10,000 files of strangers of every kind, the default suite's few multiplied (docs/trust.md); an hour or more
 # make coverage   the default test suite traced line by line; fails below the floor that pyproject.toml sets
 # make gpu-check  all that only a GPU can show, with a table at the end; CHECK=--cpu rehearses it without one
 # make lint       what ruff and mypy have to say
@@ -11,8 +12,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CASES ?= 10000
 
-.PHONY: demo test test-slow coverage gpu-check lint format lock dist clean
+.PHONY: demo test test-slow fuzz coverage gpu-check lint format lock dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edc distill recipes/digits.yaml
@@ -24,6 +26,9 @@ test: $(VENV)/.installed-test lint
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/.installed-test
+	EDC_FUZZ=$(CASES) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
 
 coverage: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --cov --cov-report=term

@@ -5,7 +5,6 @@ import json
 import struct
 import tarfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from strangers import cases, changed_bytes, changed_document, held, strange
-from tiny_onnx import CHANNELS, NUM_CLASSES, SIZE, write_tiny_onnx
+from tiny_artifact import write_changed_onnx, write_tiny_artifact
+from tiny_onnx import write_tiny_onnx
 
 from edc.benchmark.regression.saved_bench import load_saved
 from edc.data.parquet import load_parquet
 from edc.data.webdataset import load_webdataset
-from edc.deploy.artifact.manifest import MANIFEST_NAME, ArtifactFile, Manifest, Preprocessing, TensorInfo
+from edc.deploy.artifact.manifest import MANIFEST_NAME
 from edc.deploy.verify import verify
 from edc.networks import Classifier, build_network
 from edc.recipe import CheckpointSection, DataSection, NetworkSection
 from edc.recipe.loading import load_recipe
-from edc.system.files import sha256_of
 from edc.teachers.formats import trusted_format
 from edc.teachers.weights_file import weights_for
 from edc.train.checkpoint import load_state
@@ -106,41 +105,10 @@ def test_overrides(folder, fields, value):
     held(lambda: load_recipe(folder / "full.yaml", overrides=[f"{field}={value}" for field in fields]))
 
 
-def artifact_in(folder: Path) -> dict[str, Any]:
-    """Writes the smallest artifact and returns its manifest."""
-    folder.mkdir(exist_ok=True)
-    write_tiny_onnx(folder / "student.onnx")
-    file = ArtifactFile(
-        path="student.onnx",
-        role="student",
-        format="onnx",
-        precision="fp32",
-        sha256=sha256_of(folder / "student.onnx"),
-        bytes=(folder / "student.onnx").stat().st_size,
-        inputs=(TensorInfo(name="images", shape=("batch", CHANNELS, SIZE, SIZE), dtype="float32"),),
-        outputs=(TensorInfo(name="logits", shape=("batch", NUM_CLASSES), dtype="float32"),),
-        max_batch=8,
-    )
-    manifest = Manifest(
-        run="r",
-        recipe_sha256="0" * 64,
-        created=datetime(2026, 11, 25, tzinfo=UTC),
-        versions={"edc": "0.1.0"},
-        classes=tuple("abcde"),
-        preprocessing=Preprocessing(color="RGB", image_size=(SIZE, SIZE), resize="exact"),
-        calibration_temperature=1.0,
-        temperature_folded=True,
-        files=(file,),
-    )
-    document: dict[str, Any] = manifest.model_dump(mode="json")
-    (folder / MANIFEST_NAME).write_text(json.dumps(document))
-    return document
-
-
 @pytest.fixture(scope="module")
 def artifact(folder: Path) -> tuple[Path, dict[str, Any]]:
     """An artifact that passes, and its manifest."""
-    document = artifact_in(folder / "artifact")
+    document = write_tiny_artifact(folder / "artifact")
     verify(folder / "artifact")
     return folder / "artifact", document
 
@@ -168,9 +136,7 @@ def test_benches(folder, data):
 def test_onnx_bytes(artifact, folder, data):
     path, good = artifact
     whole = write_tiny_onnx(folder / "whole.onnx").path.read_bytes()
-    (path / "student.onnx").write_bytes(data.draw(changed_bytes(whole)))
-    size = {"sha256": sha256_of(path / "student.onnx"), "bytes": (path / "student.onnx").stat().st_size}
-    (path / MANIFEST_NAME).write_text(json.dumps({**good, "files": [{**good["files"][0], **size}]}))
+    write_changed_onnx(path, data.draw(changed_bytes(whole)), good)
     held(lambda: verify(path))
     held(lambda: trusted_format(CheckpointSection(file=path / "student.onnx"), source="teachers.checkpoints.0"))
 
