@@ -123,7 +123,7 @@ def test_manifests(artifact, data):
     held(lambda: verify(path))
 
 
-@cases(40)
+@cases(20)
 @given(data=st.data())
 def test_benches(folder, data):
     content = json.dumps(data.draw(changed_document(small_document()))).encode()
@@ -170,7 +170,7 @@ def shards(draw: Any) -> bytes:
     return draw(st.just(whole) | changed_bytes(whole[:6144]))
 
 
-@cases(40)
+@cases(25)
 @given(train=shards(), validation=shards(), bad=st.sampled_from([0.0, 0.9]), names=st.none() | st.binary(max_size=12))
 def test_shards(folder, train, validation, bad, names):
     root = folder / "shards"
