@@ -23,6 +23,7 @@ from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
 from edc.teachers.ensemble import fetch_teacher_weights, load_teachers, teacher_digests
 from edc.teachers.reading import OwnTeacher
+from edc.teachers.roll_call import call_roll
 from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
 from edc.train.evaluate import norms_of
 from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
@@ -43,14 +44,20 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     own_teachers = [one.network for one in own]
     with raised_together(accelerator):
         require_teachers_to_start_from(recipe, data, own_teachers)
+    loading: Any = {"teachers_path": run.teachers_path, "accelerator": accelerator}
+    if own:  # before anything is written
+        teachers = load_teachers(recipe, data, own=own_teachers, **loading)
+        roll = call_roll(recipe, data, teachers, own, accelerator=accelerator)
     one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
     by_main(lambda: warn_of_overlap(data), accelerator)
     by_main(lambda: _claim(recipe, data, run, own), accelerator)
-    teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
+    if not own:
+        teachers = load_teachers(recipe, data, **loading)
+        roll = call_roll(recipe, data, teachers, (), accelerator=accelerator)
     students = {
         name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator) for name in recipe.students
     }
-    summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator)
+    summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator, roll=roll)
     by_main(lambda: run.write_summary(summary), accelerator)
     accelerator.wait_for_everyone()
     return summary
