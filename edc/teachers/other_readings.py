@@ -128,16 +128,17 @@ def _orders(
     columns = np.arange(len(class_names)) if own.reading.class_order is None else np.array(own.reading.class_order)
     place_of = np.argsort(columns)  # the data's class in each column of the teacher's answer
     answers = columns[logits.argmax(-1)]  # as columns of the teacher's own answer
-    attempts = []
+    attempts, known = [], [place_of]
     for rule, order in known_orders(class_names).items():
         if tuple(columns) != tuple(order or range(len(class_names))):
             theirs = np.argsort(order) if order else np.arange(len(class_names))
             attempts.append(_attempt(_joined(fields, f"classes: {rule}"), theirs[answers], labels, right))
-    if is_weak:
+            known.append(theirs)
+    if is_weak and not fields:
         counts = np.zeros((len(class_names),) * 2, np.int64)
         np.add.at(counts, (answers, labels), 1)
         theirs = linear_sum_assignment(counts, maximize=True)[1]
-        if not any(np.array_equal(theirs, known) for known in (place_of, np.arange(len(class_names)))):
+        if not any(np.array_equal(theirs, each) for each in known):
             names = ", ".join(class_names[k] for k in theirs[:MOST_CLASSES_LISTED])
             more = ", ..." if len(theirs) > MOST_CLASSES_LISTED else ""
             words = f"classes: [{names}{more}] (the order that fits its answers best)"

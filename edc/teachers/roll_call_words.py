@@ -25,7 +25,7 @@ def print_roll_call(answered: Sequence[Answered], *, num_images: int, are_own: b
         table.add_column("classes", overflow="fold")
     for one in answered:
         reading = one.reading
-        cells = [str(one.member), one.name, f"{100 * one.acc:.2f}", f"{one.nll:.3f}"]
+        cells = [str(one.member), one.name, f"{100 * one.acc:.2f}", f"{abs(one.nll):.3f}"]
         cells += [str(reading.input_size or "the data's"), f"{reading.normalisation_of} ({_short(reading.mean)})"]
         cells += [reading.weights or "as in the file", reading.classes] if are_own else []
         table.add_row(*cells)
