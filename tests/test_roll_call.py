@@ -61,7 +61,9 @@ def recipe(folder: Path, *checkpoints: dict[str, Any]) -> Recipe:
             "data": {"kind": "image_folder", "root": str(folder), "image_size": 8, "num_workers": 0},
             "network": "wrn10x1",
             "training": {"epochs": 1, "warmup_epochs": 0, "batch_size": 24},
-            "teachers": {"checkpoints": [{"mean": [0.5] * 3, "std": [0.25] * 3} | one for one in checkpoints]},
+            "teachers": {
+                "checkpoints": [{"mean": [0.5] * 3, "std": [0.25] * 3, "trust": True} | one for one in checkpoints]
+            },
             "students": {"kd": {"method": "kd"}},
         }
     )

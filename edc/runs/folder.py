@@ -18,14 +18,19 @@ from typing import Any
 
 import yaml
 
+from edc.console import console
 from edc.errors import RunError, first_line
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
-from edc.system.files import write_atomically, write_json
+from edc.system.files import LOCK, holds_nothing, write_atomically, write_json
 
 __all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
+OLDER_IMAGES = (
+    " If the files are the same, an older edc read them otherwise: it turned none by EXIF (data.orientation: stored, "
+    "in the run's recipe.yaml too, still does so), and showed grey images of 16 bits as white."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class RunFolder:
         return self.path / "inputs.json"
 
     @property
+    def lock_path(self) -> Path:
+        """The lock of the process that works in the folder."""
+        return self.path / LOCK
+
+    @property
     def teachers_path(self) -> Path:
         """Where trained teachers are kept: beside the runs, so that they share them."""
         return self.path.parent / TEACHERS
@@ -58,6 +68,8 @@ class RunFolder:
         """Raises `RunError` if the folder holds another recipe, or something that is no run; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file, expected a folder for the run; choose another with --run")
+        if self.path.absolute().name.casefold() == TEACHERS and not self.recipe_path.is_file():
+            raise RunError(f"{self.path}: is where the runs beside it keep their teachers; choose another with --run")
         if self.recipe_path.is_file():
             held = self.recipe()
             if held.digest() != recipe.digest():
@@ -65,7 +77,7 @@ class RunFolder:
                     f"{self.path}: already holds another recipe; it differs in {first_difference(held, recipe)}. "
                     "Choose another folder with --run, or remove this one."
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not holds_nothing(self.path):
             raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
 
     def claim(self, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
@@ -98,7 +110,17 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: its students began to learn from other content of {', '.join(changed)} than there "
                 "is now, and would mix the two if they continued. Restore that content, choose another folder with "
-                "--run, or remove this one."
+                f"--run, or remove this one.{OLDER_IMAGES if 'the images' in changed else ''}"
+            )
+
+    def warn_of_other_images(self, digest: str) -> None:
+        """Warns if the images with this digest are not those that the run's students learned from."""
+        if (self.inputs() or {}).get("the images", digest) != digest:
+            console.print(
+                f"warning: {self.path}: its students learned from other images than there are now, and all that is "
+                f"measured here is of those that there are now.{OLDER_IMAGES}",
+                highlight=False,
+                markup=False,
             )
 
     @property

@@ -17,6 +17,7 @@ from edc.networks import Classifier, build_network
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
+from edc.teachers.first_contact import meet_apart
 from edc.teachers.from_file import load_file_teacher
 from edc.teachers.from_library import load_library_teacher, name_of_library_weights
 from edc.teachers.reading import OwnTeacher
@@ -65,11 +66,12 @@ class TeacherEnsemble(nn.Module):
 
 def load_own_teachers(recipe: Recipe, data: DataSet) -> list[OwnTeacher]:
     """Returns the recipe's own checkpoints, loaded strictly, tried, and how they were read; none if it lists none."""
+    meet_apart(recipe, data)
     return [load_own_teacher(recipe, data, m, checkpoint) for m, checkpoint in enumerate(recipe.teachers.checkpoints)]
 
 
 def load_own_teacher(recipe: Recipe, data: DataSet, member: int, checkpoint: CheckpointSection) -> OwnTeacher:
-    """Returns teacher `member` of the user's, read as `checkpoint` says."""
+    """Returns teacher `member` of the user's, read as `checkpoint` says; `meet_apart` has been called before."""
     field = f"teachers.checkpoints.{member}"
     classes_and_images: Any = {"class_names": data.class_names, "image_shape": data.image_shape}
     if checkpoint.file is None:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError, first_line
+from edc.errors import CheckpointError, first_line, shown
 from edc.system.files import write_atomically
 from edc.train.average import RunningAverage
 from edc.train.distributed import by_main, raised_together
@@ -120,7 +120,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing, unreadable, or no state dict.
     """
     document = load_document(path)
-    if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
+    if not isinstance(document, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in document.items()
+    ):
         raise CheckpointError(f"{path}: holds {held_in(document)}, expected a state dict (names to tensors)")
     return document
 
@@ -160,7 +162,8 @@ def held_in(document: object) -> str:
     """Returns what a document is, with its first keys, for messages."""
     found = document.of if isinstance(document, NotLoaded) else type(document).__name__
     if isinstance(document, dict):
-        found += f" ({', '.join(map(str, list(document)[:5]))}{', ...' if len(document) > 5 else ''})"
+        keys = (key if isinstance(key, str) and len(key) < 100 else shown(key) for key in [*document][:5])
+        found += f" ({', '.join(keys)}{', ...' if len(document) > 5 else ''})"
     return found
 
 
