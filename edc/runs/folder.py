@@ -10,19 +10,18 @@ runs/<name>/
 runs/teachers/<key>/         one trained teacher, its key derived from what determines it; all runs share it
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from edc.console import console
-from edc.errors import RunError, first_line
+from edc.errors import RunError
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
+from edc.runs.documents.summary import SavedSummary
 from edc.system.files import LOCK, holds_nothing, write_atomically, write_json
+from edc.system.saved import read_saved
 
 __all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
@@ -60,6 +59,10 @@ class RunFolder:
     def teachers_path(self) -> Path:
         """Where trained teachers are kept: beside the runs, so that they share them."""
         return self.path.parent / TEACHERS
+
+    @property
+    def _anew(self) -> str:
+        return f"remove it and run edc distill {self.recipe_path} again"
 
     def student_path(self, name: str) -> Path:
         return self.path / "students" / name
@@ -130,27 +133,16 @@ class RunFolder:
 
     def inputs(self) -> dict[str, str] | None:
         """Returns what inputs.json says of what the students learn from; None if there is none."""
-        return self._document(self.inputs_path) if self.inputs_path.is_file() else None
-
-    def _document(self, path: Path) -> dict[str, Any]:
-        try:
-            document: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(
-                f"{path}: damaged ({error}); remove it and run edc distill {self.recipe_path} again"
-            ) from None
-        return document
+        if not self.inputs_path.is_file():
+            return None
+        return read_saved(dict[str, str], self.inputs_path, advice=self._anew)[0]
 
     def recipe(self, *, data_root: Path | None = None) -> Recipe:
         """Returns the run's recipe, with its images in `data_root` if given; raises `RunError` if this is no run."""
         try:
-            document = yaml.safe_load(self.recipe_path.read_text())
-        except OSError:
+            document = read_saved(dict[str, Any], self.recipe_path, language="yaml", advice="restore or remove it")[0]
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{self.path}: not a run (no recipe.yaml); make one with: edc distill RECIPE") from None
-        except yaml.YAMLError as error:
-            raise RunError(f"{self.recipe_path}: damaged ({first_line(error)}); restore or remove it") from None
-        if not isinstance(document, dict):
-            raise RunError(f"{self.recipe_path}: damaged (holds no recipe); restore or remove it")
         recipe = recipe_from_document(document, source=str(self.recipe_path))
         if data_root is None:
             return recipe
@@ -164,7 +156,8 @@ class RunFolder:
                 f"{self.path}: the run is not finished (no summary.json); "
                 f"continue with: edc distill {self.recipe_path} --run {self.path}"
             )
-        return self._document(self.summary_path)
+        document: dict[str, Any] = read_saved(SavedSummary, self.summary_path, advice=self._anew)[1]
+        return document
 
     def write_summary(self, document: dict[str, Any]) -> None:
         write_json(self.summary_path, document)

@@ -22,7 +22,7 @@ from edc.teachers.from_file import load_file_teacher
 from edc.teachers.from_library import load_library_teacher, name_of_library_weights
 from edc.teachers.reading import OwnTeacher
 from edc.teachers.start import say_start, start_digest, start_from_file
-from edc.train.checkpoint import load_state
+from edc.train.checkpoint import load_finished
 from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.loop import fit
 from edc.train.placement import autocast_dtype, place
@@ -116,7 +116,8 @@ def obtain_teacher(
     network = build_teacher(recipe, data, fresh=not trained)
     if trained:
         with raised_together(accelerator):
-            network.load_state_dict(load_state(folder / "weights.safetensors"))
+            advice = "remove it, and the teacher is trained anew"
+            load_finished(folder / "weights.safetensors", network, advice=advice)
         return network
     if recipe.teacher_network.start_file:
         with raised_together(accelerator):

@@ -27,7 +27,7 @@ from edc.system.memory import freed_memory_kept
 from edc.system.signals import stop_requests
 from edc.train.average import RunningAverage, copy_of_state
 from edc.train.backward import backward_through
-from edc.train.checkpoint import Position, append_metrics, load_state, resumed, save_checkpoint, save_state
+from edc.train.checkpoint import Position, append_metrics, load_finished, resumed, save_checkpoint, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
 from edc.train.placement import float32_of, place, to_device
@@ -79,7 +79,7 @@ def fit(
     finished = folder / weights
     if by_main(finished.is_file, accelerator):
         with raised_together(accelerator):
-            network.load_state_dict(load_state(finished))
+            load_finished(finished, network, advice=f"remove it, and {label} is trained anew")
         return place(network, accelerator.device, training)
     network = prepared(network, data.image_shape, training, label=label, accelerator=accelerator)
     optimizer = build_optimizer(network, training)
