@@ -15,7 +15,7 @@ from edc.recipe import Recipe
 from edc.runs.distill import distill
 from edc.runs.folder import RunFolder
 from edc.teachers.reading import Answered, Reading
-from edc.teachers.roll_call_words import what_was_tried
+from edc.teachers.roll_call.words import what_was_tried
 
 NAMES = tuple(f"class{k}" for k in range(12))
 IMAGES_A_CLASS = {"train": 2, "val": 6, "test": 2}

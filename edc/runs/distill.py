@@ -23,7 +23,7 @@ from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
 from edc.teachers.ensemble import fetch_teacher_weights, load_teachers, teacher_digests
 from edc.teachers.reading import OwnTeacher
-from edc.teachers.roll_call import call_roll
+from edc.teachers.roll_call.call import call_roll
 from edc.train.distributed import by_main, locked_by_main, one_of_a_machine_first, raised_together
 from edc.train.evaluate import norms_of
 from edc.train.placement import require_tf32_has_effect

@@ -30,7 +30,7 @@ from edc.runs.student import deployable, fold_student, form_of, learned_by
 from edc.subject import Subject
 from edc.system.machine import cpu_name
 from edc.teachers.ensemble import TeacherEnsemble
-from edc.teachers.roll_call import RollCall
+from edc.teachers.roll_call.call import RollCall
 from edc.train.distributed import by_main
 from edc.train.evaluate import labels_of, predict_logits
 

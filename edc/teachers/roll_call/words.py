@@ -6,8 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from edc.teachers.other_readings import Attempt
 from edc.teachers.reading import Answered
+from edc.teachers.roll_call.other_readings import Attempt
 
 __all__ = ["print_roll_call", "what_was_tried"]
 

@@ -21,9 +21,9 @@ from edc.data.data_set import take
 from edc.errors import CheckpointError
 from edc.recipe import Recipe
 from edc.teachers.ensemble import TeacherEnsemble
-from edc.teachers.other_readings import better_readings, other_readings
 from edc.teachers.reading import Answered, OwnTeacher, Reading
-from edc.teachers.roll_call_words import print_roll_call, what_was_tried
+from edc.teachers.roll_call.other_readings import better_readings, other_readings
+from edc.teachers.roll_call.words import print_roll_call, what_was_tried
 from edc.train.evaluate import labels_of, predict_logits
 
 __all__ = ["RollCall", "call_roll"]
