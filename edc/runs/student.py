@@ -98,6 +98,7 @@ def student_step(
         answers=section.answers,
         views=section.mixed_views,
         perturbation=section.perturbation,
+        pair=section.pair,
         grey_levels=section.perturbation_grey_levels,
         temperature=section.temperature,
         alpha=section.alpha,
