@@ -155,7 +155,7 @@ def test_cost_does_not_depend_on_the_number_of_teachers(method, perturbation, un
     assert units_per_step(StudentSection(answers="split", perturbation="tdiv_sdiv"), ensemble_size) == 10
 
 
-# A pair of teachers for each row ---------------------------------------------------------------------------------------
+# A pair of teachers for each row --------------------------------------------------------------------------------------
 
 
 def drawn_pairs(num_rows: int, seed: int = 3) -> list[tuple[int, int]]:
