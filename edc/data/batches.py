@@ -37,6 +37,7 @@ def train_batches(
     rank: int = 0,
     num_processes: int = 1,
     randaugment: bool = False,
+    shuffled: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
 
@@ -46,6 +47,7 @@ def train_batches(
         extra: images without labels (`NO_LABEL`) that have their share of each batch; an epoch is one of `images`.
         randaugment: changes each image (see `rand_augmented`) before a crop with padding and its flip, and after a
             random area has been cut out of a file's image.
+        shuffled: whether extra images stand in random rows, as views that mix neighbouring rows need it.
 
     Shapes: images (batch_size / num_processes, C, H, W) uint8, labels (batch_size / num_processes,) int64.
 
@@ -58,7 +60,7 @@ def train_batches(
         )
     sources = (images, *extra.parts) if extra else (images,)
     mine = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
-    rows_of = rows_of_batches(images, extra, batch_size=batch_size, seed=seed, epoch=epoch)
+    rows_of = rows_of_batches(images, extra, batch_size=batch_size, seed=seed, epoch=epoch, shuffled=shuffled)
     rows = (rows_of(number)[mine] for number in range(first_batch, steps_per_epoch(images, batch_size, extra)))
     loaded: Iterator[tuple[Tensor, Tensor]]
     in_memory = [source for source in sources if isinstance(source, MemoryImages)]

@@ -191,7 +191,7 @@ def _fitted(
         folder=folder,
         label=name,
         accelerator=accelerator,
-        randaugment="randaugment" in section.views,
+        views=section.views,
         ema=section.ema,
         weights=TRAINED_WEIGHTS if section.chooses else WEIGHTS,
     )

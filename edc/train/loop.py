@@ -7,7 +7,7 @@ best epoch, is `plain_of(network)`: the network itself, or the fold of its membe
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch.profiler import record_function
 
 from edc.data import DataSet, steps_per_epoch, train_batches
 from edc.errors import DivergedError, EdcError, Interrupted
+from edc.method.kinds import View
 from edc.method.step import Batch, Step
 from edc.recipe import DataSection, TrainingSection
 from edc.seeding import derive_seed, generator_for
@@ -56,7 +57,7 @@ def fit(
     folder: Path,
     label: str,
     accelerator: Accelerator,
-    randaugment: bool = False,
+    views: Sequence[View] = (),
     ema: float | None = None,
     weights: str = WEIGHTS,
 ) -> nn.Module:
@@ -68,7 +69,7 @@ def fit(
     Args:
         learn: one step, which gives the loss to minimise.
         plain_of: returns the network whose validation accuracy counts.
-        randaugment: whether images are augmented so besides, see `train_batches`.
+        views: those of the student; the data's part in them is described at `train_batches`.
         ema: the decay of a moving average of the network, which is validated as the network is; None: there is none.
 
     Raises:
@@ -96,7 +97,7 @@ def fit(
         plain_of=plain_of,
         data_section=data_section,
         training=training,
-        randaugment=randaugment,
+        views=views,
         seed=seed,
         folder=folder,
         label=label,
@@ -136,7 +137,7 @@ class _Job:
     plain_of: Callable[[nn.Module], nn.Module]
     data_section: DataSection
     training: TrainingSection
-    randaugment: bool
+    views: Sequence[View]
     seed: int
     folder: Path
     label: str
@@ -240,7 +241,8 @@ def _batches(job: _Job, epoch: int, failed: list[EdcError]) -> Iterator[tuple[Te
         first_batch=job.position.batch,
         rank=rank,
         num_processes=num_processes,
-        randaugment=job.randaugment,
+        randaugment="randaugment" in job.views,
+        shuffled=any(view != "randaugment" for view in job.views),
     )
     share = job.training.batch_size // num_processes
     return kept_coming(batches, failed, share=share, image_shape=job.data.image_shape, accelerator=job.accelerator)
