@@ -22,7 +22,7 @@ from edc.system.machine import num_cpus
 from edc.system.memory import keep_no_freed_memory
 from edc.system.signals import STOP_SIGNALS
 
-__all__ = ["crop_and_flip", "evaluation_batches", "rand_augmented", "train_batches"]
+__all__ = ["crop_and_flip", "evaluation_batches", "images_at", "rand_augmented", "train_batches"]
 
 
 def train_batches(
@@ -101,6 +101,22 @@ def evaluation_batches(
     elif batches:
         requests = ([(0, i, None, None) for i in batch.tolist()] for batch in batches)
         yield from _loaded((images,), requests, num_workers, replace=False)
+
+
+def images_at(sources: Sequence[Images], indices: Tensor, *, num_workers: int = 0) -> Tensor:
+    """Returns the images at `indices` of all sources together (N, C, H, W) uint8, in the evaluation crop.
+
+    Unreadable ones are replaced as in training.
+    """
+    ends = torch.tensor([len(images) for images in sources]).cumsum(0)
+    numbers = torch.searchsorted(ends, indices, right=True)
+    own = indices - (ends - ends.diff(prepend=torch.zeros(1, dtype=torch.int64)))[numbers]
+    requests = [(number, index, None, None) for number, index in zip(numbers.tolist(), own.tolist(), strict=True)]
+    batches = [requests[start : start + 32] for start in range(0, len(requests), 32)]
+    if all(isinstance(images, MemoryImages) for images in sources):
+        num_workers = 0
+    parts = [pixels for pixels, _ in _loaded(sources, batches, num_workers, replace=True)]
+    return torch.cat(parts) if parts else torch.empty(0, *sources[0].image_shape, dtype=torch.uint8)
 
 
 def _gathered(sources: Sequence[MemoryImages], rows: Rows, view_seeds: Sequence[int] | None) -> tuple[Tensor, Tensor]:
