@@ -266,6 +266,12 @@ def test_schedule_counts_the_steps_that_an_epoch_has_with_extra_images(undisturb
     assert last == pytest.approx(0.5 * (1 + math.cos(math.pi * 5 / 6)), rel=1e-9)
 
 
+def observed_in(folder: Path) -> list[dict[str, object]]:
+    """Returns the lines of a training, without the time that it took."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
 @pytest.mark.parametrize("stop_at", [2, 5])
 @pytest.mark.usefixtures("one_thread")
 def test_interrupted_and_resumed_training_ends_bit_equal(undisturbed, tmp_path, accelerator, stop_at):
@@ -273,18 +279,28 @@ def test_interrupted_and_resumed_training_ends_bit_equal(undisturbed, tmp_path, 
         train_mixed(tmp_path, accelerator, before_step=raise_signal_at(stop_at))
     network, losses = train_mixed(tmp_path, accelerator, first_step=stop_at + 1)
     assert losses == undisturbed[1][stop_at + 1 :]
+    assert observed_in(tmp_path) == observed_in(undisturbed[2])
     for key, value in network.state_dict().items():
         assert torch.equal(value, undisturbed[0][key]), key
 
 
 def test_two_processes_train_what_one_does(undisturbed, tmp_path):
-    state, losses, _ = undisturbed
+    state, losses, folder = undisturbed
     two = found_by("extra_worker.py", tmp_path, num_processes=2)
     assert two[0]["losses"] != two[1]["losses"]
     np.testing.assert_allclose(np.mean([found["losses"] for found in two], axis=0), losses, rtol=0, atol=1e-8)
     for key, value in state.items():
         torch.testing.assert_close(two[0]["state"][key], value, rtol=0, atol=1e-7)
         assert torch.equal(two[0]["state"][key], two[1]["state"][key]), key
+    lines, lines_of_two = observed_in(folder), observed_in(tmp_path / "mixed")
+    assert [line.get("observed", {}).keys() for line in lines] == [
+        line.get("observed", {}).keys() for line in lines_of_two
+    ]
+    seen = [(line, two) for line, two in zip(lines, lines_of_two, strict=True) if "observed" in line]
+    assert [line["epoch"] for line, _ in seen] == [0, 3], "of so few steps the first and the last are looked at"
+    for line, two in seen:
+        assert len(line["observed"]) == 12
+        assert line["observed"] == pytest.approx(two["observed"], abs=1e-6)
 
 
 def test_training_with_extra_images_is_another(undisturbed, tmp_path, accelerator, monkeypatch):

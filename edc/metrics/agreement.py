@@ -22,7 +22,8 @@ def disagreement(members: Array) -> float:
 def mean_kl(log_p: Array, log_q: Array) -> float:
     """Returns the mean over images of KL(p || q), in nats. Shapes: both (N, K). A class of p = 0 counts nothing."""
     p = np.exp(log_p)
-    return float(np.where(p > 0, p * (log_p - log_q), 0.0).sum(-1).mean())
+    with np.errstate(invalid="ignore"):  # 0 * -inf, which is left out
+        return float(np.where(p > 0, p * (log_p - log_q), 0.0).sum(-1).mean())
 
 
 def mean_pairwise_kl(members: Array) -> float:
