@@ -55,8 +55,8 @@ def note_on_samples(summary: Mapping[str, Any]) -> str:
     return (
         f"Of each split {NUM_IMAGES} images at most, drawn once, the same for all students, epochs and seeds, without "
         f"augmentation. One standard error of a share of 90 % is up to {error:.1f} points; differences between epochs "
-        "and students are more exact, because the images are the same. Epochs are left out where looking would take more "
-        "than a few per cent of the training."
+        "and students are more exact, because the images are the same. Epochs are left out where looking would take "
+        "more than a few per cent of the training."
     )
 
 
