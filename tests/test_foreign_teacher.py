@@ -15,7 +15,8 @@ from edc.data import load_data
 from edc.errors import CheckpointError, RecipeError
 from edc.recipe import CheckpointSection, NetworkSection, Recipe
 from edc.teachers.ensemble import TeacherEnsemble, load_own_teachers
-from edc.teachers.from_file import FileTeacher, format_of, load_file_teacher
+from edc.teachers.file_teacher import FileTeacher
+from edc.teachers.from_file import format_of, load_file_teacher
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIZE, NUM_CLASSES = 12, 5
@@ -87,11 +88,10 @@ def load(path: Path, *, shape: tuple[int, int, int] = (3, SIZE, SIZE), classes: 
         section,
         field="teachers.checkpoints.0",
         default_network=NetworkSection(name="wrn10x1"),
-        num_classes=classes,
+        class_names=tuple(f"class{k}" for k in range(classes)),
         image_shape=shape,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
+        of_data=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ).network
 
 
 def answers_and_gradient(function: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +210,7 @@ def test_ensemble_of_a_recipe_mixes_files_of_every_kind(network, tmp_path):
         }
     )
     data = load_data(recipe.data)
-    ensemble = TeacherEnsemble(load_own_teachers(recipe, data))
+    ensemble = TeacherEnsemble([one.network for one in load_own_teachers(recipe, data)])
     images = torch.rand(4, *data.image_shape)
     with torch.no_grad():
         expected = expected_of(three)(images)

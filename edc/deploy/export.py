@@ -21,7 +21,7 @@ from edc.deploy.artifact.manifest import ArtifactFile, Manifest, ParityFigures, 
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
 from edc.deploy.ensemble import ensemble_log_probs, ensemble_network
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
-from edc.deploy.onnx.parity import compare_outputs, network_outputs
+from edc.deploy.onnx.parity import check_onnx_parity, compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
 from edc.deploy.onnx.uint8_input import take_uint8_pixels
 from edc.deploy.onnx_files import Samples, write_precisions
@@ -29,6 +29,7 @@ from edc.deploy.records import engine_records, onnx_record, other_record, write_
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder, run_folder
+from edc.runs.own_teachers import own_teachers_of
 from edc.runs.rows import rows_by_subject
 from edc.runs.student import deployable, load_student
 from edc.seeding import generator_for
@@ -122,6 +123,14 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
             if options.input_type == "uint8":
                 for each in written:
                     take_uint8_pixels(each.path)
+                    check_onnx_parity(
+                        each.path,
+                        network.reference,
+                        samples.parity,
+                        max_batch=options.max_batch,
+                        precision=each.precision,
+                        how=preprocessing,
+                    )
             files += [
                 onnx_record(each, temporary, network.subject, data, preprocessing, options.max_batch)
                 for each in written
@@ -132,8 +141,10 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
                     role,
                     options.engines,
                     reference=network.reference,
-                    images=samples.parity,
+                    samples=samples,
+                    how=preprocessing,
                     max_batch=options.max_batch,
+                    max_drop=options.max_drop,
                 )
         files += [record for each in built for record in engine_records(each, temporary, data, preprocessing)]
         if options.triton:
@@ -240,7 +251,8 @@ def _networks(
         reference = _Tempered(folded, temperature)
         exported = scale_classifier(exported, calibration_temperature=temperature, input_shape=shape)
     networks = [_Network("student", deployed, reference, exported, _metrics(row))]
-    teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu).members)
+    own = [one.network for one in own_teachers_of(recipe, data, run)]
+    teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu, own=own).members)
     if fixed := [f"teacher {m}" for m, teacher in enumerate(teachers) if not getattr(teacher, "exportable", True)]:
         console.print(f"no baseline files: torch cannot write {', '.join(fixed)} as ONNX; bench runs them in torch")
         return networks

@@ -81,18 +81,18 @@ class RunFolder:
             RunError: as `require_claimable` does, or the students have begun to learn from something else.
         """
         self.require_claimable(recipe)
-        if inputs and any(path.is_file() for path in self.path.glob("students/*/*")):
+        if inputs and self.has_begun:
             self._require_same(inputs)
         held = self.recipe() if self.recipe_path.is_file() else None
         kept = held.operated_as(recipe) if held else recipe
         if kept != held:
             with write_atomically(self.recipe_path) as temporary:
                 temporary.write_text(kept.as_yaml())
-        if inputs and inputs != self._inputs():
+        if inputs and inputs != self.inputs():
             write_json(self.inputs_path, dict(inputs))
 
     def _require_same(self, inputs: Mapping[str, str]) -> None:
-        held = self._inputs()
+        held = self.inputs()
         changed = [name for name, digest in inputs.items() if held and held.get(name) != digest]
         if changed:
             raise RunError(
@@ -101,7 +101,13 @@ class RunFolder:
                 "--run, or remove this one."
             )
 
-    def _inputs(self) -> dict[str, str] | None:
+    @property
+    def has_begun(self) -> bool:
+        """Whether a student has learned from something here."""
+        return any(path.is_file() for path in self.path.glob("students/*/*"))
+
+    def inputs(self) -> dict[str, str] | None:
+        """Returns what inputs.json says of what the students learn from; None if there is none."""
         return self._document(self.inputs_path) if self.inputs_path.is_file() else None
 
     def _document(self, path: Path) -> dict[str, Any]:

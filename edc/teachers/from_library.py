@@ -1,16 +1,19 @@
 """Teachers that are networks of torchvision or timm with the library's own weights, size and normalisation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from torch import nn
 
 from edc.errors import CheckpointError, RecipeError
 from edc.networks import build_network
 from edc.recipe import CheckpointSection
-from edc.teachers.from_file import FileTeacher, require_classifier
+from edc.teachers.class_order import order_of
+from edc.teachers.file_teacher import FileTeacher, in_order_of_data
+from edc.teachers.from_file import require_classifier
+from edc.teachers.reading import OwnTeacher, Reading
 
 __all__ = ["has_library_weights", "load_library_teacher", "name_of_library_weights"]
 
@@ -27,12 +30,13 @@ class _Weights:
 
 
 def load_library_teacher(
-    checkpoint: CheckpointSection, *, field: str, num_classes: int, image_shape: tuple[int, int, int]
-) -> nn.Module:
+    checkpoint: CheckpointSection, *, field: str, class_names: Sequence[str], image_shape: tuple[int, int, int]
+) -> OwnTeacher:
     """Returns `checkpoint.network` with the library's weights, frozen, in eval mode, and tried on images.
 
     It resizes images to its own size and normalises them as it was trained, unless `checkpoint` says otherwise. Its
-    logits are assumed to be in the order of the data's classes; nothing in the library could confirm that.
+    logits are assumed to be in the order of the data's classes, unless `checkpoint.classes` says otherwise; nothing in
+    the library could confirm that.
 
     Args:
         field: what messages call it, for example teachers.checkpoints.0.
@@ -42,7 +46,7 @@ def load_library_teacher(
         RecipeError: no such network or weights, weights that cannot be fetched, or images that it does not take.
         CheckpointError: its classes are not as many as the data's.
     """
-    section = checkpoint.network
+    section, num_classes = checkpoint.network, len(class_names)
     assert section is not None  # the recipe's rule
     source = f"{field}: {section.name}"
     weights = _weights_of(section.name, source)
@@ -60,7 +64,9 @@ def load_library_teacher(
     ).network
     teacher = FileTeacher(network.eval(), input_size=size, mean=mean, std=std, output=checkpoint.output)
     require_classifier(teacher, source, image_shape, num_classes, checkpoint.output)
-    return teacher
+    says = "the recipe" if checkpoint.mean or section.mean else section.name.partition("/")[0]
+    order = order_of(checkpoint.classes, class_names, field=field)
+    return in_order_of_data(teacher, Reading(mean, std, says, size), checkpoint, order)
 
 
 def name_of_library_weights(checkpoint: CheckpointSection) -> str:

@@ -2,8 +2,12 @@
 
 import json
 import pickle
+import re
 import warnings
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,18 @@ from edc.system.files import write_atomically
 from edc.train.average import RunningAverage
 from edc.train.distributed import by_main, raised_together
 
-__all__ = ["Position", "append_metrics", "load_checkpoint", "load_state", "resumed", "save_checkpoint", "save_state"]
+__all__ = [
+    "NotLoaded",
+    "Position",
+    "append_metrics",
+    "held_in",
+    "load_checkpoint",
+    "load_document",
+    "load_state",
+    "resumed",
+    "save_checkpoint",
+    "save_state",
+]
 
 FORMAT = 1
 
@@ -99,10 +114,25 @@ def save_state(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Returns the state dict in a .safetensors, .pt or .pth file (`state_dict` and `model` wrappers are looked into).
+    """Returns the state dict in a .safetensors, .pt or .pth file that holds nothing else, as edc writes them.
 
     Raises:
         CheckpointError: missing, unreadable, or no state dict.
+    """
+    document = load_document(path)
+    if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
+        raise CheckpointError(f"{path}: holds {held_in(document)}, expected a state dict (names to tensors)")
+    return document
+
+
+def load_document(path: Path) -> Any:
+    """Returns what a .safetensors, .pt or .pth file holds: tensors as they are, and in place of each object of any
+    class that torch does not know as safe (argparse's options, numpy's scalars) an empty `NotLoaded`.
+
+    Nothing that such a class could do is done, whatever it is: its code is not even imported.
+
+    Raises:
+        CheckpointError: missing or unreadable.
     """
     if not path.is_file():
         raise CheckpointError(f"{path.absolute()}: no such checkpoint")
@@ -111,22 +141,80 @@ def load_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of unknown protocols, which are no pickles
-            document = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_stand_ins(path)):
+                document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # noqa: BLE001 - the two libraries raise a dozen kinds for a bad file, in words of their own
         raise CheckpointError(
             f"{path}: not readable as weights: {_what_it_is(path)}. Expected a state dict saved with torch.save or "
             "safetensors."
         ) from None
-    for key in ("state_dict", "model", "model_state_dict", "state_dict_ema"):
-        if isinstance(document, dict) and isinstance(document.get(key), dict):
-            document = document[key]
-    if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
-        found = type(document).__name__
-        if isinstance(document, dict):
-            keys = ", ".join(map(str, list(document)[:5]))
-            found += f" ({keys}{', ...' if len(document) > 5 else ''})"
-        raise CheckpointError(f"{path}: holds {found}, expected a state dict (names to tensors)")
+    if isinstance(document, NotLoaded):
+        raise CheckpointError(
+            f"{path}: not readable as weights: it holds more than tensors, a pickled {document.of}, which could run "
+            "any code; save its state_dict(). Expected a state dict saved with torch.save or safetensors."
+        )
     return document
+
+
+def held_in(document: object) -> str:
+    """Returns what a document is, with its first keys, for messages."""
+    found = document.of if isinstance(document, NotLoaded) else type(document).__name__
+    if isinstance(document, dict):
+        found += f" ({', '.join(map(str, list(document)[:5]))}{', ...' if len(document) > 5 else ''})"
+    return found
+
+
+class NotLoaded(list[Any]):
+    """Stands for an object that a file of weights holds beside them; `of` names its class. It does nothing.
+
+    A list, because torch's reader appends to lists alone.
+    """
+
+    of = ""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> "NotLoaded":
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: Any, **_options: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key
+
+
+class _Mapping:
+    """Stands for a class that is a dict by its name; torch's reader sets items of dicts alone."""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> Any:
+        return OrderedDict()
+
+
+USUAL = (
+    "argparse.Namespace",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+)
+"""What trainers put beside weights. Files in the format of torch before 1.6 do not list what they hold."""
+
+
+BEFORE_1_6 = bytes.fromhex("80028a0a6cfc9c46f920")
+
+
+def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Returns a class that does nothing for every class or function that the file names and torch would not load."""
+    named = set(USUAL)
+    with suppress(ValueError):  # a file in the older format
+        named |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    return [(_stand_in(name), name) for name in sorted(named)]
+
+
+def _stand_in(name: str) -> type:
+    last = name.rpartition(".")[2]
+    if re.search("dict|node|bunch|munch|config$", last, re.IGNORECASE):
+        return type(last, (_Mapping,), {})
+    return type(last, (NotLoaded,), {"of": name})
 
 
 def _what_it_is(path: Path) -> str:
@@ -155,6 +243,11 @@ def _what_it_is(path: Path) -> str:
             "state_dict()",
         ),
         (head.startswith(b"PK"), "it is a file of torch.save that is cut short or damaged"),
+        (
+            head.startswith(BEFORE_1_6),
+            "it is in the format of torch before 1.6, and holds more than tensors or is damaged; load it where it was "
+            "made and save its state_dict()",
+        ),
         (
             is_safetensors and not named_safetensors,
             "it is a safetensors file under another name; name it .safetensors",

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edc.deploy.artifact.manifest import Preprocessing
 from edc.subject import Subject
 
 __all__ = [
@@ -41,6 +42,8 @@ class OnnxSource:
     """One ONNX file, or the members of an ensemble to be run in turn and their probabilities averaged."""
 
     files: tuple[Path, ...]
+    feed: Preprocessing | None = None
+    """The input that the files take; None: images as they are, (N, C, H, W) float32 in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class EngineSource:
 
     subject: Subject
     files: tuple[EngineFile, ...]
+    feed: Preprocessing | None = None
 
 
 Source = TorchSource | OnnxSource | EngineSource
@@ -89,10 +93,11 @@ class Loaded(Protocol):
     """The largest batch that `infer` takes; None: as large as memory allows."""
     on_gpu: bool = False
 
-    def infer(self, batch: Floats, /) -> Floats:
-        """Returns logits or log-probabilities (N, K) of images (N, C, H, W) in [0, 1].
+    def infer(self, batch: Any, /) -> Floats:
+        """Returns logits or log-probabilities (N, K) of a batch as the source takes it.
 
-        This is timed, so it does nothing but run. Raises `FailedError` if the backend cannot run the batch.
+        That is images (N, C, H, W) float32 in [0, 1], unless the source's `feed` says otherwise. This is timed, so it
+        does nothing but run. Raises `FailedError` if the backend cannot run the batch.
         """
         ...
 

@@ -19,8 +19,9 @@ from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.intervals import Interval, mean_interval
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
+from edc.runs.own_teachers import own_teachers_of
 from edc.runs.why.sample import Array, ask, read_sample
-from edc.teachers.ensemble import TeacherEnsemble, load_own_teachers, load_teachers, teacher_key
+from edc.teachers.ensemble import TeacherEnsemble, load_teachers, teacher_key
 from edc.teachers.from_library import has_library_weights
 from edc.train.distributed import by_main, one_of_a_machine_first
 
@@ -61,7 +62,8 @@ def advice_of(recipe: Recipe, data: DataSet, *, run: RunFolder, accelerator: Acc
     if missing:
         return missing
     try:
-        own = one_of_a_machine_first(lambda: load_own_teachers(recipe, data), accelerator)
+        read = one_of_a_machine_first(lambda: own_teachers_of(recipe, data, run), accelerator)
+        own = [one.network for one in read]
         teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own)
         return _looked_at(recipe, data, teachers, accelerator)
     except EdcError as error:
