@@ -109,7 +109,7 @@ def images_at(sources: Sequence[Images], indices: Tensor, *, num_workers: int = 
     Unreadable ones are replaced as in training.
     """
     ends = torch.tensor([len(images) for images in sources]).cumsum(0)
-    numbers = torch.searchsorted(ends, indices, right=True)
+    numbers = torch.searchsorted(ends, indices.contiguous(), right=True)
     own = indices - (ends - ends.diff(prepend=torch.zeros(1, dtype=torch.int64)))[numbers]
     requests = [(number, index, None, None) for number, index in zip(numbers.tolist(), own.tolist(), strict=True)]
     batches = [requests[start : start + 32] for start in range(0, len(requests), 32)]
