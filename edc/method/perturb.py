@@ -168,18 +168,24 @@ def _ods_gradient(images: Tensor, network: nn.Module, generator: torch.Generator
 
 @contextmanager
 def _evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Within the block, the networks are in eval mode; after it each module is in its own mode again.
+    """Within the block, the networks are in eval mode and frozen; after it all is as it was, module by module.
 
-    Not `network.train()`: it would unfreeze what a user has frozen, a BatchNorm for example.
+    Not `network.train()`: it would unfreeze what a user has frozen, a BatchNorm for example. Parameters must not
+    require gradients: a compiled network computes the gradients of all that do, whatever is asked for.
     """
     training = [module for network in networks for module in network.modules() if module.training]
+    learning = [p for network in networks for p in network.parameters() if p.requires_grad]
     for module in training:
         module.training = False
+    for parameter in learning:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def sent_to(drawn: Tensor, device: torch.device) -> Tensor:

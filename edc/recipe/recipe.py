@@ -169,7 +169,7 @@ class Recipe(Section):
         """Returns this recipe with the fields of `other` that may change during a run: they do not change results."""
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
         checkpoints = tuple(
-            mine.model_copy(update={"allow_weak": theirs.allow_weak})
+            mine.model_copy(update={"allow_weak": theirs.allow_weak, "trust": theirs.trust})
             for mine, theirs in zip(self.teachers.checkpoints, other.teachers.checkpoints, strict=True)
         )
         teachers = self.teachers.model_copy(update={"checkpoints": checkpoints})
@@ -190,7 +190,8 @@ class Recipe(Section):
         document["data"] = self.data.identity()
         document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
         for checkpoint in document["teachers"]["checkpoints"]:
-            checkpoint.pop("allow_weak", None)  # whether a run goes on is nothing that it is
+            for permission in ("allow_weak", "trust"):  # whether a run goes on is nothing that it is
+                checkpoint.pop(permission, None)
         defaults = StudentSection().model_dump(mode="json")
         for student in document["students"].values():
             for field in ADDED_LATER:

@@ -21,7 +21,7 @@ class CheckpointSection(Section):
     Without a file, it is a network of torchvision or timm with the library's weights (`pretrained: true`).
     """
 
-    later_than_first: ClassVar[tuple[str, ...]] = ("weights", "classes", "allow_weak")
+    later_than_first: ClassVar[tuple[str, ...]] = ("weights", "classes", "allow_weak", "trust")
     file: Path | None = None
     network: NetworkSection | None = None
     """The network of a state dict (.safetensors, .pt, .pth); the teachers' network unless given."""
@@ -45,6 +45,9 @@ class CheckpointSection(Section):
     None: the data's order."""
     allow_weak: bool | None = None
     """`true`: the run goes on though this teacher is near chance, far below the others, or better otherwise read."""
+    trust: Literal[True] | None = None
+    """`true`: this file may run code of its author. TorchScript, exported programs and ONNX with control flow or
+    operators of others are opened only then (docs/trust.md)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -54,10 +57,10 @@ class CheckpointSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_way_to_say_it(cls, value: Any) -> Any:
-        """Stores `weights: auto` and `allow_weak: false` as None: one meaning has one digest."""
+        """Stores `weights: auto`, `allow_weak: false` and `trust: false` as None: one meaning has one digest."""
         if not isinstance(value, dict):
             return value
-        defaults = {"weights": "auto", "allow_weak": False}
+        defaults = {"weights": "auto", "allow_weak": False, "trust": False}
         return {key: held for key, held in value.items() if key not in defaults or held != defaults[key]}
 
     @field_validator("classes", mode="before")
@@ -82,6 +85,8 @@ class CheckpointSection(Section):
             raise ValueError(f"format: found {self.format!r}, which has no effect without a file; leave it out")
         if self.file is None and self.weights:
             raise ValueError(f"weights: found {self.weights!r}, which has no effect without a file; leave it out")
+        if self.file is None and self.trust:
+            raise ValueError("trust: has no effect without a file; leave it out")
         if self.network and self.network.start:
             raise ValueError("network.start: has no effect, because the checkpoint brings its weights; leave it out")
         if (self.mean is None) != (self.std is None):

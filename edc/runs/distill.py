@@ -23,8 +23,9 @@ from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
 from edc.teachers.ensemble import fetch_teacher_weights, load_teachers, teacher_digests
 from edc.teachers.reading import OwnTeacher
-from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
+from edc.train.distributed import by_main, locked_by_main, one_of_a_machine_first, raised_together
 from edc.train.evaluate import norms_of
+from edc.train.placement import require_tf32_has_effect
 from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
 
 __all__ = ["distill", "distill_all", "require_trainable"]
@@ -48,14 +49,20 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
         require_teachers_to_start_from(recipe, data, own_teachers)
     one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
     by_main(lambda: warn_of_overlap(data), accelerator)
-    by_main(lambda: _claim(recipe, data, run, own), accelerator)
-    teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
-    students = {
-        name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator) for name in recipe.students
-    }
-    summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator)
-    by_main(lambda: run.write_summary(summary), accelerator)
-    accelerator.wait_for_everyone()
+    by_main(lambda: run.require_claimable(recipe), accelerator)
+    busy = f"{run.path}: another process is at work on this run; wait for it, or choose another folder with --run"
+    with locked_by_main(run.lock_path, held_by_other=busy, accelerator=accelerator, vanishes=True):
+        by_main(lambda: _claim(recipe, data, run, own), accelerator)
+        teachers = load_teachers(
+            recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers
+        )
+        students = {
+            name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator)
+            for name in recipe.students
+        }
+        summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator)
+        by_main(lambda: run.write_summary(summary), accelerator)
+        accelerator.wait_for_everyone()
     return summary
 
 
@@ -108,6 +115,7 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
     """
     trainings = _trainings(recipe)
     for one in trainings:
+        require_tf32_has_effect(one.training, accelerator.device, field=one.field)
         require_sharable(one.training, num_processes=accelerator.num_processes, field=one.field)
     if not recipe.teachers.checkpoints:
         steps_per_epoch(data.train, recipe.training_of(recipe.teachers).batch_size)

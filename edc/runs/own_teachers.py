@@ -6,9 +6,10 @@ from typing import Any
 
 from edc.console import console
 from edc.data import DataSet
-from edc.errors import RunError
+from edc.errors import RunError, first_line
 from edc.recipe import CheckpointSection, Recipe
 from edc.runs.folder import RunFolder
+from edc.system.documents import json_from_text
 from edc.teachers.ensemble import load_own_teacher, load_own_teachers
 from edc.teachers.reading import OwnTeacher
 
@@ -32,7 +33,7 @@ def own_teachers_of(recipe: Recipe, data: DataSet, run: RunFolder) -> list[OwnTe
     if not any(_key(m) in recorded for m in range(len(own))):
         return [_as_then(recipe, data, m, now) for m, now in enumerate(own)]
     for m, now in enumerate(own):
-        then = json.loads(recorded.get(_key(m), "{}"))
+        then = _reading(recorded.get(_key(m), "{}"), run)
         fields = [field for field, value in now.reading.identity().items() if then.get(field) != value]
         if fields:
             found = ", ".join(
@@ -51,6 +52,15 @@ def readings_of(own: Sequence[OwnTeacher], run: RunFolder) -> dict[str, str]:
     readings = {_key(m): json.dumps(one.reading.identity(), sort_keys=True) for m, one in enumerate(own)}
     recorded = run.inputs() or {}
     return readings if not run.has_begun or any(key in recorded for key in readings) else {}
+
+
+def _reading(text: str, run: RunFolder) -> dict[str, Any]:
+    try:
+        return dict(json_from_text(text))
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"{run.inputs_path}: damaged ({first_line(error)}); restore it, or choose another folder with --run"
+        ) from None
 
 
 def _key(member: int) -> str:

@@ -22,7 +22,7 @@ from edc.runs.start import start_student
 from edc.runs.why.observer import Observer
 from edc.seeding import derive_seed
 from edc.teachers.ensemble import TeacherEnsemble
-from edc.train.checkpoint import load_state
+from edc.train.checkpoint import load_finished
 from edc.train.compiling import compile_network, example_for
 from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.evaluate import reestimate_batchnorm
@@ -264,7 +264,7 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
             f"{path}: student {name!r} is not trained; continue with: edc distill {run.recipe_path} --run {run.path}"
         )
     network = build_student(recipe, name, data, fresh=False)
-    network.load_state_dict(load_state(path))
+    load_finished(path, network, advice="remove it and summary.json, and edc distill trains the student anew")
     return network.eval()
 
 

@@ -17,11 +17,12 @@ from edc.networks import Classifier, build_network
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
+from edc.teachers.first_contact import meet_apart
 from edc.teachers.from_file import load_file_teacher
 from edc.teachers.from_library import load_library_teacher, name_of_library_weights
 from edc.teachers.reading import OwnTeacher
 from edc.teachers.start import say_start, start_digest, start_from_file
-from edc.train.checkpoint import load_state
+from edc.train.checkpoint import load_finished
 from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.loop import fit
 from edc.train.placement import autocast_dtype, place
@@ -65,11 +66,12 @@ class TeacherEnsemble(nn.Module):
 
 def load_own_teachers(recipe: Recipe, data: DataSet) -> list[OwnTeacher]:
     """Returns the recipe's own checkpoints, loaded strictly, tried, and how they were read; none if it lists none."""
+    meet_apart(recipe, data)
     return [load_own_teacher(recipe, data, m, checkpoint) for m, checkpoint in enumerate(recipe.teachers.checkpoints)]
 
 
 def load_own_teacher(recipe: Recipe, data: DataSet, member: int, checkpoint: CheckpointSection) -> OwnTeacher:
-    """Returns teacher `member` of the user's, read as `checkpoint` says."""
+    """Returns teacher `member` of the user's, read as `checkpoint` says; `meet_apart` has been called before."""
     field = f"teachers.checkpoints.{member}"
     classes_and_images: Any = {"class_names": data.class_names, "image_shape": data.image_shape}
     if checkpoint.file is None:
@@ -114,7 +116,8 @@ def obtain_teacher(
     network = build_teacher(recipe, data, fresh=not trained)
     if trained:
         with raised_together(accelerator):
-            network.load_state_dict(load_state(folder / "weights.safetensors"))
+            advice = "remove it, and the teacher is trained anew"
+            load_finished(folder / "weights.safetensors", network, advice=advice)
         return network
     if recipe.teacher_network.start_file:
         with raised_together(accelerator):

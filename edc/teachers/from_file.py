@@ -11,37 +11,24 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError, NotInstalledError, RecipeError, first_line
+from edc.errors import CheckpointError, NotInstalledError, RecipeError, cut, first_line
 from edc.recipe import CheckpointSection, NetworkSection
+from edc.system.onnx_content import read_onnx
 from edc.teachers.class_order import order_of
 from edc.teachers.file_teacher import FileTeacher, fit_precision, in_order_of_data, look_for_half_probabilities
+from edc.teachers.formats import FileFormat, format_of, trusted_format
 from edc.teachers.from_state_dict import network_from_state_dict
 from edc.teachers.reading import Normalisation, OwnTeacher, Reading
 
 __all__ = ["format_of", "load_file_teacher", "require_classifier"]
 
-FileFormat = Literal["state_dict", "torchscript", "exported_program", "onnx"]
 ONNX_TOLERANCE = 1e-3
 """Largest difference between the converted network and ONNX Runtime, relative to the largest logit (at least 1)."""
 TESTED_BATCHES = (1, 3)
-
-
-def format_of(path: Path) -> FileFormat:
-    """Returns what kind of file `path` is, by its content where the suffix does not say."""
-    if path.suffix == ".onnx":
-        return "onnx"
-    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
-        return "state_dict"  # load_state says what is wrong with a file that is none
-    with zipfile.ZipFile(path) as archive:
-        entries = {name.partition("/")[2] for name in archive.namelist()}
-    if "archive_format" in entries or path.suffix == ".pt2":
-        return "exported_program"
-    return "torchscript" if "constants.pkl" in entries else "state_dict"
 
 
 def load_file_teacher(
@@ -71,7 +58,7 @@ def load_file_teacher(
     if not checkpoint.file.is_file():
         raise CheckpointError(f"{field}: {checkpoint.file.absolute()}: no such checkpoint")
     order = order_of(checkpoint.classes, class_names, field=field)
-    kind = format_of(checkpoint.file) if checkpoint.format == "auto" else checkpoint.format
+    kind = trusted_format(checkpoint, source=source)
     teacher: nn.Module
     if kind == "state_dict":
         teacher, reading = _from_state_dict(checkpoint, source, default_network, len(class_names), image_shape, of_data)
@@ -165,7 +152,6 @@ def _from_exported_program(path: Path, source: str) -> nn.Module:
 
 def _from_onnx(path: Path, source: str) -> nn.Module:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         from onnx2pytorch import ConvertModel
@@ -174,10 +160,16 @@ def _from_onnx(path: Path, source: str) -> nn.Module:
             f"{source}: ONNX teachers need onnx2pytorch: pip install 'edc[onnx-teachers]'"
         ) from None
     try:
-        model = onnx.load(path)
+        model = read_onnx(path)
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+    except (onnx.checker.ValidationError, ValueError, OSError) as error:
         raise CheckpointError(f"{source}: not readable as ONNX ({first_line(error)})") from None
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+        names = [value.name for value in values if value.name not in initialised]
+        if len(names) != 1:
+            raise CheckpointError(f"{source}: has {len(names)} {what}s ({cut(', '.join(names), 200)}), expected one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

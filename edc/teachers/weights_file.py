@@ -29,6 +29,8 @@ AUXILIARY = re.compile(r"aux(_?logits|_?head|_?classifier|_?fc)?\d*\.", re.IGNOR
 """Heads that help a training and are not part of the answer."""
 NOT_NETWORKS = re.compile("optim|sched|scaler|loss|criterion", re.IGNORECASE)
 DEPTH = 3
+MOST_PREFIX = 200
+"""Characters of a key in which a prefix may end."""
 
 
 @dataclass(frozen=True)
@@ -129,22 +131,29 @@ def _the_one(fitting: Sequence[Taken], source: str) -> Taken:
 
 def _held_in(document: Any) -> list[_Held]:
     """Returns the state dicts in a document, those near its top first."""
-    held = list(_walk(document, ()))
+    held = list(_walk(document, (), set()))
     if isinstance(document, dict) and "current_model_state" in document:  # Lightning's weight averaging
         held = [_Held(one.name, one.state, one.is_ema or one.name == "state_dict") for one in held]
     return held
 
 
-def _walk(document: Any, names: tuple[str, ...]) -> Iterator[_Held]:
-    if not isinstance(document, Mapping) or len(names) > DEPTH or any(NOT_NETWORKS.search(name) for name in names):
+def _walk(document: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[_Held]:
+    """Yields the state dicts in a document; `seen`, because a pickle can hold itself."""
+    if (
+        not isinstance(document, Mapping)
+        or id(document) in seen
+        or len(names) > DEPTH
+        or any(NOT_NETWORKS.search(name) for name in names)
+    ):
         return
+    seen.add(id(document))
     state = {key: value for key, value in document.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if state:
         is_ema = any(_is_average(name) for name in names) or "n_averaged" in state  # of torch's AveragedModel
         yield _Held(".".join(names), state, is_ema)
     for key, value in document.items():
         if isinstance(key, str):
-            yield from _walk(value, (*names, key))
+            yield from _walk(value, (*names, key), seen)
 
 
 def _is_average(name: str) -> bool:
@@ -196,7 +205,7 @@ def _prefixes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Co
     """Returns how many keys of `state` become expected ones when a prefix, "" among them, is taken off."""
     found: Counter[str] = Counter()
     for key in state:
-        starts = [0, *(match.end() for match in re.finditer(r"\.", key))]
+        starts = [0, *(match.end() for match in re.finditer(r"\.", key[:MOST_PREFIX]))]
         found.update(key[:start] for start in starts if key[start:] in expected)
     return found
 

@@ -1,6 +1,5 @@
 """The state of a training on disk: enough to continue bit for bit."""
 
-import json
 import pickle
 import re
 import warnings
@@ -10,17 +9,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError, first_line
+from edc.errors import CheckpointError, first_line, shown
 from edc.system.files import write_atomically
+from edc.system.saved import fault_of
 from edc.train.average import RunningAverage
 from edc.train.distributed import by_main, raised_together
+from edc.train.saved.checks import require_finite, require_state_of
+from edc.train.saved.epochs import append_metrics
 
 __all__ = [
     "NotLoaded",
@@ -42,8 +45,9 @@ FORMAT = 1
 class Position:
     """How far a training is, and its best epoch. Randomness needs no state, because it is derived from the position."""
 
-    epoch: int = 0
-    batch: int = 0
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    epoch: Annotated[int, Field(ge=0)] = 0
+    batch: Annotated[int, Field(ge=0)] = 0
     """Batches of `epoch` already done."""
     loss_sum: float = 0.0
     """Sum of the losses of those batches."""
@@ -76,20 +80,49 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: RunningAverage | None = None
 ) -> Position:
-    """Loads network, optimizer and average from `path` and returns the position to continue from."""
+    """Loads network, optimizer and average from `path` and returns the position to continue from.
+
+    Raises:
+        CheckpointError: it is damaged, or of another network, or holds NaN; nothing that trains has changed then.
+    """
     try:
         document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if document["format"] != FORMAT:
             raise CheckpointError(f"{path}: checkpoint format {document['format']}, this edc reads {FORMAT}")
+        position = TypeAdapter(Position).validate_python(document["position"])
+        require_finite(document["network"])
+        require_finite(position.best_state)
+        require_state_of(optimizer, document["optimizer"])
         network.load_state_dict(document["network"])
         optimizer.load_state_dict(document["optimizer"])
         if average is not None:
             average.load(document["average"])
-        return Position(**document["position"])
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (*_UNREADABLE, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"{path}: cannot continue from this checkpoint ({first_line(error)}); remove it to start over"
+            f"{path}: cannot continue from this checkpoint ({_fault(error)}); remove it to start over"
         ) from None
+    return position
+
+
+_UNREADABLE = (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError)
+
+
+def _fault(error: Exception) -> str:
+    return fault_of(error) if isinstance(error, ValueError) else first_line(error)
+
+
+def load_finished(path: Path, network: nn.Module, *, advice: str) -> None:
+    """Loads the weights of a training that is finished.
+
+    Raises:
+        CheckpointError: they are damaged, of another network, or hold NaN; with `advice`, what to do about it.
+    """
+    state = load_state(path)
+    try:
+        require_finite(state)
+        network.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be used ({first_line(error)}); {advice}") from None
 
 
 def resumed(
@@ -120,7 +153,9 @@ def load_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing, unreadable, or no state dict.
     """
     document = load_document(path)
-    if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
+    if not isinstance(document, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in document.items()
+    ):
         raise CheckpointError(f"{path}: holds {held_in(document)}, expected a state dict (names to tensors)")
     return document
 
@@ -160,7 +195,8 @@ def held_in(document: object) -> str:
     """Returns what a document is, with its first keys, for messages."""
     found = document.of if isinstance(document, NotLoaded) else type(document).__name__
     if isinstance(document, dict):
-        found += f" ({', '.join(map(str, list(document)[:5]))}{', ...' if len(document) > 5 else ''})"
+        keys = (key if isinstance(key, str) and len(key) < 100 else shown(key) for key in [*document][:5])
+        found += f" ({', '.join(keys)}{', ...' if len(document) > 5 else ''})"
     return found
 
 
@@ -256,18 +292,3 @@ def _what_it_is(path: Path) -> str:
         (True, f"it begins with the bytes {head[:8].hex(' ')}, unlike either kind of file"),
     ]
     return next(words for applies, words in kinds if applies)
-
-
-def append_metrics(path: Path, record: dict[str, Any]) -> None:
-    """Appends one line of JSON; lines of this epoch or later, left by a run that was cut off, are dropped first."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if _epoch_of(line) < record["epoch"]]
-    with write_atomically(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in [*kept, json.dumps(record)]))
-
-
-def _epoch_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError):  # a line cut off by a crash
-        return float("inf")

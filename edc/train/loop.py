@@ -27,10 +27,10 @@ from edc.system.memory import freed_memory_kept
 from edc.system.signals import interrupted_by, stop_requests
 from edc.train.average import RunningAverage, copy_of_state
 from edc.train.backward import backward_through, read_back
-from edc.train.checkpoint import Position, append_metrics, load_state, resumed, save_checkpoint, save_state
+from edc.train.checkpoint import Position, append_metrics, load_finished, resumed, save_checkpoint, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
-from edc.train.placement import to_device
+from edc.train.placement import float32_of, place, to_device
 from edc.train.prepare import prepared
 from edc.train.progress import TensorBoardCurves, TrainingProgress, tensorboard_curves, training_progress
 from edc.train.schedule import build_optimizer, learning_rate_at
@@ -84,8 +84,8 @@ def fit(
     finished = folder / weights
     if by_main(finished.is_file, accelerator):
         with raised_together(accelerator):
-            network.load_state_dict(load_state(finished))
-        return network.to(accelerator.device)
+            load_finished(finished, network, advice=f"remove it, and {label} is trained anew")
+        return place(network, accelerator.device, training)
     network = prepared(network, data.image_shape, training, label=label, accelerator=accelerator)
     optimizer = build_optimizer(network, training)
     average = None if ema is None else RunningAverage(network, decay=ema)
@@ -174,7 +174,7 @@ def _train_epochs(job: _Job, stop: list[int]) -> None:
     ):
         for epoch in range(position.epoch, job.training.epochs):
             # Returned to the system after each epoch, so that a fragmented heap does not last for the whole training.
-            with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext():
+            with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext(), float32_of(job.training):
                 _train_epoch(job, epoch, progress, stop)
             _close_epoch(job, epoch, progress, curves)
 
@@ -246,7 +246,6 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
 
 def _batches(job: _Job, epoch: int, failed: list[EdcError]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields this process's batches of `epoch` that are still to be done."""
-    rank, num_processes = job.accelerator.process_index, job.accelerator.num_processes
     batches = train_batches(
         job.data.train,
         job.data_section,
@@ -255,12 +254,13 @@ def _batches(job: _Job, epoch: int, failed: list[EdcError]) -> Iterator[tuple[Te
         epoch=epoch,
         extra=job.data.extra,
         first_batch=job.position.batch,
-        rank=rank,
-        num_processes=num_processes,
+        rank=job.accelerator.process_index,
+        num_processes=job.accelerator.num_processes,
         randaugment="randaugment" in job.views,
         shuffled=any(view != "randaugment" for view in job.views),
+        device=job.accelerator.device,
     )
-    share = job.training.batch_size // num_processes
+    share = job.training.batch_size // job.accelerator.num_processes
     return kept_coming(batches, failed, share=share, image_shape=job.data.image_shape, accelerator=job.accelerator)
 
 
