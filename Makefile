@@ -2,6 +2,7 @@
 # make test       lint, types and the default test suite
 # make test-slow  the minutes-long rest
 # make coverage   the default test suite traced line by line; fails below the floor that pyproject.toml sets
+# make gpu-check  all that only a GPU can show, with a table at the end; CHECK=--cpu rehearses it without one
 # make lint       what ruff and mypy have to say
 # make format     ruff's own repairs
 # make lock       requirements-dev.lock: the versions in the environment that the tests run in
@@ -11,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow coverage lint format lock dist clean
+.PHONY: demo test test-slow coverage gpu-check lint format lock dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edc distill recipes/digits.yaml
@@ -26,6 +27,9 @@ test-slow: $(VENV)/.installed-test
 
 coverage: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+gpu-check: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/gpu_check.py $(CHECK)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
