@@ -32,6 +32,9 @@ from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, r
 __all__ = ["distill", "distill_all", "require_trainable"]
 
 
+PAIRS_MIXED = "the pairs of labelled and extra images that views mix (drawn anew since edc shuffles them)"
+
+
 def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
     """Runs `recipe` to its end in the folder `run`, continuing where an earlier call stopped; returns the summary."""
     run, accelerator = run_folder(run), accelerator or Accelerator()
@@ -86,6 +89,9 @@ def distill_all(recipes: Mapping[RunFolder, Recipe], *, accelerator: Accelerator
 def _claim(recipe: Recipe, data: DataSet, run: RunFolder, own: Sequence[OwnTeacher]) -> None:
     teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
     extra = {"the extra images": data.extra.fingerprint()} if data.extra else {}
+    if data.extra and any(section.extra and section.mixed_views for section in recipe.students.values()):
+        # Until rows were shuffled for it, every labelled image was mixed with an extra one: another training.
+        extra[PAIRS_MIXED] = "drawn at random"
     inputs = {"the images": data.fingerprint()} | extra | teachers | readings_of(own, run)
     run.claim(recipe, inputs | start_digests(recipe))
 
