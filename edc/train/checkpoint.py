@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edc.errors import CheckpointError, first_line, shown
+from edc.system.archives import unpacks_to_much_more
 from edc.system.files import write_atomically
 from edc.system.saved import fault_of
 from edc.train.average import RunningAverage
@@ -171,6 +172,8 @@ def load_document(path: Path) -> Any:
     """
     if not path.is_file():
         raise CheckpointError(f"{path.absolute()}: no such checkpoint")
+    if unpacks_to_much_more(path):
+        raise CheckpointError(f"{path}: unpacks to many times its size, which no file of torch.save does; not opened")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
