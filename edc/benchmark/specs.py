@@ -138,19 +138,20 @@ def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend:
         }
         for subject, of_subject in subjects.items():
             if of_subject:
-                found += _forms(
-                    replace(subject, precision=_CLASSES[precision]), of_subject, is_engine=library is not None
-                )
+                # What divides the members' logits is part of a merged ensemble's own graph.
+                temperature = manifest.member_temperature if subject == _IN_TURN else 1.0
+                form = replace(subject, precision=_CLASSES[precision])
+                found += _forms(form, of_subject, temperature, is_engine=library is not None)
     if library and not found:  # one row that says so, rather than none that does not
         found = [(subject, EngineSource(subject, ())) for subject in (_MERGED, student)]
     return found
 
 
-def _forms(subject: Subject, files: list[EngineFile], *, is_engine: bool) -> list[_Found]:
+def _forms(subject: Subject, files: list[EngineFile], member_temperature: float, *, is_engine: bool) -> list[_Found]:
     if not is_engine:
-        return [(subject, OnnxSource(tuple(file.path for file in files)))]
+        return [(subject, OnnxSource(tuple(file.path for file in files), member_temperature))]
     forms = (replace(subject, cuda_graph=cuda_graph) for cuda_graph in (False, True))
-    return [(form, EngineSource(form, tuple(files))) for form in forms]
+    return [(form, EngineSource(form, tuple(files), member_temperature)) for form in forms]
 
 
 def _ensemble_digests(manifest: Manifest) -> set[str]:

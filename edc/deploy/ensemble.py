@@ -6,18 +6,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EnsembleNetwork", "ensemble_log_probs", "ensemble_network"]
+from edc.deploy.fuse import scale_classifier
+from edc.errors import FailedError
+
+__all__ = ["EnsembleNetwork", "ensemble_log_probs", "ensemble_network", "tempered_ensemble"]
 
 
-def ensemble_log_probs(member_logits: Tensor) -> Tensor:
+def ensemble_log_probs(member_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Returns the log of the mean of the members' probabilities, as `edc.metrics.ensemble_log_probs` does in numpy.
 
     softmax(output) is the ensemble's mean probability exactly, so the output can stand wherever a single network's
     logits do. The logarithms are never taken of a probability that has already rounded to zero.
 
+    Args:
+        temperature: divides each member's logits.
+
     Shapes:
         member_logits (M, N, K) -> (N, K)
     """
+    if temperature != 1:
+        member_logits = member_logits / temperature
     return torch.logsumexp(torch.log_softmax(member_logits, dim=-1), dim=0) - math.log(len(member_logits))
 
 
@@ -28,16 +36,35 @@ class EnsembleNetwork(nn.Module):
         images (N, C, H, W) -> (N, K)
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], *, temperature: float = 1.0) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.temperature = nn.ModuleList(members), temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        return ensemble_log_probs(torch.stack([member(images).float() for member in self.members]))
+        logits = torch.stack([member(images).float() for member in self.members])
+        return ensemble_log_probs(logits, temperature=self.temperature)
 
 
-def ensemble_network(members: Sequence[nn.Module]) -> nn.Module:
+def ensemble_network(members: Sequence[nn.Module], *, temperature: float = 1.0) -> nn.Module:
     """Returns one network that computes the mean probability of `members`, as `EnsembleNetwork` describes."""
     if not members:
         raise ValueError("an ensemble needs at least one member")
-    return EnsembleNetwork(members).eval()
+    return EnsembleNetwork(members, temperature=temperature).eval()
+
+
+def tempered_ensemble(
+    members: Sequence[nn.Module], temperature: float, *, input_shape: tuple[int, int, int]
+) -> nn.Module:
+    """Returns what `ensemble_network` does, with the temperature in the members' classifiers, where it costs nothing.
+
+    If a member's logits do not come from one linear layer, the division stays in the network.
+    """
+    if temperature == 1:
+        return ensemble_network(members)
+    try:
+        scaled = [
+            scale_classifier(each, calibration_temperature=temperature, input_shape=input_shape) for each in members
+        ]
+    except FailedError:
+        return ensemble_network(members, temperature=temperature)
+    return ensemble_network(scaled)

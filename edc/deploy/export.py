@@ -19,7 +19,7 @@ from edc.data import DataSet, FileImages, Images, load_data
 from edc.deploy.artifact.folder import appearing, require_replaceable
 from edc.deploy.artifact.manifest import ArtifactFile, Manifest, ParityFigures, Preprocessing, write_manifest
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
-from edc.deploy.ensemble import ensemble_log_probs, ensemble_network
+from edc.deploy.ensemble import ensemble_log_probs, ensemble_network, tempered_ensemble
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
 from edc.deploy.onnx.parity import compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
@@ -29,7 +29,7 @@ from edc.deploy.records import engine_records, onnx_record, other_record, write_
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder, run_folder
-from edc.runs.rows import rows_by_subject
+from edc.runs.rows import member_temperature, rows_by_subject
 from edc.runs.student import deployable, load_student
 from edc.seeding import generator_for
 from edc.subject import Subject
@@ -101,7 +101,8 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     networks = _networks(student, run, recipe, summary, data, fold_temperature=options.fold_temperature)
     samples = _samples(data, recipe, options.max_batch)
     preprocessing = preprocessing_of(data, options.input_type)
-    row = rows_by_subject(summary)[Subject("student", name=recipe.deploy)]
+    rows = rows_by_subject(summary)
+    row = rows[Subject("student", name=recipe.deploy)]
     with appearing(folder) as temporary:
         files: list[ArtifactFile] = []
         built: list[Built] = []
@@ -148,6 +149,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
             classes=data.class_names,
             preprocessing=preprocessing,
             calibration_temperature=row["calibration_temperature"],
+            member_temperature=member_temperature(rows[Subject("ensemble")]),
             temperature_folded=options.fold_temperature,
             differences=_differences(student, networks[0], samples.parity, row["calibration_temperature"], options),
             files=tuple(files),
@@ -252,7 +254,9 @@ def _networks(
     ensemble = Subject("ensemble", ensemble_form="merged")
     known = _metrics(rows[ensemble.network])
     known |= {f"calibrated_nll_of_{m}": nll for m, nll in enumerate(by_size, start=1)}
-    merged, merged_fused = ensemble_network(teachers), ensemble_network(fused)
+    temperature = member_temperature(rows[ensemble.network])
+    merged = ensemble_network(teachers, temperature=temperature)
+    merged_fused = tempered_ensemble(fused, temperature, input_shape=shape)
     return [*networks, _Network("baseline/ensemble", ensemble, merged, merged_fused, known)]
 
 

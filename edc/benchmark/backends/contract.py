@@ -41,6 +41,8 @@ class OnnxSource:
     """One ONNX file, or the members of an ensemble to be run in turn and their probabilities averaged."""
 
     files: tuple[Path, ...]
+    member_temperature: float = 1.0
+    """Divides each member's logits before they are averaged."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class EngineSource:
 
     subject: Subject
     files: tuple[EngineFile, ...]
+    member_temperature: float = 1.0
+    """As of `OnnxSource`."""
 
 
 Source = TorchSource | OnnxSource | EngineSource

@@ -49,7 +49,7 @@ class TensorRtEngines(Backend):
             ),
         )
         return CudaLoaded(
-            lambda images: _bound(runners, images, cuda_graph=source.subject.cuda_graph),
+            lambda images: _bound(runners, images, source),
             what_ran,
             file_bytes=sum(engine.bytes for engine in engines),
             max_batch=min(engine.max_batch for engine in engines),
@@ -76,7 +76,7 @@ def read_engine(file: EngineFile, library: Library) -> Engine:
     return engine
 
 
-def _bound(runners: list[EngineRunner], images: Tensor, *, cuda_graph: bool) -> Callable[[], Tensor]:
+def _bound(runners: list[EngineRunner], images: Tensor, source: EngineSource) -> Callable[[], Tensor]:
     """Returns what asks for the outputs: logits, or the log of the mean of the members' probabilities."""
     bindings = [runner.bind(images) for runner in runners]
 
@@ -85,6 +85,7 @@ def _bound(runners: list[EngineRunner], images: Tensor, *, cuda_graph: bool) -> 
             enqueue()
         if len(bindings) == 1:
             return bindings[0][0]
-        return ensemble_log_probs(torch.stack([logits for logits, _ in bindings]))
+        logits = torch.stack([logits for logits, _ in bindings])
+        return ensemble_log_probs(logits, temperature=source.member_temperature)
 
-    return captured(compute) if cuda_graph else compute
+    return captured(compute) if source.subject.cuda_graph else compute
