@@ -20,6 +20,7 @@ Messages name the field or file first, then what was found, what was expected an
 place that catches `EdcError`; anything else that escapes is a bug and keeps its traceback.
 """
 
+import reprlib
 import signal
 
 __all__ = [
@@ -37,10 +38,14 @@ __all__ = [
     "RecipeError",
     "RequestError",
     "RunError",
+    "cut",
     "first_line",
+    "shown",
 ]
 
 
+MOST_CHARACTERS = 8000
+"""Of a message, whatever the file that it is about repeats or names."""
 RUN_AGAIN = 75
 """EX_TEMPFAIL of sysexits.h: a scheduler should requeue the job."""
 
@@ -66,6 +71,9 @@ class EdcError(Exception):
     """Base of all deliberate errors; `exit_code` is what the command line ends with."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(cut(message, MOST_CHARACTERS))
 
 
 class RequestError(EdcError):
@@ -114,4 +122,23 @@ class EngineError(FailedError):
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of what a library's error says, for a message of ours; its kind if it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return cut(str(error).strip().splitlines()[0], 400) if str(error).strip() else type(error).__name__
+
+
+def cut(text: str, most: int) -> str:
+    """Returns the text, without its middle if it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    left_out = f" [... {len(text)} characters ...] "
+    tail = (most - len(left_out)) // 4
+    return f"{text[: most - len(left_out) - tail]}{left_out}{text[len(text) - tail :]}"
+
+
+def shown(value: object) -> str:
+    """Returns `repr(value)` as a message shows what it found in a file: cut, and made without writing all of it out."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict, _SHORT.maxset = 3, 6, 6, 6, 6

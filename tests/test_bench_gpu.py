@@ -23,7 +23,8 @@ from edc.benchmark.workers.probe import Probe
 from edc.benchmark.workers.protocol import Infer, RoundReport, TimeRound, WarmUpReport, WarmUpRow
 from edc.benchmark.workers.timing import RowSamples, TimingPlan, WarmUp
 from edc.benchmark.workers.worker import Worker
-from edc.deploy.engine.from_onnx import Engine, engine_from_onnx, sidecar_path
+from edc.deploy.engine.description import Engine, sidecar_path
+from edc.deploy.engine.from_onnx import engine_from_onnx
 from edc.deploy.engine.run import require_batch
 from edc.deploy.onnx.session import import_onnxruntime
 from edc.errors import ArtifactError, EngineError, FailedError

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 import torchvision
 from torch import nn
 
-from edc.deploy.engine.from_onnx import engine_from_onnx, import_tensorrt, load_engine, sidecar_path
+from edc.deploy.engine.description import sidecar_path
+from edc.deploy.engine.from_onnx import engine_from_onnx
+from edc.deploy.engine.library import import_tensorrt
+from edc.deploy.engine.run import load_engine
 from edc.deploy.ensemble import ensemble_network
 from edc.deploy.fuse import fuse_batchnorm
 from edc.deploy.onnx.from_network import onnx_from_network
@@ -143,18 +147,18 @@ def test_changed_or_foreign_engine_is_not_loaded(small, tmp_path):
     content[-1] ^= 1
     (tmp_path / "student.engine").write_bytes(content)
     with pytest.raises(EngineError, match="SHA-256 differs"):
-        load_engine(tmp_path / "student.engine", sha256=engine.sha256, library="tensorrt_rtx")
+        load_engine(tmp_path / "student.engine", engine)
     (tmp_path / "student.engine").write_bytes(b"a plan for another version")
     digest = sha256_of(tmp_path / "student.engine")
     with pytest.raises(EngineError, match="cannot load it"):
-        load_engine(tmp_path / "student.engine", sha256=digest, library="tensorrt_rtx")
+        load_engine(tmp_path / "student.engine", replace(engine, sha256=digest))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_engine_loads_on_the_gpu_it_was_built_for(small, tmp_path):
     engine = build(small, tmp_path / "student.engine", compute_capabilities=())
-    _runtime, loaded = load_engine(tmp_path / "student.engine", sha256=engine.sha256, library="tensorrt_rtx")
+    _runtime, loaded = load_engine(tmp_path / "student.engine", engine)
     assert loaded.create_execution_context() is not None
 
 

@@ -132,8 +132,6 @@ def _parameters(manifest: Manifest, recipe: Recipe, run: Path, specs: Sequence[R
 
 
 def _max_batch(manifest: Manifest) -> int:
-    if manifest.preprocessing.dtype != "float32":
-        raise RequestError("artifact: takes uint8 pixels; bench needs one with float input (edc export --input float)")
     return min((file.max_batch for file in manifest.files if file.max_batch is not None), default=64)
 
 

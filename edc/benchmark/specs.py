@@ -141,17 +141,22 @@ def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend:
                 # What divides the members' logits is part of a merged ensemble's own graph.
                 temperature = manifest.member_temperature if subject == _IN_TURN else 1.0
                 form = replace(subject, precision=_CLASSES[precision])
-                found += _forms(form, of_subject, temperature, is_engine=library is not None)
+                found += _forms(
+                    form, of_subject, temperature, is_engine=library is not None, how=manifest.preprocessing
+                )
     if library and not found:  # one row that says so, rather than none that does not
         found = [(subject, EngineSource(subject, ())) for subject in (_MERGED, student)]
     return found
 
 
-def _forms(subject: Subject, files: list[EngineFile], member_temperature: float, *, is_engine: bool) -> list[_Found]:
+def _forms(
+    subject: Subject, files: list[EngineFile], member_temperature: float, *, is_engine: bool, how: Preprocessing
+) -> list[_Found]:
+    feed = None if (how.dtype, how.layout, how.value_range) == ("float32", "NCHW", (0.0, 1.0)) else how
     if not is_engine:
-        return [(subject, OnnxSource(tuple(file.path for file in files), member_temperature))]
+        return [(subject, OnnxSource(tuple(file.path for file in files), member_temperature, feed))]
     forms = (replace(subject, cuda_graph=cuda_graph) for cuda_graph in (False, True))
-    return [(form, EngineSource(form, tuple(files), member_temperature)) for form in forms]
+    return [(form, EngineSource(form, tuple(files), member_temperature, feed)) for form in forms]
 
 
 def _ensemble_digests(manifest: Manifest) -> set[str]:

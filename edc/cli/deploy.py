@@ -18,7 +18,7 @@ from edc.cli.options import (
     say,
     table_console,
 )
-from edc.errors import NotInstalledError
+from edc.errors import NotInstalledError, RequestError
 
 __all__ = ["add_commands"]
 
@@ -52,6 +52,13 @@ def export(
     ] = True,
     trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines too (RTX ones without a GPU).")] = False,
     sm: Annotated[str, typer.Option(help="GPU generations for TensorRT-RTX engines, for example 86,89,120.")] = "",
+    engine_library: Annotated[
+        Literal["tensorrt", "tensorrt_rtx"] | None,
+        typer.Option(
+            "--engine-library",
+            help="Default: TensorRT for the GPU here; TensorRT-RTX without one, and for the GPUs of --sm.",
+        ),
+    ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 engines compute in TF32.")] = False,
     triton: Annotated[bool, typer.Option("--triton", help="Write a Triton model repository too.")] = False,
     data_root: DataRoot = None,
@@ -62,6 +69,9 @@ def export(
 
     kinds = listed(precision, ("fp32", "fp16", "int8"), "--precision")
     generations = numbers(sm, "--sm", "GPU generations like 86,89,120") if sm else []
+    without_effect = {"--sm": bool(sm), "--engine-library": engine_library is not None, "--tf32": tf32}
+    if not trt and any(without_effect.values()):
+        raise RequestError(f"{next(name for name, given in without_effect.items() if given)}: needs --trt")
     folder = RunFolder(run) if run else newest_run(runs)
     if not run:
         say(f"run: {folder.path} (the newest)")
@@ -73,11 +83,13 @@ def export(
     engines = None
     if trt:
         try:
-            library = choose_library()
+            library = choose_library(engine_library, compute_capabilities=tuple(generations))
             # Timings hold for a GPU and a version of the library, which TensorRT checks itself.
             cache = Path.home() / ".cache/edc/tensorrt.timing" if library == "tensorrt" else None
             engines = EngineChoice(library, tuple(generations), strict_fp32=not tf32, timing_cache=cache)
         except NotInstalledError as error:
+            if engine_library:
+                raise
             say(f"{error}. Writing the ONNX files alone, which every engine library reads.")
     options = ExportOptions(
         precisions=tuple(name for kind in kinds for name in (("int8-cpu", "int8-trt") if kind == "int8" else (kind,))),

@@ -21,7 +21,7 @@ from edc.deploy.artifact.manifest import ArtifactFile, Manifest, ParityFigures, 
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
 from edc.deploy.ensemble import ensemble_log_probs, ensemble_network, tempered_ensemble
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
-from edc.deploy.onnx.parity import compare_outputs, network_outputs
+from edc.deploy.onnx.parity import check_onnx_parity, compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
 from edc.deploy.onnx.uint8_input import take_uint8_pixels
 from edc.deploy.onnx_files import Samples, write_precisions
@@ -123,6 +123,14 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
             if options.input_type == "uint8":
                 for each in written:
                     take_uint8_pixels(each.path)
+                    check_onnx_parity(
+                        each.path,
+                        network.reference,
+                        samples.parity,
+                        max_batch=options.max_batch,
+                        precision=each.precision,
+                        how=preprocessing,
+                    )
             files += [
                 onnx_record(each, temporary, network.subject, data, preprocessing, options.max_batch)
                 for each in written
@@ -133,8 +141,10 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
                     role,
                     options.engines,
                     reference=network.reference,
-                    images=samples.parity,
+                    samples=samples,
+                    how=preprocessing,
                     max_batch=options.max_batch,
+                    max_drop=options.max_drop,
                 )
         files += [record for each in built for record in engine_records(each, temporary, data, preprocessing)]
         if options.triton:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from edc.data import DataSet
 from edc.deploy.artifact.manifest import ArtifactFile, Preprocessing, TensorInfo
 from edc.deploy.artifact.triton import triton_config, write_triton_model
-from edc.deploy.engine.from_onnx import sidecar_path
+from edc.deploy.engine.description import sidecar_path
 from edc.deploy.engine_files import Built
 from edc.deploy.onnx_files import Written
 from edc.subject import Subject

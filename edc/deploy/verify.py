@@ -6,7 +6,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from edc.deploy.artifact.manifest import Manifest, load_manifest, verify_files
-from edc.deploy.engine.from_onnx import sidecar_path
+from edc.deploy.engine.description import sidecar_path
 from edc.deploy.onnx.checked import REFUSALS
 from edc.deploy.onnx.precision import require_precision
 from edc.errors import ArtifactError, first_line
@@ -63,8 +63,6 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
     folder = RunFolder(run)
     if folder.summary()["recipe_sha256"] != manifest.recipe_sha256:
         raise ArtifactError(f"{artifact}: was made from another recipe than {run} (recipe_sha256 differs)")
-    if manifest.preprocessing.dtype != "float32":
-        raise ArtifactError(f"{artifact}: takes uint8 pixels; parity can be repeated for float artifacts only")
     recipe = folder.recipe(data_root=data_root).deploying(folder.summary())
     data = load_data(recipe.data)
     images, _ = sample_images(data.validation, 512, seed=0)
@@ -78,6 +76,7 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
                 images,
                 max_batch=file.max_batch or 1,
                 precision="fp16" if file.precision == "fp16" else "fp32",
+                how=manifest.preprocessing,
             )
             checked += 1
     return f"parity: {checked} files compute what the networks of {run} compute"

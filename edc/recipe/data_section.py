@@ -8,15 +8,29 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-__all__ = ["FILE_KINDS", "DataSection", "ExtraSection", "Section", "num_extra_rows", "problems_with_extra"]
+__all__ = [
+    "FILE_KINDS",
+    "Count",
+    "CountOrZero",
+    "DataSection",
+    "ExtraSection",
+    "Section",
+    "SidePx",
+    "num_extra_rows",
+    "problems_with_extra",
+]
+
+CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
+SidePx = Annotated[int, Field(gt=0, le=8192)]
+MOST_SYNTHETIC_BYTES = 4 << 30
+"""Sizes in a recipe have limits far above their use: some are memory as soon as they are read."""
 
 
 class Section(BaseModel):
@@ -72,12 +86,12 @@ class ExtraSection(Section):
     `data.extra.0.root` if `extra` is a list; `--data-root` sets `data.root` alone."""
     unlabelled: Literal[True] = True
     download: bool = True
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     """Keep only this many, drawn at random."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """As `data.max_bad_fraction`, for these images."""
     image_column: str | None = None
-    num_images: PositiveInt = 256
+    num_images: Count = 256
     """Images that `synthetic` makes."""
 
     @model_validator(mode="before")
@@ -102,11 +116,11 @@ class DataSection(Section):
     root: Path | None = None
     """A folder; for `webdataset` also any fsspec address (s3://bucket/folder, gs://..., memory://...)."""
     download: bool = True
-    train_limit: PositiveInt | None = None
+    train_limit: Count | None = None
     """Keep only this many training images, the first ones (after the validation split)."""
-    validation: PositiveInt | None = None
+    validation: Count | None = None
     """Images held out of the training split; None: the kind's own default, or an image folder's `val`."""
-    test: PositiveInt | None = None
+    test: Count | None = None
     """Images held out for test if the data has no test split (image_folder, parquet, webdataset)."""
     unlabelled: bool = False
     """The training images have no labels (a `train` folder without class folders, shards without .cls, parquet without
@@ -116,18 +130,18 @@ class DataSection(Section):
     a truncated shard is left out; all are named. 0: the first one ends the run, as it always does in validation and
     test images."""
     split_seed: int = 0
-    image_size: PositiveInt | None = None
+    image_size: SidePx | None = None
     """Side of the square that images are resized and cropped to; None: their own size."""
     crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Evaluation crop / resized side; None: 0.875 from 128 px up, 1 below."""
     augmentation: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "crop_flip"
-    crop_padding: NonNegativeInt = 4
-    num_workers: NonNegativeInt = 4
+    crop_padding: Annotated[int, Field(ge=0, le=8192)] = 4
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 4
     image_column: str | None = None
     label_column: str | None = None
-    num_classes: PositiveInt | None = None
+    num_classes: Count | None = None
     """Expected number of classes, checked against the data; `synthetic` makes this many."""
-    num_images: PositiveInt = 256
+    num_images: Count = 256
     """Training images that `synthetic` makes."""
     extra: tuple[ExtraSection, ...] = ()
     """Images without labels from which students learn in addition; one section, or a list. Teachers are trained on the
@@ -152,7 +166,14 @@ class DataSection(Section):
                 raise ValueError(f"{field} has no effect with kind {self.kind!r} (only with {', '.join(kinds)})")
         if self.kind in ("image_folder", "webdataset") and self.image_size is None:
             raise ValueError(f"image_size is needed for {self.kind!r} (for example 224)")
+        if self.kind == "synthetic" and self._synthetic_bytes() > MOST_SYNTHETIC_BYTES:
+            found = f"{self.num_images} images of {self.image_size or 16} px and {self.num_classes or 4} classes"
+            raise ValueError(f"num_images: found {found}, which need more than {MOST_SYNTHETIC_BYTES >> 30} GiB")
         return self
+
+    def _synthetic_bytes(self) -> int:
+        held_out = (self.validation or 0) + (self.test or 0) + 2 * (self.num_classes or 0)
+        return (self.num_images + held_out) * 3 * 4 * (self.image_size or 16) ** 2
 
     def without_download(self) -> "DataSection":
         """Returns this section without downloads: it is read from disk alone."""

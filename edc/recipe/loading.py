@@ -1,17 +1,22 @@
 """Reading a recipe: YAML, overrides, and one message that lists every mistake."""
 
 import difflib
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from edc.errors import RecipeError
+from edc.errors import RecipeError, cut, shown
 from edc.recipe import Recipe
+from edc.system.documents import MOST_YAML_BYTES, read_text, yaml_from_text
 
 __all__ = ["load_recipe", "recipe_from_document"]
+
+MOST_MISTAKES = 20
+"""That a message lists."""
+MOST_PARTS = 20
+"""Of a field's path in an override."""
 
 
 def load_recipe(path: Path | str, *, overrides: Iterable[str] = (), data_root: Path | None = None) -> Recipe:
@@ -22,14 +27,14 @@ def load_recipe(path: Path | str, *, overrides: Iterable[str] = (), data_root: P
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = read_text(path, most_bytes=MOST_YAML_BYTES)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe{_nearby_recipes(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as a recipe ({error})") from None
     try:
-        document = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+        document = yaml_from_text(text)
+    except ValueError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(document, dict):
         raise RecipeError(
@@ -49,43 +54,29 @@ def recipe_from_document(document: dict[str, Any], *, source: str) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        lines = [_describe(item) for item in error.errors(include_url=False)]
-        raise RecipeError(f"{source}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines)) from None
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML silently keeps the last of two equal keys; here they are an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"found {key!r} as a key, expected a name", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key!r}; keep one of them", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        mistakes = error.errors(include_url=False)
+        lines = [cut(_describe(item), 600) for item in mistakes[:MOST_MISTAKES]]
+        if len(mistakes) > MOST_MISTAKES:
+            lines.append(f"... and {len(mistakes) - MOST_MISTAKES} more")
+        found = f"{source}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}"
+        raise RecipeError("\n  ".join([found, *lines])) from None
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
-    if not separator or not path:
+    override = cut(override, 200)
+    *parents, last = path.split(".")
+    if not separator or not path or len(parents) >= MOST_PARTS:
         raise RecipeError(f"--set {override}: expected field.path=value, for example training.epochs=10")
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
+        value = yaml_from_text(text)
+    except ValueError as error:
         raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from None
-    *parents, last = path.split(".")
     section: Any = document
     for i, key in enumerate(parents):
-        where = f"--set {override}: {'.'.join(parents[: i + 1])}"
+        where = f"--set {override}: {cut('.'.join(parents[: i + 1]), 100)}"
         if isinstance(section, list):
-            if not key.isdigit() or int(key) >= len(section):
+            if key not in map(str, range(len(section))):
                 raise RecipeError(f"{where}: the list has {len(section)} entries, of which 0 is the first")
             child = section[int(key)]
         else:
@@ -93,7 +84,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         if isinstance(child, str) and key == "network":  # `network: wrn28x4` is short for a mapping
             child = section[key] = {"name": child}
         if not isinstance(child, dict | list):
-            raise RecipeError(f"{where} is {child!r}, not a section")
+            raise RecipeError(f"{where} is {shown(child)}, not a section")
         section = child
     if isinstance(section, list):
         raise RecipeError(f"--set {override}: {'.'.join(parents)} is a list; say which entry and which field of it")
@@ -106,13 +97,13 @@ def _describe(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(str(item["loc"][-1]), _keys_at(item["loc"][:-1]), n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(_keys_at(item['loc'][:-1]))}"
-        return f"{location}: unknown key{hint}"
+        return f"{cut(location, 200)}: unknown key{hint}"
     if item["type"] == "missing":
         return f"{location}: missing; it is required"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":  # our own messages already say what was found
         return message if location == "recipe" else f"{location}: {message}"
-    return f"{location}: found {item['input']!r}; {message[0].lower()}{message[1:]}"
+    return f"{location}: found {shown(item['input'])}; {message[0].lower()}{message[1:]}"
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:

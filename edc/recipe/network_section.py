@@ -6,13 +6,16 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, PositiveFloat, model_validator
 
+from edc.errors import shown
 from edc.recipe.data_section import Section
 
 __all__ = ["NETWORK_NAME", "NetworkSection", "Start"]
 
 NETWORK_NAME = re.compile(
-    r"(wrn(?P<depth>\d+)x(?P<width>\d+)|cifar_resnet(?P<rdepth>\d+)(x\d+)?|(torchvision|timm)/\S+)$"
+    r"(wrn(?P<depth>[0-9]{1,9})x(?P<width>[0-9]{1,9})"
+    r"|cifar_resnet(?P<rdepth>[0-9]{1,9})(x(?P<rwidth>[0-9]{1,9}))?|(torchvision|timm)/\S+)\Z"
 )
+MOST_LAYERS, MOST_WIDTH = 2000, 100
 START_WORDS = ("random", "pretrained", "teacher")
 
 
@@ -64,13 +67,17 @@ class NetworkSection(Section):
         match = NETWORK_NAME.match(self.name)
         if not match:
             raise ValueError(
-                f"unknown network {self.name!r}; expected wrn<depth>x<width>, cifar_resnet<depth>[x<width>], "
+                f"unknown network {shown(self.name)}; expected wrn<depth>x<width>, cifar_resnet<depth>[x<width>], "
                 "torchvision/<name> or timm/<name>"
             )
         if match["depth"] and (int(match["depth"]) < 10 or (int(match["depth"]) - 4) % 6):
             raise ValueError(f"{self.name}: the depth of a WRN is 6n + 4 (10, 16, 22, 28, ...)")
         if match["rdepth"] and (int(match["rdepth"]) < 8 or (int(match["rdepth"]) - 2) % 6):
             raise ValueError(f"{self.name}: the depth of a CIFAR ResNet is 6n + 2 (8, 14, 20, 32, ...)")
+        depth, width = (int(match[a] or match[b] or 1) for a, b in (("depth", "rdepth"), ("width", "rwidth")))
+        if depth > MOST_LAYERS or not 1 <= width <= MOST_WIDTH:
+            limits = f"at most {MOST_LAYERS} layers and a width of 1 to {MOST_WIDTH}"
+            raise ValueError(f"{self.name}: found {depth} layers and a width of {width}; expected {limits}")
         if self.pretrained and self.start:
             raise ValueError(f"pretrained: true and start: {self.start} contradict each other; keep one of them")
         if self.pretrained and not self.has_library:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from edc.method.kinds import Answers, FoldKind, Method, MixedView, Perturbation, View
-from edc.recipe.data_section import Section
+from edc.recipe.data_section import Count, Section
 from edc.recipe.network_section import Start
 from edc.recipe.training_section import TrainingOverrides, UnitInterval, require_one_of_epochs
 
@@ -38,7 +38,7 @@ class StudentSection(Section):
     """Whether it also learns from the images of `data.extra`; without labels, their `alpha` is 1."""
     start: Start | None = None
     """What this student starts from, in place of `network.start`: `random`, `pretrained`, `teacher` or a file."""
-    epochs: PositiveInt | None = None
+    epochs: Count | None = None
     """Epochs of this student; those of `training` unless given. `{as_long_as: NAME}`: as many as cost as many forward
     passes as student NAME, rounded to the nearest whole number (with `times: 2`, twice as many)."""
     training: TrainingOverrides | None = None

@@ -1,11 +1,11 @@
 """The teachers section of a recipe: an ensemble that is trained, or the user's own checkpoints."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from edc.recipe.data_section import Section
+from edc.recipe.data_section import Count, Section, SidePx
 from edc.recipe.network_section import NetworkSection
 from edc.recipe.training_section import TrainingOverrides, require_one_of_epochs
 
@@ -23,7 +23,7 @@ class CheckpointSection(Section):
     """The network of a state dict (.safetensors, .pt, .pth); the teachers' network unless given."""
     format: Literal["auto", "state_dict", "torchscript", "exported_program", "onnx"] = "auto"
     """`auto` looks at the file: TorchScript (torch.jit.save), an exported program (.pt2), .onnx, else a state dict."""
-    input_size: PositiveInt | None = None
+    input_size: SidePx | None = None
     """Side of the square that this teacher takes; it resizes images itself. None: the data's own size, or the library's
     size for its weights."""
     mean: tuple[float, ...] | None = None
@@ -60,11 +60,11 @@ class TeachersSection(Section):
     """The deep ensemble: trained here with different seeds, or the user's own checkpoints."""
 
     later_than_first: ClassVar[tuple[str, ...]] = ("training",)
-    ensemble_size: PositiveInt | None = None
+    ensemble_size: Annotated[int, Field(gt=0, le=1000)] | None = None
     """M; 4, or the number of `checkpoints`."""
     network: NetworkSection | None = None
     """The student's network and start unless given; teachers start at random if the start is `teacher`."""
-    epochs: PositiveInt | None = None
+    epochs: Count | None = None
     training: TrainingOverrides | None = None
     """Where teachers differ from the shared `training`."""
     seed: int = 0

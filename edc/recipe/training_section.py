@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from edc.recipe.data_section import Section
+from edc.recipe.data_section import Count, CountOrZero, Section
 
 __all__ = ["TrainingOverrides", "TrainingSection", "UnitInterval", "require_one_of_epochs"]
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
-MicroBatchSize = Annotated[int, Field(ge=2)]
+MicroBatchSize = Annotated[int, Field(ge=2, le=1_000_000_000)]
 Optimizer = Literal["sgd", "adamw"]
 WeightDecay = Annotated[float, Field(ge=0.0)]
 Precision = Literal["fp32", "bf16"]
@@ -20,8 +20,8 @@ class TrainingSection(Section):
     """The schedule, shared by teachers and students; the defaults are the paper's (docs/method.md: 200 epochs, SGD)."""
 
     later_than_first: ClassVar[tuple[str, ...]] = ("layer_decay",)
-    epochs: PositiveInt = 200
-    batch_size: PositiveInt = 128
+    epochs: Count = 200
+    batch_size: Count = 128
     """Images in one optimiser step, over all processes."""
     micro_batch_size: MicroBatchSize | None = None
     """Images of one process that run through the networks at once; None: all. Smaller ones save memory. Gradients add
@@ -34,7 +34,7 @@ class TrainingSection(Section):
     layer). None: all layers have one rate."""
     momentum: UnitInterval = 0.9
     weight_decay: WeightDecay = 5e-4
-    warmup_epochs: NonNegativeInt = 5
+    warmup_epochs: CountOrZero = 5
     precision: Precision = "fp32"
     channels_last: bool = True
     compile: bool = False
@@ -44,9 +44,9 @@ class TrainingSection(Section):
     ends the first step."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes, so that a run does not depend on their number."""
-    checkpoint_every: PositiveInt = 1
+    checkpoint_every: Count = 1
     """Epochs between checkpoints; may be changed between two calls of one run."""
-    validate_every: PositiveInt = 1
+    validate_every: Count = 1
     """Epochs between two validations; the last epoch is always validated."""
 
     def rows_at_once(self, num_processes: int) -> tuple[int, int]:
@@ -69,20 +69,20 @@ class TrainingOverrides(Section):
     """
 
     later_than_first: ClassVar[tuple[str, ...]] = tuple(TrainingSection.model_fields)
-    epochs: PositiveInt | None = None
-    batch_size: PositiveInt | None = None
+    epochs: Count | None = None
+    batch_size: Count | None = None
     micro_batch_size: MicroBatchSize | None = None
     optimizer: Optimizer | None = None
     learning_rate: PositiveFloat | None = None
     layer_decay: LayerDecay | None = None
     momentum: UnitInterval | None = None
     weight_decay: WeightDecay | None = None
-    warmup_epochs: NonNegativeInt | None = None
+    warmup_epochs: CountOrZero | None = None
     precision: Precision | None = None
     channels_last: bool | None = None
     compile: bool | None = None
     sync_batchnorm: bool | None = None
-    validate_every: PositiveInt | None = None
+    validate_every: Count | None = None
 
     def given(self) -> dict[str, Any]:
         """Returns the fields that are given."""

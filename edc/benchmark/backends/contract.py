@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edc.deploy.artifact.manifest import Preprocessing
 from edc.subject import Subject
 
 __all__ = [
@@ -43,6 +44,8 @@ class OnnxSource:
     files: tuple[Path, ...]
     member_temperature: float = 1.0
     """Divides each member's logits before they are averaged."""
+    feed: Preprocessing | None = None
+    """The input that the files take; None: images as they are, (N, C, H, W) float32 in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class EngineSource:
     files: tuple[EngineFile, ...]
     member_temperature: float = 1.0
     """As of `OnnxSource`."""
+    feed: Preprocessing | None = None
 
 
 Source = TorchSource | OnnxSource | EngineSource
@@ -93,10 +97,11 @@ class Loaded(Protocol):
     """The largest batch that `infer` takes; None: as large as memory allows."""
     on_gpu: bool = False
 
-    def infer(self, batch: Floats, /) -> Floats:
-        """Returns logits or log-probabilities (N, K) of images (N, C, H, W) in [0, 1].
+    def infer(self, batch: Any, /) -> Floats:
+        """Returns logits or log-probabilities (N, K) of a batch as the source takes it.
 
-        This is timed, so it does nothing but run. Raises `FailedError` if the backend cannot run the batch.
+        That is images (N, C, H, W) float32 in [0, 1], unless the source's `feed` says otherwise. This is timed, so it
+        does nothing but run. Raises `FailedError` if the backend cannot run the batch.
         """
         ...
 

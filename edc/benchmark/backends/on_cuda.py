@@ -6,6 +6,7 @@ GPU.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter_ns
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from edc.benchmark.backends.contract import Floats, Loaded, Nanoseconds, WhatRan
+from edc.deploy.artifact.feed import Fed
+from edc.deploy.engine.run import DEVICE
 from edc.errors import FailedError, first_line
 
 __all__ = ["Bind", "CudaLoaded", "EventLog", "captured", "require_cuda"]
@@ -76,11 +79,11 @@ class CudaLoaded(Loaded):
         self._log = EventLog(lambda: torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
         self._shape: tuple[int, ...] = ()
 
-    def infer(self, batch: Floats, /) -> Floats:
+    def infer(self, batch: Fed, /) -> Floats:
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 if batch.shape != self._shape:
-                    self._prepare(batch.shape)
+                    self._prepare(batch)
                 return self._run(batch)
         except (RuntimeError, MemoryError) as error:
             what = f"{self.what_ran.provider} cannot run batch {len(batch)}"
@@ -89,17 +92,18 @@ class CudaLoaded(Loaded):
     def parts_of_last(self, num_runs: int) -> dict[str, Nanoseconds]:
         return self._log.of_last(num_runs)
 
-    def _prepare(self, shape: tuple[int, ...]) -> None:
+    def _prepare(self, batch: Fed) -> None:
         self._shape = ()  # should it fail, the next inference must not find half of it
-        self._host_images = torch.empty(shape, pin_memory=True)
-        self._images = torch.empty(shape, device="cuda")
+        images = torch.from_numpy(batch)
+        self._host_images = torch.empty_like(images, pin_memory=DEVICE.type == "cuda")
+        self._images = torch.zeros_like(images, device=DEVICE)
         self._compute = self._bind(self._images)
         outputs = self._compute()
         self._stream.synchronize()
-        self._host_outputs = torch.empty(outputs.shape, pin_memory=True)
-        self._shape = shape
+        self._host_outputs = torch.empty(outputs.shape, pin_memory=DEVICE.type == "cuda")
+        self._shape = batch.shape
 
-    def _run(self, batch: Floats) -> Floats:
+    def _run(self, batch: Fed) -> Floats:
         self._host_images.copy_(torch.from_numpy(batch))
         start, copied_in, computed, copied_out = self._log.next_run()
         start.record()
@@ -117,7 +121,11 @@ class CudaLoaded(Loaded):
 
 
 def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Returns `compute` as a CUDA graph on torch's current stream, captured after one plain run, which engines need."""
+    """Returns `compute` as a CUDA graph on torch's current stream, captured after one plain run, which engines need.
+
+    A graph holds addresses, not references. What it touches (an engine's context, buffers) is kept alive by `compute`,
+    so that is kept for as long as the graph.
+    """
     stream = torch.cuda.current_stream()
     compute()
     stream.synchronize()
@@ -125,8 +133,17 @@ def captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
     with torch.cuda.graph(graph, stream=stream):
         outputs = compute()
 
-    def replay() -> Tensor:
-        graph.replay()
-        return outputs
+    return _Replay(graph, outputs, compute)
 
-    return replay
+
+@dataclass(frozen=True)
+class _Replay:
+    """A captured graph, the tensor it writes to, and what it was captured from."""
+
+    graph: torch.cuda.CUDAGraph
+    outputs: Tensor
+    compute: Callable[[], Tensor]
+
+    def __call__(self) -> Tensor:
+        self.graph.replay()
+        return self.outputs

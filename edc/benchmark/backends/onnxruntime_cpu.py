@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, OnnxSource, Source, WhatRan
+from edc.deploy.artifact.feed import Fed
 from edc.deploy.onnx.precision import precision_of_graph
 from edc.deploy.onnx.session import CPU, import_onnxruntime, ort_errors, ort_session, share_threads
 from edc.errors import ArtifactError, FailedError, first_line
@@ -69,7 +70,7 @@ class OnnxRuntimeLoaded(Loaded):
         ]
         self._run, self._name = self._runs[0]
 
-    def infer(self, batch: Floats, /) -> Floats:
+    def infer(self, batch: Fed, /) -> Floats:
         try:
             # A single session is run without a loop, which would take half a microsecond, 3 % of the smallest network.
             if len(self._runs) == 1:

@@ -12,6 +12,7 @@ import numpy as np
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Nanoseconds, Source, WhatRan
 from edc.benchmark.backends.onnxruntime_cpu import graph_precision, member_temperature_of, one_line, onnx_files
+from edc.deploy.artifact.feed import Fed
 from edc.deploy.onnx.precision import HEAVY_OPERATORS
 from edc.deploy.onnx.session import import_onnxruntime, ort_errors
 from edc.errors import FailedError
@@ -96,10 +97,10 @@ class BoundSessions(Loaded):
         self._borders_ns: deque[tuple[int, int, int, int]] = deque(maxlen=10_000)
         self._shape: tuple[int, ...] = ()
 
-    def infer(self, batch: Floats, /) -> Floats:
+    def infer(self, batch: Fed, /) -> Floats:
         try:
             if batch.shape != self._shape:
-                self._prepare(batch.shape)
+                self._prepare(batch)
             start = perf_counter_ns()
             self._images.update_inplace(batch)
             copied_in = perf_counter_ns()
@@ -118,17 +119,17 @@ class BoundSessions(Loaded):
         names = ("copy_in", "compute", "copy_out")
         return {name: borders[i + 1] - borders[i] for i, name in enumerate(names)}
 
-    def _prepare(self, shape: tuple[int, ...]) -> None:
+    def _prepare(self, batch: Fed) -> None:
         self._shape = ()
         ort = import_onnxruntime()
-        self._images = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), np.float32, self.device, 0)
+        self._images = ort.OrtValue.ortvalue_from_shape_and_type(list(batch.shape), batch.dtype.type, self.device, 0)
         self._bindings = []
         for session in self._sessions:
             binding = session.io_binding()
             binding.bind_ortvalue_input(session.get_inputs()[0].name, self._images)
             binding.bind_output(session.get_outputs()[0].name, self.device)
             self._bindings.append(binding)
-        self._shape = shape
+        self._shape = batch.shape
 
 
 def require_heavy_on(provider: str, session: Any) -> None:

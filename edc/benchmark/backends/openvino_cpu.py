@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, WhatRan
 from edc.benchmark.backends.onnxruntime_cpu import member_temperature_of, onnx_files
+from edc.deploy.artifact.feed import Fed
 from edc.errors import FailedError, first_line
 from edc.metrics.ensemble import ensemble_log_probs
 
@@ -99,7 +100,7 @@ class OpenVinoLoaded(Loaded):
         self._image_shape = tuple(shape.to_shape()) if shape.is_static else None
         self._requests = [model.create_infer_request() for model in compiled]
 
-    def infer(self, batch: Floats, /) -> Floats:
+    def infer(self, batch: Fed, /) -> Floats:
         if self._image_shape is not None and batch.shape[1:] != self._image_shape:
             # OpenVINO itself would read the numbers as if they had its shape, and return garbage.
             raise FailedError(

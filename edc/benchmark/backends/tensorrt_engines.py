@@ -1,19 +1,19 @@
 """TensorRT and TensorRT-RTX: the engines of an artifact, one or the members' in turn, with and without a CUDA graph."""
 
-import json
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from edc.benchmark.backends.contract import Backend, EngineFile, EngineSource, Loaded, Source, WhatRan
+from edc.benchmark.backends.contract import Backend, EngineSource, Loaded, Source, WhatRan
 from edc.benchmark.backends.on_cuda import CudaLoaded, captured
-from edc.deploy.engine.from_onnx import Engine, Library, import_tensorrt, sidecar_path
+from edc.deploy.engine.description import read_engine
+from edc.deploy.engine.library import Library, import_tensorrt
 from edc.deploy.engine.run import EngineRunner
 from edc.deploy.ensemble import ensemble_log_probs
-from edc.errors import ArtifactError, FailedError
+from edc.errors import FailedError
 
-__all__ = ["TensorRtEngines", "read_engine"]
+__all__ = ["TensorRtEngines"]
 
 
 class TensorRtEngines(Backend):
@@ -35,7 +35,7 @@ class TensorRtEngines(Backend):
                 f"no {self.library} engine of {source.subject.label} in the artifact; edc export --trt builds engines, "
                 "with TensorRT where it and a GPU are, else with TensorRT-RTX"
             )
-        engines = [read_engine(file, self.library) for file in source.files]
+        engines = [read_engine(file.path, self.library, sha256=file.sha256) for file in source.files]
         runners = [EngineRunner(file.path, engine) for file, engine in zip(source.files, engines, strict=True)]
         what_ran = WhatRan(
             provider=f"{self.library} on {torch.cuda.get_device_name()}",
@@ -44,7 +44,8 @@ class TensorRtEngines(Backend):
             threads=torch.get_num_threads(),
             notes=(
                 "TF32 on" if any(engine.tf32 for engine in engines) else "TF32 off",
-                "CUDA graph" if source.subject.cuda_graph else "no CUDA graph",
+                _how_it_is_asked(self.library, cuda_graph=source.subject.cuda_graph),
+                f"kernels chosen for batch {' and '.join(str(batch) for batch in engines[0].tuned_for)}",
                 "pinned buffers",
             ),
         )
@@ -56,29 +57,16 @@ class TensorRtEngines(Backend):
         )
 
 
-def read_engine(file: EngineFile, library: Library) -> Engine:
-    """Returns what the description beside an engine says of it, with the digest that the manifest gives.
-
-    Raises:
-        ArtifactError: one of the two is missing, or the description is not one, or of another library's engine.
-    """
-    description = sidecar_path(file.path)
-    for path in (file.path, description):
-        if not path.is_file():
-            raise ArtifactError(f"{path}: no such file; export again with: edc export --trt")
-    try:
-        content = json.loads(description.read_text(encoding="utf-8"))
-        engine = Engine(**{**content, "sha256": file.sha256})
-    except (ValueError, TypeError) as error:
-        raise ArtifactError(f"{description}: not the description of an engine ({error}); export again") from error
-    if engine.library != library:
-        raise ArtifactError(f"{file.path}: is an engine for {engine.library}, not for {library}")
-    return engine
+def _how_it_is_asked(library: Library, *, cuda_graph: bool) -> str:
+    if not cuda_graph:
+        return "no CUDA graph"
+    return "CUDA graph by TensorRT-RTX itself" if library == "tensorrt_rtx" else "CUDA graph"
 
 
 def _bound(runners: list[EngineRunner], images: Tensor, source: EngineSource) -> Callable[[], Tensor]:
     """Returns what asks for the outputs: logits, or the log of the mean of the members' probabilities."""
-    bindings = [runner.bind(images) for runner in runners]
+    cuda_graph = source.subject.cuda_graph
+    bindings = [runner.bind(images, cuda_graph=cuda_graph) for runner in runners]
 
     def compute() -> Tensor:
         for _, enqueue in bindings:
@@ -88,4 +76,5 @@ def _bound(runners: list[EngineRunner], images: Tensor, source: EngineSource) ->
         logits = torch.stack([logits for logits, _ in bindings])
         return ensemble_log_probs(logits, temperature=source.member_temperature)
 
-    return captured(compute) if source.subject.cuda_graph else compute
+    records_its_own = all(runner.engine.library == "tensorrt_rtx" for runner in runners)
+    return captured(compute) if cuda_graph and not records_its_own else compute

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edc.benchmark.backends.contract import Floats
 from edc.benchmark.workers.timing import Clock, Infer, Samples
+from edc.deploy.artifact.feed import Fed
 
 __all__ = ["poisson_arrivals", "serve_requests"]
 
@@ -27,7 +27,7 @@ def poisson_arrivals(rate_per_second: float, num_requests: int, *, seed: int) ->
 
 def serve_requests(
     infer: Infer,
-    inputs: Sequence[Floats],
+    inputs: Sequence[Fed],
     *,
     arrivals_ns: Samples,
     clock: Clock = time.perf_counter_ns,

@@ -13,12 +13,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter_ns
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edc.benchmark.backends.contract import Floats
+from edc.deploy.artifact.feed import Fed
 
 __all__ = [
     "RowSamples",
@@ -36,7 +36,7 @@ __all__ = [
 
 Samples = NDArray[np.int64]
 Clock = Callable[[], int]
-Infer = Callable[[Floats], object]
+Infer = Callable[[Any], object]
 Row = TypeVar("Row", bound=Hashable)
 
 NUM_INPUTS = 16
@@ -88,7 +88,7 @@ class RowSamples:
         return {number: float(np.median(samples)) for number, samples in self.rounds.items()}
 
 
-def inputs_in_rotation(images: Floats, *, batch: int, num_inputs: int = NUM_INPUTS) -> list[Floats]:
+def inputs_in_rotation(images: Fed, *, batch: int, num_inputs: int = NUM_INPUTS) -> list[Fed]:
     """Returns `num_inputs` different batches of the images; views of one array, so that large ones cost no memory.
 
     Where there are too few images for disjoint batches, batches overlap; where there are fewer than needed for
@@ -98,12 +98,12 @@ def inputs_in_rotation(images: Floats, *, batch: int, num_inputs: int = NUM_INPU
     needed = batch + stride * (num_inputs - 1)
     if len(images) < needed:
         images = images[np.arange(needed) % len(images)]
-    images = np.ascontiguousarray(images, np.float32)
+    images = np.ascontiguousarray(images)  # type: ignore[assignment]  # in whichever of the two types it is
     return [images[start : start + batch] for start in range(0, needed - batch + 1, stride)]
 
 
 def timed_runs(
-    infer: Infer, inputs: Sequence[Floats], *, first: int, num_runs: int, clock: Clock = perf_counter_ns
+    infer: Infer, inputs: Sequence[Fed], *, first: int, num_runs: int, clock: Clock = perf_counter_ns
 ) -> Samples:
     """Returns the time of each of `num_runs` inferences; the inputs go round, starting with number `first`."""
     num_inputs = len(inputs)
@@ -120,7 +120,7 @@ def timed_runs(
 
 def timed_round(
     infer: Infer,
-    inputs: Sequence[Floats],
+    inputs: Sequence[Fed],
     *,
     first: int,
     num_runs: int,
@@ -135,7 +135,7 @@ def timed_round(
     return timed_runs(infer, inputs, first=first, num_runs=num_runs, clock=clock)
 
 
-def warm_up(infer: Infer, inputs: Sequence[Floats], *, plan: TimingPlan, clock: Clock = perf_counter_ns) -> WarmUp:
+def warm_up(infer: Infer, inputs: Sequence[Fed], *, plan: TimingPlan, clock: Clock = perf_counter_ns) -> WarmUp:
     """Runs until three successive windows agree, or the time for it is over, and says which."""
     medians: list[float] = []
     num_runs = 0

@@ -15,7 +15,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from edc.benchmark.backends import BackendName, open_backend
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, TorchSource
 from edc.benchmark.workers.arrivals import serve_requests
 from edc.benchmark.workers.probe import probe_ns
 from edc.benchmark.workers.protocol import (
@@ -31,6 +31,8 @@ from edc.benchmark.workers.protocol import (
     WarmUpRow,
 )
 from edc.benchmark.workers.timing import Samples, inputs_in_rotation, timed_round, warm_up
+from edc.deploy.artifact.feed import Fed, as_fed
+from edc.deploy.artifact.manifest import Preprocessing
 from edc.errors import EdcError, FailedError
 from edc.system.peak_memory import peak_growth
 
@@ -70,7 +72,7 @@ class Worker:
         self.backend, self.images, self.threads = backend, images, threads
         self.loaded: dict[str, Loaded] = {}
         self.sources: dict[str, Source] = {}
-        self.inputs: dict[int, list[Floats]] = {}
+        self.inputs: dict[tuple[int, Preprocessing | None], list[Fed]] = {}
 
     def answer(self, request: Request) -> Answer:
         try:
@@ -90,7 +92,7 @@ class Worker:
 
     def load(self, request: Load) -> LoadReport:
         self.backend.prepare(request.source)
-        image = self.inputs_of(1)[0]
+        image = self.inputs_of(1, request.source)[0]
         if not self.loaded and not self.backend.is_warm:
             # Thrown away: what a library sets up once, at its first inference, is not the first row's own.
             self.backend.load(request.source).infer(image)
@@ -117,7 +119,7 @@ class Worker:
 
         The timed copy cannot show that: it keeps the memory of the largest batch that it has ever run.
         """
-        inputs = self.inputs_of(request.batch)
+        inputs = self.inputs_of(request.batch, self.sources.get(request.key))
         loaded = self.loaded[request.key]
         if loaded.on_gpu or not request.with_memory:  # on a GPU, host memory is not what a row takes
             return WarmUpReport(warm_up(loaded.infer, inputs, plan=request.plan), peak_memory_bytes=None)
@@ -134,7 +136,7 @@ class Worker:
         with nothing_compiled(loaded):
             samples = timed_round(
                 loaded.infer,
-                self.inputs_of(request.batch),
+                self.inputs_of(request.batch, self.sources.get(request.key)),
                 first=request.first,
                 num_runs=request.num_runs,
                 settle_ms=request.settle_ms,
@@ -143,21 +145,29 @@ class Worker:
         return RoundReport(samples, loaded.parts_of_last(len(samples)), probe)
 
     def serve(self, request: ServeRequests) -> Samples:
-        loaded = self.loaded[request.key]
+        loaded, inputs = self.loaded[request.key], self.inputs_of(1, self.sources.get(request.key))
         with nothing_compiled(loaded):
-            return serve_requests(loaded.infer, self.inputs_of(1), arrivals_ns=request.arrivals_ns)
+            return serve_requests(loaded.infer, inputs, arrivals_ns=request.arrivals_ns)
 
     def infer(self, request: Infer) -> Floats:
         """Returns the outputs of all images, asked for in as many batches as the row needs: this is not timed."""
         loaded = self.loaded[request.key]
         size = loaded.max_batch or len(request.images)
-        starts = range(0, len(request.images), size)
-        return np.concatenate([loaded.infer(request.images[start : start + size]) for start in starts])
+        images = as_fed(request.images, feed_of(self.sources.get(request.key)))
+        starts = range(0, len(images), size)
+        return np.concatenate([loaded.infer(images[start : start + size]) for start in starts])
 
-    def inputs_of(self, batch: int) -> list[Floats]:
-        if batch not in self.inputs:
-            self.inputs[batch] = inputs_in_rotation(self.images, batch=batch)
-        return self.inputs[batch]
+    def inputs_of(self, batch: int, source: Source | None) -> list[Fed]:
+        """Returns the batches to time with, as the source takes them: nothing is converted while it is timed."""
+        feed = feed_of(source)
+        if (batch, feed) not in self.inputs:
+            self.inputs[batch, feed] = inputs_in_rotation(as_fed(self.images, feed), batch=batch)
+        return self.inputs[batch, feed]
+
+
+def feed_of(source: Source | None) -> Preprocessing | None:
+    """Returns the input that a source takes; None: images as they are, which is what networks of a run take."""
+    return None if source is None or isinstance(source, TorchSource) else source.feed
 
 
 @contextmanager

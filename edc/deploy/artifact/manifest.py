@@ -5,13 +5,15 @@ A consumer needs this file and the files it lists, nothing else of edc; `export/
 """
 
 import json
+from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from edc.errors import ArtifactError
+from edc.errors import ArtifactError, cut, first_line, shown
+from edc.system.documents import json_from_text, read_text, require_regular
 from edc.system.files import sha256_of, write_atomically
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+MOST_MISTAKES = 20
+"""That a message lists."""
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -152,10 +156,9 @@ class Manifest(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        paths = [file.path for file in self.files]
-        twice = sorted({path for path in paths if paths.count(path) > 1})
-        if twice:
-            raise ValueError(f"files: {twice[0]} is listed twice")
+        (path, times), *_ = Counter(file.path for file in self.files).most_common(1)
+        if times > 1:
+            raise ValueError(f"files: {path} is listed twice")
         for file in self.files:
             for output in file.outputs[:1]:
                 num_classes = output.shape[-1] if output.shape else None
@@ -184,7 +187,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_from_text(read_text(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(f"{path}: not found; an artifact is a folder that `edc export` wrote") from error
     except OSError as error:
@@ -193,12 +196,13 @@ def load_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: not JSON ({error}); export the run again") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
-        raise ArtifactError(f"{path}: schema_version is {version!r}, this edc reads {SCHEMA_VERSION}")
+        raise ArtifactError(f"{path}: schema_version is {shown(version)}, this edc reads {SCHEMA_VERSION}")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
         wrong = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {item['msg']}" for item in error.errors()
+            cut(f"{'.'.join(str(part) for part in item['loc']) or 'manifest'}: {item['msg']}", 400)
+            for item in error.errors()[:MOST_MISTAKES]
         ]
         raise ArtifactError(f"{path}: {'; '.join(wrong)}") from error
 
@@ -216,10 +220,14 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 def _problem(folder: Path, file: ArtifactFile) -> str | None:
     path = folder / file.path
-    if not path.resolve().is_relative_to(folder.resolve()):
-        return f"{file.path} is a link out of the folder"
-    if not path.is_file():
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return f"{file.path} is a link out of the folder"
+        require_regular(path)
+    except FileNotFoundError:
         return f"{file.path} is missing"
+    except (OSError, RuntimeError) as error:  # the latter is pathlib's word for links in a circle
+        return f"{cut(file.path, 200)} cannot be read ({first_line(error)})"
     num_bytes = path.stat().st_size
     if num_bytes != file.bytes:
         return f"{file.path} has {num_bytes} bytes, the manifest says {file.bytes}"

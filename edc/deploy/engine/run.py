@@ -1,4 +1,4 @@
-"""Run an engine on a GPU. Kept thin: it is the one part of edc that a machine without a GPU cannot test."""
+"""Run an engine on a GPU."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +9,73 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edc.deploy.engine.from_onnx import Engine, load_engine
+from edc.deploy.artifact.feed import Fed
+from edc.deploy.engine.description import Engine
+from edc.deploy.engine.library import collecting_logger, generations, import_tensorrt, made
 from edc.errors import EngineError
+from edc.system.files import sha256_of
 
-__all__ = ["EngineRunner", "engine_outputs", "require_batch"]
+__all__ = [
+    "DEVICE",
+    "EngineRunner",
+    "engine_outputs",
+    "load_engine",
+    "local_generation",
+    "require_batch",
+    "why_not_here",
+]
+
+DEVICE = torch.device("cuda")
+"""Where the buffers of engines are."""
+
+
+def local_generation() -> int | None:
+    """Returns the compute capability of the current GPU as a number (86 for 8.6); None: torch sees no GPU."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def why_not_here(engine: Engine) -> str | None:
+    """Returns why the engine cannot run on the GPU of this machine; None: it can, as far as its description says."""
+    local = local_generation()
+    if local is None:
+        return "torch sees no CUDA device here"
+    if engine.library == "tensorrt":  # it is for the GPU that it was built on, which only loading it can tell
+        return None
+    # Left to itself the library builds for Ampere and later.
+    targets = engine.compute_capabilities or [n for n in generations(import_tensorrt("tensorrt_rtx")) if n >= 80]
+    if local in targets:
+        return None
+    return f"built for SM {', '.join(map(str, sorted(targets)))}, the GPU here is SM {local}"
+
+
+def load_engine(path: Path, engine: Engine) -> tuple[Any, Any]:
+    """Returns (runtime, engine) deserialised from `path`; keep the runtime for as long as the engine.
+
+    Args:
+        engine: its description, with the digest from the manifest: an engine can hold code, and only one's own is to
+            be loaded.
+
+    Raises:
+        EngineError: the digest differs, or the engine is for another GPU or library version.
+    """
+    if sha256_of(path) != engine.sha256:
+        raise EngineError(f"{path}: SHA-256 differs from the manifest's; an engine that was changed is not loaded")
+    trt = import_tensorrt(engine.library)
+    cannot = f"{path}: {engine.library} {trt.__version__} cannot load it"
+    built_by = "" if engine.library_version == trt.__version__ else f" (it was built by {engine.library_version})"
+    advice = "an engine is bound to a GPU and an exact version: build it again here with edc export --trt"
+    log = collecting_logger(trt)
+    try:
+        runtime = made(trt.Runtime, log, what=cannot)
+    except EngineError as error:
+        raise EngineError(f"{error}; {advice}") from error
+    loaded = runtime.deserialize_cuda_engine(path.read_bytes())
+    if loaded is None:  # never raised, only logged
+        raise EngineError(f"{cannot}: {log.reason()}{built_by}; {advice}")
+    return runtime, loaded
 
 
 class EngineRunner:
@@ -24,23 +87,38 @@ class EngineRunner:
 
     def __init__(self, path: Path, engine: Engine) -> None:
         self.path, self.engine = path, engine
-        self._runtime, self._loaded = load_engine(path, sha256=engine.sha256, library=engine.library)
-        if not torch.cuda.is_available():
+        local = local_generation()
+        if local is not None and (reason := why_not_here(engine)):
+            raise EngineError(f"{path}: {reason}; build it again with: edc export --trt --sm {local}")
+        self._runtime, self._loaded = load_engine(path, engine)
+        if local is None:
             raise EngineError(f"{path}: torch {torch.__version__} sees no CUDA device, and its tensors are the buffers")
+        self._cache: Any = None
+        """TensorRT-RTX compiles kernels when a context first runs a shape; all contexts share what was compiled."""
 
-    def bind(self, images: Tensor) -> tuple[Tensor, Callable[[], None]]:
+    def bind(self, images: Tensor, *, cuda_graph: bool = False) -> tuple[Tensor, Callable[[], None]]:
         """Returns the tensor (N, K) that logits will be written to, and what asks for it on torch's current stream.
 
         A context of its own for each binding: a CUDA graph stays valid only as long as its context keeps its shape.
+        What is returned keeps alive all that a graph captured from it refers to: context, engine, runtime and tensors.
 
         Args:
-            images: the GPU's tensor (N, C, H, W) that each run reads; the caller keeps both tensors until it is done.
+            images: the GPU's tensor, as the engine takes it, that each run reads.
+            cuda_graph: let TensorRT-RTX record a graph of its own, as it recommends: it knows when the kernels of a
+                shape are compiled. TensorRT has no such option, so there the caller captures one.
 
         Raises:
-            EngineError: the engine was built for other batches or shapes, or the GPU has no memory left.
+            EngineError: the engine was built for other batches or inputs, or the GPU has no memory left.
         """
         require_batch(self.path, self.engine, len(images))
-        context = self._context()
+        self._require_input(images)
+        context = self._context(cuda_graph=cuda_graph)
+        stream = torch.cuda.current_stream()
+        profile = self.engine.profile_for(len(images))
+        if self.engine.num_profiles > 1:
+            if not context.set_optimization_profile_async(profile, stream.cuda_stream):
+                raise EngineError(f"{self.path}: has no optimisation profile {profile}; export again")
+            stream.synchronize()  # the switch may copy, and a binding may be run on another stream
         if not context.set_input_shape(self.engine.input_name, tuple(images.shape)):
             raise EngineError(f"{self.path}: does not take images {tuple(images.shape)}")
         logits = torch.empty(tuple(context.get_tensor_shape(self.engine.output_name)), device=images.device)
@@ -53,18 +131,54 @@ class EngineRunner:
 
         return logits, enqueue
 
-    def _context(self) -> Any:
-        config = self._loaded.create_runtime_config() if self.engine.library == "tensorrt_rtx" else None
-        if config is None:
-            context = self._loaded.create_execution_context()
+    def _require_input(self, images: Tensor) -> None:
+        """Raises `EngineError` unless the engine's input has the type and the shape of `images`."""
+        name = self.engine.input_name
+        names = [self._loaded.get_tensor_name(i) for i in range(self._loaded.num_io_tensors)]
+        if name not in names:
+            raise EngineError(f"{self.path}: has no input {name}, but {', '.join(names)}; export again")
+        dtype = {"FLOAT": "float32", "HALF": "float16"}.get(
+            kind := self._loaded.get_tensor_dtype(name).name, kind.lower()
+        )
+        found = f"{dtype} {_shape(self._loaded.get_tensor_shape(name))}"
+        wanted = f"{str(images.dtype).removeprefix('torch.')} {_shape((-1, *images.shape[1:]))}"
+        if found != wanted:
+            raise EngineError(f"{self.path}: its input {name} is {found}, the manifest says {wanted}; export again")
+
+    def _context(self, *, cuda_graph: bool) -> Any:
+        if self.engine.library == "tensorrt_rtx":
+            context = self._loaded.create_execution_context(self._runtime_config(cuda_graph=cuda_graph))
         else:
-            # Left alone it runs slower kernels until those for a new shape are compiled, in the background.
-            strategies = type(config.dynamic_shapes_kernel_specialization_strategy)
-            config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-            context = self._loaded.create_execution_context(config)
+            context = self._loaded.create_execution_context()
         if context is None:  # never raised
-            raise EngineError(f"{self.path}: no execution context; is there enough GPU memory?")
+            raise EngineError(f"{self.path}: no execution context; {_free_memory()}")
         return context
+
+    def _runtime_config(self, *, cuda_graph: bool) -> Any:
+        config = self._loaded.create_runtime_config()
+        # Left alone it runs slower kernels until those for a new shape are compiled, in the background.
+        specialization = type(config.dynamic_shapes_kernel_specialization_strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        if cuda_graph:
+            config.cuda_graph_strategy = type(config.cuda_graph_strategy).WHOLE_GRAPH_CAPTURE
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+        if self._cache is not None:
+            config.set_runtime_cache(self._cache)
+        return config
+
+
+def _shape(shape: Any) -> str:
+    return f"({', '.join('N' if size == -1 else str(size) for size in tuple(shape))})"
+
+
+def _free_memory() -> str:
+    """Returns what the GPU has left, for a message."""
+    free, total = torch.cuda.mem_get_info()
+    return (
+        f"the GPU has {free / 2**20:.0f} of {total / 2**20:.0f} MiB free: end other programs on it, or use a smaller "
+        "--max-batch"
+    )
 
 
 def require_batch(path: Path, engine: Engine, batch: int) -> None:
@@ -76,18 +190,24 @@ def require_batch(path: Path, engine: Engine, batch: int) -> None:
         )
 
 
-def engine_outputs(path: Path, engine: Engine, images: NDArray[np.float32], *, batch_size: int) -> NDArray[np.float32]:
-    """Returns the logits (N, K) of images (N, C, H, W), computed by the engine at `path` on the current GPU.
+def engine_outputs(runner: EngineRunner, images: Fed, *, batch_size: int) -> NDArray[np.float32]:
+    """Returns the logits (N, K) of images as the engine takes them (`as_fed`), computed on the current GPU.
+
+    One binding for the batch size, and one more if the last batch is smaller.
 
     Raises:
-        EngineError: the engine is for another GPU or library version, or refuses a batch.
+        EngineError: the engine refuses a batch, or does not take such images.
     """
-    runner = EngineRunner(path, engine)
     outputs = []
     with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        bound: tuple[Tensor, Tensor, Callable[[], None]] | None = None
         for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).cuda()
-            logits, enqueue = runner.bind(batch)
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+            if bound is None or len(bound[0]) != len(batch):
+                on_device = torch.empty_like(batch, device=DEVICE)
+                bound = (on_device, *runner.bind(on_device))
+            on_device, logits, enqueue = bound
+            on_device.copy_(batch)
             enqueue()
-            outputs.append(logits.cpu().numpy())  # waits for the stream
+            outputs.append(logits.cpu().numpy().copy())  # waits for the stream
     return np.concatenate(outputs)

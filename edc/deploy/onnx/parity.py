@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import nn
 
+from edc.deploy.artifact.feed import Fed, as_fed
+from edc.deploy.artifact.manifest import Preprocessing
 from edc.deploy.onnx.precision import Precision, require_precision
 from edc.deploy.onnx.session import ort_errors, ort_session
 from edc.errors import FailedError, ParityError, first_line
@@ -41,6 +43,7 @@ FP16_AGREEMENT = 0.99
 _TIE = {"fp32": FP32_TOLERANCE, "fp16": 2e-3, "int8-cpu": 0.0, "int8-trt": 0.0}
 
 Floats = NDArray[np.float32]
+Batch = TypeVar("Batch", bound=NDArray[Any])
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,21 @@ def check_parity(parity: Parity, *, precision: Precision, what: str) -> None:
 
 
 def check_onnx_parity(
-    path: Path, network: nn.Module, images: Floats, *, max_batch: int, precision: Precision
+    path: Path,
+    network: nn.Module,
+    images: Floats,
+    *,
+    max_batch: int,
+    precision: Precision,
+    how: Preprocessing | None = None,
 ) -> Parity:
     """Returns the parity of the ONNX file at `path` with `network` in float32 torch, both on this machine's CPU.
 
     The file is run at batch 1, an odd size and `max_batch` (images are repeated where there are too few), because a
     graph can be right at the batch it was traced with and wrong at others.
+
+    Args:
+        how: the input that the file takes; None: images as they are.
 
     Shapes:
         images (N, C, H, W), real ones, in [0, 1]
@@ -145,13 +157,13 @@ def check_onnx_parity(
     if num_images < max_batch:
         images = np.resize(images, (max_batch, *images.shape[1:]))
     reference = network_outputs(network, images, batch_size=max_batch)
-    session = ort_session(path)
+    session, fed = ort_session(path), as_fed(images, how)
     wanted, got, sizes = [], [], batch_sizes_for(max_batch)
     for size in sizes:
         # Every image at the largest batch; a few full batches of the small ones, which would only repeat it slowly.
         few = len(images) if size == max_batch else min(len(images), 8 * size)
         wanted.append(reference[:few])
-        got.append(onnx_outputs(session, images[:few], batch_size=size))
+        got.append(onnx_outputs(session, fed[:few], batch_size=size))
     parity = compare_outputs(np.concatenate(wanted), np.concatenate(got), tie=_TIE[precision], batch_sizes=sizes)
     parity = replace(parity, num_images=num_images)  # some were compared at several batch sizes
     check_parity(parity, precision=precision, what=str(path))
@@ -172,8 +184,8 @@ def network_outputs(network: nn.Module, images: Floats, *, batch_size: int) -> F
     return np.concatenate(outputs)
 
 
-def onnx_outputs(session: Any, images: Floats, *, batch_size: int) -> Floats:
-    """Returns the first output (N, K) of an ONNX Runtime session with one image input."""
+def onnx_outputs(session: Any, images: Fed, *, batch_size: int) -> Floats:
+    """Returns the first output (N, K) of an ONNX Runtime session with one image input, of images as it takes them."""
     name = session.get_inputs()[0].name
     try:
         return np.concatenate([session.run(None, {name: batch})[0] for batch in _batches(images, batch_size)])
@@ -206,9 +218,9 @@ def paired_accuracy_drop(reference_correct: NDArray[np.bool_], candidate_correct
     )
 
 
-def _batches(images: Floats, batch_size: int) -> Iterator[Floats]:
+def _batches(images: Batch, batch_size: int) -> Iterator[Batch]:
     for start in range(0, len(images), batch_size):
-        yield np.ascontiguousarray(images[start : start + batch_size])
+        yield np.ascontiguousarray(images[start : start + batch_size])  # type: ignore[misc]
 
 
 def _centred_cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
