@@ -1,7 +1,9 @@
 # make demo       the whole job on a small data set, in an environment of its own
 # make test       lint, types and the default test suite
 # make test-slow  the minutes-long rest
+# make fuzz       10,000 files of strangers of every kind, the default suite's few multiplied (docs/trust.md); an hour or more
 # make coverage   the default test suite traced line by line; fails below the floor that pyproject.toml sets
+# make gpu-check  all that only a GPU can show, with a table at the end; CHECK=--cpu rehearses it without one
 # make lint       what ruff and mypy have to say
 # make format     ruff's own repairs
 # make lock       requirements-dev.lock: the versions in the environment that the tests run in
@@ -12,8 +14,9 @@ VENV ?= .venv
 # Processes that run the tests, one thread each: 6 minutes with two of them on two cores, 12 with one.
 WORKERS ?= 2
 BIN := $(VENV)/bin
+CASES ?= 10000
 
-.PHONY: demo test test-slow coverage lint format lock dist clean
+.PHONY: demo test test-slow fuzz coverage gpu-check lint format lock dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edc distill recipes/digits.yaml
@@ -26,8 +29,14 @@ test: $(VENV)/.installed-test lint
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 
+fuzz: $(VENV)/.installed-test
+	EDC_FUZZ=$(CASES) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
+
 coverage: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term
+
+gpu-check: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/gpu_check.py $(CHECK)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

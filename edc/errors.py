@@ -11,6 +11,7 @@
     └── FailedError (exit 1)       the request was fine; carrying it out did not work
         ├── DivergedError          the loss became NaN or infinite
         ├── ParityError            an exported file does not compute what the network computes
+        ├── DiskError              the disk is full, or nothing may be written there
         └── EngineError            an engine could not be built or loaded
 
 `Interrupted` is no error: a signal asked to stop, and it says whether the state was saved. Ctrl-C exits 130, as shells
@@ -28,6 +29,7 @@ __all__ = [
     "ArtifactError",
     "CheckpointError",
     "DataError",
+    "DiskError",
     "DivergedError",
     "EdcError",
     "EngineError",
@@ -113,6 +115,10 @@ class DivergedError(FailedError):
 
 
 class ParityError(FailedError):
+    pass
+
+
+class DiskError(FailedError):
     pass
 
 

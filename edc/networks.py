@@ -107,10 +107,22 @@ def _build_torchvision(name: str, pretrained: bool, num_classes: int, image_shap
 
     if name not in models.list_models(module=models):
         raise RecipeError(f"torchvision/{name}: torchvision has no such classification network")
-    network: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    # Torch's own initialisation: for theirs, of these two, torchvision warns and takes seconds.
+    options = {"init_weights": False} if name in ("inception_v3", "googlenet") and not pretrained else {}
+    network: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None, **options)
+    _without_auxiliary_heads(network)
     _replace_last_linear(network, num_classes)
     _replace_stem(network, image_shape[0])
     return network
+
+
+def _without_auxiliary_heads(network: nn.Module) -> None:
+    """Takes off torchvision's second and third classifiers, whose answers no one here reads."""
+    for name in ("AuxLogits", "aux1", "aux2"):
+        if getattr(network, name, None) is not None:
+            setattr(network, name, None)
+    if hasattr(network, "aux_logits"):
+        network.aux_logits = False  # type: ignore[assignment]
 
 
 def _replace_last_linear(network: nn.Module, num_classes: int) -> None:
@@ -180,6 +192,9 @@ def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str, 
             raise CheckpointError(
                 f"{source}: a classifier of {len(state[key])} classes ({key}), the data has {num_classes}"
             )
+    # Networks of old torch have no num_batches_tracked; torch itself takes zero.
+    uncounted = {key for key in expected.keys() - state.keys() if key.endswith("num_batches_tracked")}
+    in_file, state = state, state | {key: torch.zeros_like(expected[key]) for key in uncounted}
     missing = [f"{key}: missing in the file" for key in expected.keys() - state.keys()]
     unknown = [f"{key}: not in the network" for key in state.keys() - expected.keys()]
     shapes = [
@@ -191,9 +206,15 @@ def load_weights(network: Classifier, state: dict[str, Tensor], *, source: str, 
         first_of_each = [min(kind) for kind in (missing, unknown, shapes) if kind]
         shown = list(dict.fromkeys([*problems[:5], *first_of_each]))
         more = f"\n  ... and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
+        if missing or unknown:
+            shown += [f"the file has {_first_keys(in_file)}", f"the network has {_first_keys(expected)}"]
         raise CheckpointError(
             f"{source}: these weights do not fit {type(network.network).__name__} as the recipe describes it\n  "
             + "\n  ".join(shown)
             + more
         )
     target.load_state_dict(state)
+
+
+def _first_keys(state: dict[str, Tensor]) -> str:
+    return f"{len(state)} keys: {', '.join(list(state)[:4])}{', ...' if len(state) > 4 else ''}"

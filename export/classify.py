@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+MOST_PIXELS = 89_478_485  # after scaling; Pillow warns of files of more
+
 
 class UserError(Exception):
     """Shown as one line; the program ends with exit code 2."""
@@ -55,6 +57,8 @@ def classify(
     manifest = load_manifest(artifact)
     entry = choose_file(manifest, file)
     path = verified_path(artifact, entry)
+    if image.exists() and not image.is_file():  # a pipe or a device would never end
+        raise UserError(f"{image}: not a regular file")
     images = preprocess(image, manifest["preprocessing"])
     run = {"tensorrt": run_engine, "tensorrt_rtx": run_engine}.get(entry["format"])
     run = run or {"onnxruntime": run_onnx, "openvino": run_openvino}[backend]
@@ -114,14 +118,20 @@ def preprocess(path: Path, how: dict) -> np.ndarray:
     """Return the image as a batch of one, as the manifest says; normalisation is inside the network."""
     try:
         with Image.open(path) as opened:
-            image = opened.convert(how["color"])
+            turn = turn_of(opened) if how.get("orientation") == "exif" else None  # older manifests do not say: stored
+            image = in_8_bits(opened, path).convert(how["color"])
+            image = image if turn is None else image.transpose(turn)
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image that Pillow can read") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not an image that Pillow can read: {error}") from error
     height, width = how["image_size"]
     interpolation = Image.Resampling[how["interpolation"].upper()]
     if how["resize"] == "shorter_side_then_center_crop":
+        if how["resize_shorter_side"] ** 2 * max(image.size) // min(image.size) > MOST_PIXELS:
+            raise UserError(f"{path}: {image.width}x{image.height} pixels are too long to scale; crop it")
         image = resize_shorter_side(image, how["resize_shorter_side"], interpolation)
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         image = image.crop((left, top, left + width, top + height))
@@ -136,6 +146,32 @@ def preprocess(path: Path, how: dict) -> np.ndarray:
         return np.ascontiguousarray(pixels)
     low, high = how["value_range"]
     return np.ascontiguousarray(pixels.astype(np.float32) / np.float32(255) * np.float32(high - low) + np.float32(low))
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Return what brings the opened image upright, as its EXIF data says; Pillow turns TIFF files by itself."""
+    turns = (None, None, "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
+             "ROTATE_90")  # fmt: skip
+    image.load()  # a file that breaks off says so here
+    try:
+        orientation = 1 if image.format == "TIFF" else image.getexif().get(0x0112)
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError):
+        return None  # data that cannot be read says nothing
+    return Image.Transpose[turns[orientation]] if orientation in range(2, 9) else None
+
+
+def in_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Return the opened image, of grey pixels of 16 bits the upper 8; Pillow would cut them off at 255."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        image.load()
+        tags = getattr(image, "tag_v2", {})
+        bits = tags.get(258, (16,))[0]  # 12 in some TIFF files
+        pixels = np.asarray(image).astype(np.int64).clip(0, 2**bits - 1) >> (bits - 8)
+        white_is_zero = tags.get(262) == 0
+        return Image.fromarray((255 - pixels if white_is_zero else pixels).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(f"{path}: the file does not say which of its values (mode {image.mode}) are black and white")
+    return image
 
 
 def resize_shorter_side(image: Image.Image, size: int, interpolation: Image.Resampling) -> Image.Image:

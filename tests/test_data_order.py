@@ -6,7 +6,7 @@ import pytest
 import torch
 from data_files import WITH_WORKERS, Sample, digest_of, samples_of, write_class_folders, write_parquet, write_shards
 
-from edc.data import evaluation_batches, load_data, train_batches
+from edc.data import evaluation_batches, load_data, parquet_rows, train_batches
 from edc.data import parquet as parquet_module
 from edc.data.parquet import RowGroupReader
 from edc.recipe import DataSection
@@ -106,7 +106,7 @@ def test_row_groups_are_read_only_where_files_are_large(tmp_path, monkeypatch):
     train = load_data(section).train
     assert isinstance(train.read, RowGroupReader)
     assert [train.read(i) for i in range(26)] == [sample.content for sample in SPLITS["train"]]
-    parquet_module._row_group.cache_clear()
+    parquet_rows._row_group.cache_clear()
     for i in torch.randperm(26, generator=torch.Generator().manual_seed(0)).tolist():
         assert train.read(i) == SPLITS["train"][i].content
-    assert parquet_module._row_group.cache_info().currsize <= 4
+    assert parquet_rows._row_group.cache_info().currsize <= 4

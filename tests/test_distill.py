@@ -392,8 +392,9 @@ def checkpoints(tmp_path: Path) -> list[dict[str, Any]]:
         {
             "file": str(tmp_path / "a.pth"),
             "network": {"name": "wrn10x1", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]},
+            "allow_weak": True,
         },
-        {"file": str(tmp_path / "b.safetensors")},
+        {"file": str(tmp_path / "b.safetensors"), "allow_weak": True},
     ]
 
 

@@ -2,13 +2,18 @@
 
 import os
 import sys
+import warnings
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
+from edc.benchmark.backends.on_cuda import require_cuda
+from edc.errors import FailedError
 from edc.system import doctor
-from edc.system.doctor import Library, diagnose
-from edc.system.gpu import Gpu
+from edc.system.doctor import LIBRARIES, Library, diagnose
+from edc.system.gpu import Gpu, supports
 
 
 def found(*libraries: Library) -> dict[str, doctor.Check]:
@@ -86,3 +91,72 @@ def test_both_runtimes_installed_at_once_is_a_conflict(monkeypatch):
 def test_nothing_is_printed(capfd):
     diagnose(())
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_library_that_is_slow_to_load_is_slow_and_those_behind_it_are_still_tried(tmp_path: Path, monkeypatch):
+    """On a busy machine, not a broken one: reinstalling would not help."""
+    (tmp_path / "sleeps_on_import.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "LIMIT_S", 3.0)
+    checks = found(Library("sleeps_on_import", "x", "mend it"), Library("colorsys", "x", "mend it"))
+    assert checks["colorsys"].status == "ok"
+    slow = checks["sleeps_on_import"]
+    assert (slow.status, slow.found) == ("slow", "no answer within 3 s")
+    assert "again" in slow.fix
+    assert "mend it" not in slow.fix
+
+
+def test_all_libraries_are_tried_in_one_process_and_one_that_fails_there_once_more_alone(tmp_path: Path, monkeypatch):
+    (tmp_path / "pid_of.py").write_text("import os; __version__ = f'pid {os.getpid()}'")
+    (tmp_path / "needs_room.py").write_text("import sys; assert 'pid_of' not in sys.modules, 'no room'")
+    (tmp_path / "has_no_gpu.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    of_process = "import os; print(os.getpid(), end='')"
+    libraries = [
+        Library("pid_of", "x", "mend it"),
+        Library("needs_room", "x", "mend it"),
+        Library("colorsys", "x", "mend it", details=of_process),
+        Library("has_no_gpu", "x", "mend it", details="raise RuntimeError('cannot use the GPU: old driver')"),
+    ]
+    checks = found(*libraries)
+    assert checks["pid_of"].found.split()[-1] == checks["colorsys"].found.split()[-1]
+    assert (checks["needs_room"].status, checks["needs_room"].found) == ("ok", "version unknown")
+    assert (checks["has_no_gpu"].status, checks["has_no_gpu"].fix) == ("broken", "mend it")
+    assert checks["has_no_gpu"].found == "installed, loads, but: cannot use the GPU: old driver"
+
+
+def test_architectures_that_a_library_is_built_for_are_those_that_the_gpu_can_run():
+    torch_2_9 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+    assert {sm: supports(torch_2_9, sm) for sm in (70, 75, 86, 87, 89, 90, 103, 120, 121)} == {
+        70: False, 75: True, 86: True, 87: True, 89: True, 90: True, 103: True, 120: True, 121: True
+    }  # fmt: skip
+    assert not supports(["sm_80", "sm_86"], 90)  # another major number, and nothing that the driver could compile
+    assert supports(["sm_80", "compute_80"], 90)
+    assert (supports(["sm_90a"], 90), supports(["sm_90a"], 100), supports(["compute_90a"], 120)) == (True, False, False)
+
+
+def test_torch_that_does_not_compute_on_the_gpu_that_is_there_is_broken(monkeypatch, tmp_path):
+    """A driver that is too old: NVIDIA's library names the GPU, and torch does not see it."""
+    (tmp_path / "old_torch.py").write_text(
+        "import types, warnings\n"
+        "def is_available():\n"
+        "    warnings.warn('The NVIDIA driver on your system is too old (found version 11040).')\n"
+        "cuda = types.SimpleNamespace(is_available=is_available)\n"
+        "import edc.system.gpu\n"
+        "edc.system.gpu.gpus_now = lambda: ('a GPU',)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    library = next(library for library in LIBRARIES if library.module == "torch")
+    check = found(replace(library, module="old_torch"))["old_torch"]
+    assert check.status == "broken"
+    assert "loads, but: cannot use the GPU: The NVIDIA driver on your system is too old" in check.found
+
+
+def test_torch_row_on_a_machine_with_an_old_driver_says_so(monkeypatch):
+    def is_available() -> bool:
+        warnings.warn("The NVIDIA driver on your system is too old (found version 11040).", stacklevel=1)
+        return False
+
+    monkeypatch.setattr("torch.cuda.is_available", is_available)
+    with pytest.raises(FailedError, match=r"torch-cuda: no CUDA device .*: The NVIDIA driver on your sys"):
+        require_cuda("torch-cuda")

@@ -271,7 +271,7 @@ def test_earlier_artifact_survives_a_failed_export(workshop: Workshop, tmp_path,
     shutil.copytree(workshop.artifact, tmp_path / "artifact")
     flip_a_weight_of(1, monkeypatch)  # a teacher: the student's file is right and written by then
     with pytest.raises(ParityError, match="teacher_0"):
-        export(RunFolder(workshop.run), tmp_path / "artifact", ExportOptions(max_batch=8))
+        export(RunFolder(workshop.run), tmp_path / "artifact", ExportOptions(max_batch=8, all_or_nothing=True))
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
     verify_files(tmp_path / "artifact", load_manifest(tmp_path / "artifact"))
     for path in [*FILES, "manifest.json"]:

@@ -28,7 +28,7 @@ import PIL
 import pytest
 from browser import Browser
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
+from PIL import Image, ImageOps
 
 from edc.deploy.artifact.manifest import ArtifactFile, Manifest, Preprocessing, write_manifest
 from edc.system.files import sha256_of
@@ -353,13 +353,14 @@ def file_in_page(content: bytes, name: str = "image") -> str:
     return f"new File([Uint8Array.from(atob('{text}'), (c) => c.charCodeAt())], '{name}', {{type: 'image/x'}})"
 
 
-def page_pixels(browser: Browser, content: bytes, how: Preprocessing, *, upright: bool = False) -> np.ndarray:
+def page_pixels(browser: Browser, content: bytes, how: Preprocessing, *, upright: bool | None = None) -> np.ndarray:
     """Return the page's preprocessed image (H, W, C)."""
+    asked = "" if upright is None else f", {json.dumps(upright)}"
     encoded = browser.evaluate(
         "(async () => {"
         "  const { preprocess } = await import('./classify.js');"
         f" const how = {how.model_dump_json()};"
-        f" const image = await preprocess({file_in_page(content)}, how, {json.dumps(upright)});"
+        f" const image = await preprocess({file_in_page(content)}, how{asked});"
         "  let text = '';"
         "  for (const byte of image.data) text += String.fromCharCode(byte);"
         "  return btoa(text);"
@@ -398,10 +399,30 @@ def with_gamma(png: bytes) -> bytes:
     return png[:33] + struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
 
 
+def sixteen_bits() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2**16, (31, 47), dtype=np.uint16)
+
+
+def rgb_png_of_16_bits() -> bytes:
+    """Return what Pillow cannot write: a PNG of 16 bits per colour."""
+    pixels = np.random.default_rng(1).integers(0, 2**16, (20, 30, 3), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
 FILES = {
     "PNG": lambda: encoded(photo(301, 200), "PNG"),
     "PNG, grey": lambda: encoded(photo(301, 200).convert("L"), "PNG"),
     "PNG, grey, transparent": lambda: encoded(with_alpha(photo(301, 200)).convert("LA"), "PNG"),
+    "PNG, grey, 16 bits": lambda: encoded(Image.fromarray(sixteen_bits()), "PNG"),
+    "PNG, RGB, 16 bits": rgb_png_of_16_bits,
     "PNG, palette": lambda: encoded(photo(301, 200).quantize(64), "PNG"),
     "PNG, transparent": lambda: encoded(with_alpha(photo(301, 700 // 2)), "PNG"),
     "PNG, gamma": lambda: with_gamma(encoded(photo(301, 200), "PNG")),
@@ -434,6 +455,20 @@ def test_photo_is_turned_upright_when_asked(browser, site):
     turned = encoded(flat, "JPEG", quality=100, exif=exif(6))
     upright = np.asarray(flat.transpose(Image.Transpose.ROTATE_270).convert("RGB")).astype(int)
     assert np.abs(page_pixels(browser, turned, how, upright=True) - upright).max() <= 2
+
+
+def test_manifest_says_whether_images_are_turned_as_in_pillow(browser, site):
+    browser.open(f"{site.url}/web/?artifact=../nowhere/")
+    kinds = [(orientation, kind) for orientation in range(1, 9) for kind in ("JPEG", "PNG", "WEBP")]
+    for orientation, kind in kinds:
+        content = encoded(photo(31, 20), kind, exif=exif(orientation))
+        for said, size in (("exif", (20, 31) if orientation < 5 else (31, 20)), ("stored", (20, 31))):
+            how = Preprocessing(color="RGB", image_size=size, resize="none", orientation=said)
+            pixels = page_pixels(browser, content, how)
+            assert np.array_equal(pixels, pillow_pixels(content, how)), (orientation, kind, said)
+            if said == "exif":
+                with Image.open(io.BytesIO(content)) as image:
+                    assert np.array_equal(pixels, np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])

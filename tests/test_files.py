@@ -1,5 +1,6 @@
 """Files that appear complete or not at all, digests, locks, and the disk."""
 
+import contextlib
 import errno
 import hashlib
 import math
@@ -7,14 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import environment
 from safetensors import SafetensorError
 
-from edc.errors import FailedError, RunError
-from edc.system.files import exclusive_lock, require_free_disk, sha256_of, write_atomically, write_json
+from edc.errors import DiskError, FailedError, RunError
+from edc.system.files import exclusive_lock, holds_nothing, require_free_disk, sha256_of, write_atomically, write_json
 
 
 def test_file_appears_only_when_it_is_complete(tmp_path):
@@ -89,6 +92,44 @@ def test_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, 
     with pytest.raises(RunError, match=r"there: this run needs about 6 MB, the disk has 5 MB free"):
         require_free_disk(tmp_path / "not/yet/there", 6_000_000, "this run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_processes_left_goes_with_the_next_lock_of_the_folder(tmp_path):
+    for name in (".weights.4711.tmp.safetensors", ".metrics.0a1b2c3d4e5f.tmp.jsonl", ".recipe.12.tmp.yaml"):
+        (tmp_path / name).write_text("half")
+    assert holds_nothing(tmp_path)
+    for name in ("weights.safetensors", "notes.tmp", ".bashrc"):
+        (tmp_path / name).write_text("mine")
+    assert not holds_nothing(tmp_path)
+    with exclusive_lock(tmp_path / ".lock", held_by_other="busy", vanishes=True):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bashrc", "notes.tmp", "weights.safetensors"]
+
+
+def test_folder_that_may_not_be_written_to_is_one_message():
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may not be entered by another user
+        Path(folder).chmod(0o555)
+        with as_another_user():
+            with pytest.raises(DiskError, match=r"x\.json: cannot be written \(.*Permission denied.* make .* writable"):
+                write_json(Path(folder) / "x.json", {})
+            with (
+                pytest.raises(RunError, match=r"\.lock: cannot be written \(.*Permission denied"),
+                exclusive_lock(Path(folder) / ".lock", held_by_other="busy"),
+            ):
+                pass
+
+
+@contextlib.contextmanager
+def as_another_user() -> Iterator[None]:
+    """Root may write anywhere, so that it has to be somebody else for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def test_lock_keeps_another_process_out(tmp_path):

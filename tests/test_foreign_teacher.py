@@ -15,7 +15,8 @@ from edc.data import load_data
 from edc.errors import CheckpointError, RecipeError
 from edc.recipe import CheckpointSection, NetworkSection, Recipe
 from edc.teachers.ensemble import TeacherEnsemble, load_own_teachers
-from edc.teachers.from_file import FileTeacher, format_of, load_file_teacher
+from edc.teachers.file_teacher import FileTeacher
+from edc.teachers.from_file import format_of, load_file_teacher
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIZE, NUM_CLASSES = 12, 5
@@ -81,17 +82,18 @@ def whole_file(request: pytest.FixtureRequest, network: nn.Module, tmp_path_fact
 
 
 def load(path: Path, *, shape: tuple[int, int, int] = (3, SIZE, SIZE), classes: int = NUM_CLASSES, **options) -> Any:
-    options = {"mean": MEAN, "std": STD} | options
+    kind = format_of(path) if options.get("format", "auto") == "auto" else options["format"]
+    runs_code = kind in ("torchscript", "exported_program")
+    options = {"mean": MEAN, "std": STD, "trust": runs_code} | options
     section = CheckpointSection(file=path, **{k: v for k, v in options.items() if v is not None})
     return load_file_teacher(
         section,
         field="teachers.checkpoints.0",
         default_network=NetworkSection(name="wrn10x1"),
-        num_classes=classes,
+        class_names=tuple(f"class{k}" for k in range(classes)),
         image_shape=shape,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
+        of_data=((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ).network
 
 
 def answers_and_gradient(function: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,13 +195,15 @@ def test_resizing_inside_is_differentiable_and_antialiased():
     assert torch.autograd.gradcheck(teacher, torch.rand(1, 1, 8, 8, dtype=torch.float64, requires_grad=True))
 
 
-def test_ensemble_of_a_recipe_mixes_files_of_every_kind(network, tmp_path):
+def test_ensemble_of_a_recipe_mixes_files_of_every_kind(network, tmp_path, monkeypatch):
     pytest.importorskip("onnx2pytorch")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # for what was opened before
     three = Small(3).eval()
     entries: list[dict[str, Any]] = []
     for name, save in WHOLE.items():
         save(three, tmp_path / name)
-        entries.append({"file": str(tmp_path / name), "input_size": SIZE, "mean": MEAN, "std": STD})
+        trust = name != "a.onnx"
+        entries.append({"file": str(tmp_path / name), "input_size": SIZE, "mean": MEAN, "std": STD, "trust": trust})
     recipe = Recipe.model_validate(
         {
             "name": "mixed",
@@ -210,7 +214,7 @@ def test_ensemble_of_a_recipe_mixes_files_of_every_kind(network, tmp_path):
         }
     )
     data = load_data(recipe.data)
-    ensemble = TeacherEnsemble(load_own_teachers(recipe, data))
+    ensemble = TeacherEnsemble([one.network for one in load_own_teachers(recipe, data)])
     images = torch.rand(4, *data.image_shape)
     with torch.no_grad():
         expected = expected_of(three)(images)

@@ -14,8 +14,8 @@ network: wrn10x1
 training: {epochs: 1, warmup_epochs: 0, batch_size: 16}
 teachers:
   checkpoints:
-    - {file: a.ts, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}
-    - {file: b.ts, mean: [0.4, 0.5, 0.6], std: [0.25, 0.25, 0.25]}
+    - {file: a.ts, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25], trust: true, allow_weak: true}
+    - {file: b.ts, mean: [0.4, 0.5, 0.6], std: [0.25, 0.25, 0.25], trust: true, allow_weak: true}
 students:
   kd: {method: kd, perturbation: tdiv}
 """
@@ -25,7 +25,8 @@ def save_script(network: nn.Module, path) -> None:
     torch.jit.save(torch.jit.trace(network.float().eval(), torch.rand(2, 3, 8, 8)), path)
 
 
-def test_export_without_baseline_says_why_and_holds_the_student(tmp_path, recwarn):
+def test_export_without_baseline_says_why_and_holds_the_student(tmp_path, recwarn, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # for what was opened before
     for seed, name in enumerate("ab"):
         save_script(small_network(seed), tmp_path / f"{name}.ts")
     recwarn.clear()  # torch calls tracing deprecated; loading is what a user does

@@ -65,8 +65,11 @@ def teacher(
 ) -> Any:
     checkpoint = CheckpointSection(network={"name": name, "pretrained": True}, **options)
     return load_library_teacher(
-        checkpoint, field="teachers.checkpoints.0", num_classes=classes, image_shape=image_shape
-    )
+        checkpoint,
+        field="teachers.checkpoints.0",
+        class_names=tuple(f"class{k}" for k in range(classes)),
+        image_shape=image_shape,
+    ).network
 
 
 def written_out(network: nn.Module, images: Tensor, size: int, mean: Any, std: Any) -> Tensor:

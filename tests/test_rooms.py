@@ -14,7 +14,8 @@ FROM_THE_BOTTOM = re.findall(
     r"\S+",
     """
 errors console seeding subject system method recipe metrics architectures networks data train teachers runs evidence
-deploy.artifact deploy.ensemble deploy.onnx deploy.engine deploy.fuse deploy.onnx_files deploy.engine_files
+deploy.artifact deploy.ensemble deploy.onnx deploy.engine deploy.fuse deploy.gates deploy.onnx_files deploy.samples
+deploy.engine_files
 deploy.records deploy.export deploy.verify
 benchmark.packed benchmark.keys benchmark.environment benchmark.progress benchmark.old_document benchmark.document
 benchmark.backends benchmark.workers

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from made_runs import make_run
 
 from edc.errors import RunError
 from edc.recipe import Recipe
@@ -148,11 +149,10 @@ def test_folder_that_is_no_run_says_so(tmp_path):
 
 def test_newest_run_is_the_one_finished_last(tmp_path):
     for age, name in enumerate(("newest", "old", "older")):
-        run = RunFolder(tmp_path / name)
-        run.write_summary({"name": name})
+        run = make_run(tmp_path / name, name=name, num_images=20)
         os.utime(run.summary_path, ns=(0, (10 - age) * 10**9))
     (tmp_path / "unfinished").mkdir()
-    assert newest_run(tmp_path).summary() == {"name": "newest"}
+    assert newest_run(tmp_path).summary()["name"] == "newest"
 
 
 def test_no_finished_run_says_how_to_make_one(tmp_path):
@@ -172,3 +172,17 @@ def test_summary_is_written_whole_or_not_at_all(tmp_path):
 
 def test_teachers_are_kept_beside_the_runs():
     assert RunFolder(Path("runs/a")).teachers_path == RunFolder(Path("runs/b")).teachers_path == Path("runs/teachers")
+
+
+def test_folder_where_a_process_was_killed_before_it_wrote_the_recipe_can_be_claimed(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".recipe.0a1b2c3d4e5f.tmp.yaml").write_text("name: ha")
+    RunFolder(tmp_path).claim(recipe())
+    assert RunFolder(tmp_path).recipe() == recipe()
+
+
+@pytest.mark.parametrize("name", ["teachers", "Teachers"])
+def test_run_does_not_live_where_its_teachers_would(tmp_path, name):
+    with pytest.raises(RunError, match=rf"{name}: is where the runs beside it keep their teachers; choose another"):
+        RunFolder(tmp_path / name).claim(recipe())
+    assert list(tmp_path.iterdir()) == []

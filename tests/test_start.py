@@ -54,6 +54,11 @@ def own(tmp_path: Path) -> list[str]:
     return [saved(tmp_path / f"own/{m}.safetensors", network(m + 1).state_dict()) for m in range(M)]
 
 
+def untrained(checkpoint: Any) -> dict[str, Any]:
+    """Returns the checkpoint, allowed to be near chance."""
+    return (checkpoint if isinstance(checkpoint, dict) else {"file": checkpoint}) | {"allow_weak": True}
+
+
 def recipe(own: list[Any], **changes: Any) -> Recipe:
     """Returns a recipe with the user's own teachers, or without: then M are trained."""
     document: dict[str, Any] = {
@@ -61,7 +66,7 @@ def recipe(own: list[Any], **changes: Any) -> Recipe:
         "data": DATA.model_dump(exclude_unset=True),
         "network": "cifar_resnet8",
         "training": {"epochs": 2, "warmup_epochs": 1, "batch_size": 16, "learning_rate": 0.02},
-        "teachers": {"checkpoints": own} if own else {"ensemble_size": M},
+        "teachers": {"checkpoints": [untrained(each) for each in own]} if own else {"ensemble_size": M},
         "students": {"kd": {"method": "kd"}, "be": {"method": "latent_be"}},
     }
     return Recipe.model_validate(document | changes)

@@ -1,32 +1,47 @@
 """Engines on a GPU that is not there (tests/stub_gpu.py): what they are fed, what they keep, how they are judged."""
 
+import builtins
 import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pynvml
 import pytest
 import stub_gpu
 import torch
 from conftest import TESTS
 from PIL import Image
-from stub_gpu import StubGpu
+from stub_gpu import GraphStrategy, Specialization, StubGpu
 from tiny_onnx import TinyOnnx, tiny_images, write_tiny_onnx
 
-from edc.benchmark.backends import open_backend
+from edc.benchmark.backends import available_backends, open_backend
 from edc.benchmark.backends.contract import EngineFile, EngineSource, OnnxSource
-from edc.benchmark.workers.protocol import Infer, Load, LoadReport, TimeRound
-from edc.benchmark.workers.worker import Worker
+from edc.benchmark.backends.onnxruntime_cuda import OnnxRuntimeCuda
+from edc.benchmark.environment import environment_now
+from edc.benchmark.workers.probe import Probe
+from edc.benchmark.workers.process import WorkerProcess
+from edc.benchmark.workers.protocol import Infer, Load, LoadReport, Refused, TimeRound
+from edc.benchmark.workers.worker import Worker, serve
 from edc.deploy.artifact.feed import as_fed
 from edc.deploy.artifact.manifest import Preprocessing
-from edc.deploy.engine.description import Engine
+from edc.deploy.engine.description import Engine, read_engine, sidecar_path
 from edc.deploy.engine.from_onnx import engine_from_onnx
-from edc.deploy.engine_files import Built, EngineChoice, build_engines
+from edc.deploy.engine.run import EngineRunner, engine_outputs
+from edc.deploy.engine_files import Built, EngineChoice, build_engines, choose_library
 from edc.deploy.onnx.uint8_input import take_uint8_pixels
 from edc.deploy.onnx_files import Samples, Written
-from edc.errors import EngineError
+from edc.errors import EngineError, NotInstalledError, ParityError, RequestError
 from edc.subject import Subject
+from edc.system.gpu import gpus_or_reason
 
 STUDENT = Subject("student", name="student")
 PIXELS = Preprocessing(layout="NHWC", dtype="uint8", color="RGB", image_size=(8, 8), resize="exact")
@@ -84,11 +99,18 @@ def samples_of(tiny: TinyOnnx, num_images: int = 24) -> Samples:
     return Samples(images, images, images, labels, images, labels)
 
 
-def engines_of(tiny: TinyOnnx, *, precision: str = "fp32", how: Preprocessing = FLOATS, **options: Any) -> list[Built]:
-    written = [Written(tiny.path, each, None, {}, {}) for each in dict.fromkeys(("fp32", precision))]
+def engines_of(
+    tiny: TinyOnnx,
+    *,
+    precision: str = "fp32",
+    how: Preprocessing = FLOATS,
+    written: Sequence[Written] = (),
+    **options: Any,
+) -> list[Built]:
+    written = written or [Written(tiny.path, each, None, {}, {}) for each in dict.fromkeys(("fp32", precision))]
     choice = EngineChoice(**{"library": "tensorrt", **options})
     arguments = {"reference": Tiny(tiny), "samples": samples_of(tiny), "how": how, "max_batch": 8, "max_drop": 0.005}
-    return build_engines(written, "student", choice, **arguments)
+    return build_engines(written, "student", choice, judged=lambda *_: nullcontext(), **arguments)
 
 
 def test_engines_that_take_pixels_pass_their_parity(gpu, tmp_path):
@@ -136,3 +158,234 @@ def test_bench_feeds_pixels_to_files_that_take_pixels(tmp_path):
         assert {(batch.dtype.name, batch.shape) for batch in inputs} == {("uint8", (2, 8, 8, 3))}
         answer = worker.answer(TimeRound("row", batch=2, first=0, num_runs=3, settle_ms=0.01))
         assert len(answer.samples) == 3
+
+
+# What can go wrong
+
+
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx"])
+def test_a_null_pointer_of_the_library_is_one_message_with_the_reason_of_its_log(gpu, tmp_path, library):
+    path, engine = built(tmp_path, library)
+    for gpu.null, act in (
+        ("Builder", lambda: built(tmp_path, library)),
+        ("Runtime", lambda: EngineRunner(path, engine)),
+    ):
+        with pytest.raises(EngineError, match="CUDA initialization failure with error: 35") as caught:
+            act()
+        assert "\n" not in str(caught.value)
+
+
+def test_timing_cache_that_is_damaged_or_of_another_gpu_is_written_anew(gpu, tmp_path):
+    """The library makes None of damaged bytes, and does not attach a cache of another GPU."""
+    cache = tmp_path / "timings"
+    gpu.refused_caches = (b"damaged", b"of another GPU")
+    for content in (None, b"damaged", b"of another GPU", b"timings of this GPU"):
+        if content is not None:
+            cache.write_bytes(content)
+        gpu.caches.clear()
+        built(tmp_path, timing_cache=cache)
+        assert gpu.caches == ([content, b""] if content in gpu.refused_caches else [content or b""])
+        assert cache.read_bytes() == b"timings of this GPU"
+
+
+def test_parity_binds_once_a_size_and_contexts_share_what_was_compiled(gpu, tmp_path):
+    path, engine = built(tmp_path, "tensorrt_rtx")
+    runner = EngineRunner(path, engine)
+    made: list[Any] = []
+    original = runner._loaded.create_execution_context
+    runner._loaded.create_execution_context = lambda config: made.append(config) or original(config)
+    tiny, images = write_tiny_onnx(tmp_path / "a.onnx"), tiny_images(30)
+    for size, num_bindings in ((1, 1), (7, 2), (8, 2)):
+        made.clear()
+        np.testing.assert_allclose(engine_outputs(runner, images, batch_size=size), tiny.logits(images), atol=1e-4)
+        assert len(made) == num_bindings
+        assert {config.dynamic_shapes_kernel_specialization_strategy for config in made} == {Specialization.EAGER}
+        assert {config.cuda_graph_strategy for config in made} == {GraphStrategy.DISABLED}
+        assert {id(config.cache) for config in made} == {id(runner._cache)}
+
+
+def test_rtx_records_its_own_cuda_graph_and_torch_captures_none(gpu, tmp_path, monkeypatch):
+    path, engine = built(tmp_path, "tensorrt_rtx")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: pytest.fail("torch captured a graph"))
+    source = EngineSource(replace(STUDENT, cuda_graph=True), (EngineFile(path, engine.sha256),))
+    loaded = open_backend("tensorrt-rtx", threads=1).load(source)
+    images = tiny_images(3)
+    np.testing.assert_allclose(loaded.infer(images), write_tiny_onnx(tmp_path / "a.onnx").logits(images), atol=1e-4)
+    (context,) = [context() for context in gpu.contexts if context() is not None]
+    assert context.config.cuda_graph_strategy == GraphStrategy.WHOLE_GRAPH_CAPTURE
+    assert "CUDA graph by TensorRT-RTX itself" in loaded.what_ran.notes
+
+
+def test_batch_1_has_kernels_of_its_own_and_old_engines_have_one_profile(gpu, tmp_path):
+    path, engine = built(tmp_path)
+    assert engine.tuned_for == (1, 8)
+    runner, images = EngineRunner(path, engine), tiny_images(9)
+    gpu.profiles_run.clear()
+    engine_outputs(runner, images, batch_size=8)  # eight, then one
+    engine_outputs(runner, images[:6], batch_size=3)
+    assert gpu.profiles_run == [1, 0, 1, 1]
+    description = json.loads(sidecar_path(path).read_text())
+    del description["num_profiles"]
+    sidecar_path(path).write_text(json.dumps(description))
+    old = read_engine(path, "tensorrt", sha256=engine.sha256)
+    assert (old.profile_for(1), old.profile_for(8), old.tuned_for) == (0, 0, (8,))
+
+
+def test_int8_engine_is_judged_by_what_it_loses_on_the_device(gpu, tmp_path):
+    tiny = write_tiny_onnx(tmp_path / "a.onnx")
+    fp32, int8 = engines_of(tiny, precision="int8-trt")
+    assert "validation" not in fp32.notes
+    assert int8.notes["validation"] == "drop 0.00 points on 24 images (lost 0, gained 0, McNemar p 1)"
+    gpu.wrong = lambda logits: -logits
+    with pytest.raises(ParityError, match=r"a\.plan: largest difference"):
+        engines_of(tiny)
+    written = [Written(tiny.path, "int8-trt", None, {}, {})]
+    with pytest.raises(ParityError, match=r"a\.plan: drop 100\.00 points on 24 images .* that --max-drop allows"):
+        engines_of(tiny, written=written)
+
+
+@pytest.mark.parametrize(
+    ("generation", "installed", "options", "wanted"),
+    [
+        (86, ("tensorrt", "tensorrt_rtx"), {}, "tensorrt"),
+        (86, ("tensorrt", "tensorrt_rtx"), {"wanted": "tensorrt_rtx"}, "tensorrt_rtx"),
+        (86, ("tensorrt", "tensorrt_rtx"), {"compute_capabilities": (89, 120)}, "tensorrt_rtx"),
+        (86, ("tensorrt_rtx",), {}, "tensorrt_rtx"),
+        (90, ("tensorrt", "tensorrt_rtx"), {}, "tensorrt"),
+        (90, ("tensorrt_rtx",), {"compute_capabilities": (120,)}, "tensorrt_rtx"),
+        (90, ("tensorrt_rtx",), {}, "knows SM 75, 80, 86, 89, 120, 121 and not SM 90.* For this GPU, TensorRT: pip"),
+        (86, ("tensorrt",), {"wanted": "tensorrt", "compute_capabilities": (89,)}, "--sm: TensorRT builds for the GPU"),
+        (86, ("tensorrt",), {"wanted": "tensorrt_rtx"}, "tensorrt_rtx is not installed"),
+        (86, (), {}, "--trt: no engine library here"),
+    ],
+)
+def test_library_is_chosen_by_name_by_the_gpus_that_are_named_or_by_the_gpu_here(
+    monkeypatch, generation, installed, options, wanted
+):
+    stub_gpu.install(monkeypatch, *installed, generation=generation)
+    if wanted in ("tensorrt", "tensorrt_rtx"):
+        assert choose_library(**options) == wanted
+    else:
+        with pytest.raises((RequestError, NotInstalledError), match=wanted):
+            choose_library(**options)
+
+
+def test_engine_for_another_gpu_is_built_and_not_run(gpu, tmp_path):
+    tiny = write_tiny_onnx(tmp_path / "a.onnx")
+    (elsewhere,) = engines_of(tiny, library="tensorrt_rtx", compute_capabilities=(120, 89))
+    assert elsewhere.parity is None
+    assert elsewhere.notes["run"].endswith("no parity figures (built for SM 89, 120, the GPU here is SM 86)")
+    with pytest.raises(EngineError, match="built for SM 89, 120, the GPU here is SM 86; build it again with: edc exp"):
+        EngineRunner(elsewhere.path, elsewhere.engine)
+    assert not gpu.contexts
+    (here,) = engines_of(tiny, library="tensorrt_rtx", compute_capabilities=(120, 86))
+    assert here.parity.argmax_agreement == 1
+
+
+def reason_of(path: Path, engine: Engine) -> str:
+    source = EngineSource(STUDENT, (EngineFile(path, engine.sha256),))
+    worker = Worker(open_backend("tensorrt", threads=1), tiny_images(4), threads=1)
+    answer = worker.answer(Load("row", source))
+    assert isinstance(answer, Refused), answer
+    return answer.reason
+
+
+def test_bad_engines_and_gpus_without_memory_are_one_message(gpu, tmp_path):
+    path, engine = built(tmp_path)
+    gpu.version = "11.0.0"
+    trt = sys.modules["tensorrt"]
+    vars(trt)["__version__"] = "11.0.0"
+    assert "11.0.0 cannot load it: The engine plan file is not compatible with this version" in reason_of(path, engine)
+    assert "(it was built by 10.9.0)" in reason_of(path, engine)
+    gpu.version, vars(trt)["__version__"] = "10.9.0", "10.9.0"
+    gpu.generation = 89
+    assert "generated on an incompatible device" in reason_of(path, engine)
+    assert "build it again here with edc export --trt" in reason_of(path, engine)
+    gpu.generation, gpu.no_context = 86, True
+    assert "the GPU has 12 of 8192 MiB free: end other programs on it" in reason_of(path, engine)
+    gpu.no_context = False
+    renamed = json.loads(sidecar_path(path).read_text()) | {"input_name": "pixels"}
+    sidecar_path(path).write_text(json.dumps(renamed))
+    assert "has no input pixels, but images, logits; export again" in reason_of(path, engine)
+
+
+def test_a_gpu_that_fails_every_later_call_ends_its_worker_and_other_rows_get_a_new_one(gpu, tmp_path, monkeypatch):
+    path, engine = built(tmp_path)
+    load = Load("row", EngineSource(STUDENT, (EngineFile(path, engine.sha256),)))
+    images, breaks_with, real = tiny_images(4), [], Worker.answer
+
+    def answer(worker: Worker, request: Any) -> Any:
+        if isinstance(request, Infer):
+            gpu.sticky = breaks_with[-1]
+        return real(worker, request)
+
+    def conversation(sticky: str | None) -> list[Any]:
+        """Returns what the parent of a worker hears: the GPU breaks after the row is loaded."""
+        ours, theirs = Pipe()
+        breaks_with.append(sticky)
+        gpu.sticky = None
+
+        for message in (images, load, Infer("row", images if sticky else images[:, :, :4])):
+            ours.send(message)
+        serving = Thread(target=serve, args=(theirs, "tensorrt"), kwargs={"threads": 1}, daemon=True)
+        serving.start()
+        heard = [ours.recv() for _ in range(3)]
+        if not sticky:  # it lives on
+            ours.send(load)
+            heard.append(ours.recv())
+        ours.close()
+        serving.join(timeout=10)
+        assert not serving.is_alive()
+        return heard
+
+    monkeypatch.setattr(Worker, "answer", answer)
+    monkeypatch.setattr("edc.benchmark.workers.worker.os.dup2", lambda *_: None)
+    monkeypatch.setattr("edc.benchmark.workers.worker.signal.signal", lambda *_: None)
+    _, loaded, refused, again = conversation(None)
+    assert (type(loaded), refused.has_ended, type(again)) == (LoadReport, False, LoadReport)
+    _, loaded, refused = conversation("an illegal memory access was encountered")
+    assert isinstance(loaded, LoadReport)
+    assert refused == Refused(refused.reason, has_ended=True)
+    assert "an illegal memory access was encountered" in refused.reason
+    assert "\n" not in refused.reason
+
+
+def test_gpu_clocks_are_sampled_while_a_row_is_timed_and_a_change_is_flagged():
+    """By the process that waits for the worker, which has nothing else to do."""
+    probe, looks = Probe(), iter([1980.0, 1755.0, 1200.0])
+    ours, theirs = Pipe()
+    worker = object.__new__(WorkerProcess)
+    dead, _ = Pipe()
+    vars(worker).update(_connection=ours, limit_s=30.0, _is_ready=True, _process=SimpleNamespace(sentinel=dead))
+
+    def look() -> None:
+        probe.clocks_mhz.append(next(looks))
+        if len(probe.clocks_mhz) == 3:
+            theirs.send("the answer")
+
+    assert worker.ask("time", doing="timing", look=look) == "the answer"
+    assert probe.flags == ("GPU clock: between 1200 and 1980 MHz while this row was timed",)
+    steady = Probe()
+    steady.clocks_mhz += [1980, 1965, 1950]
+    steady.gpu_ns += [100, 101, 100, 150, 150, 100]
+    assert steady.flags == ("restless GPU: in 2 of 6 rounds the GPU itself was slower",)
+
+
+def test_gpu_without_the_drivers_library_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("edc.system.gpu.DEVICES", tmp_path)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: exec("raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)"))
+    assert gpus_or_reason() == ()
+    (tmp_path / "nvidia0").touch()
+    assert "NVML is missing (libnvidia-ml, which comes with nvidia-smi)" in gpus_or_reason()
+    assert "torch-cuda" in available_backends(quick=True)
+    flags = environment_now(threads=1).flags
+    assert any(flag.startswith("GPU: there is a GPU, but the driver's NVML is missing") for flag in flags)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpus_or_reason() == "there is a GPU, but the package nvidia-ml-py is missing"
+
+
+def test_onnxruntime_for_cuda_is_imported_after_torch_whose_cuda_libraries_it_then_uses(monkeypatch):
+    seen, real = [], builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", lambda name, *rest: seen.append(name) or real(name, *rest))
+    OnnxRuntimeCuda(threads=1)
+    assert [name for name in seen if name in ("torch", "onnxruntime")] == ["torch", "onnxruntime"]

@@ -29,10 +29,11 @@ from edc.benchmark.result import BenchResult
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.benchmark.workers.protocol import LoadReport
 from edc.console import console
-from edc.deploy.artifact.manifest import load_manifest
+from edc.deploy.artifact.folder import artifact_lock
+from edc.deploy.artifact.manifest import Manifest, load_manifest
 from edc.errors import FailedError
 from edc.subject import Subject
-from edc.system.files import write_json
+from edc.system.files import remove_leftovers, write_json
 
 __all__ = ["bench"]
 
@@ -53,16 +54,18 @@ def bench(artifact: Path | str, options: BenchOptions | None = None) -> BenchRes
         FailedError: not one row ran; the files of the last bench are still there.
     """
     artifact = Path(artifact)
-    if options is None:
-        options = BenchOptions(run=Path("runs") / load_manifest(artifact).run)
-    request = prepare(artifact, options)
-    environment = environment_now(threads=options.threads)
-    measured = _measure(request, options)
-    result = _result(request, options, measured, environment.at_end())
-    _require_some_row(result.rows)
-    document = result.to_json()
-    write_json(artifact / "bench.json", document)
-    write_page(document, artifact / "report.html")
+    manifest = load_manifest(artifact)
+    options = options or BenchOptions(run=Path("runs") / manifest.run)
+    with artifact_lock(artifact):
+        remove_leftovers(artifact)
+        request = prepare(artifact, options)
+        environment = environment_now(threads=options.threads)
+        measured = _measure(request, options)
+        result = _result(request, options, measured, environment.at_end())
+        _require_some_row(result.rows)
+        document = result.to_json()
+        write_json(artifact / "bench.json", document)
+        write_page(document, artifact / "report.html")
     return result
 
 
@@ -250,13 +253,19 @@ def _disagreements(
     return disagreements(predictions, qualities, student=pair[0], ensemble=pair[1], seed=seed)
 
 
+def _ensemble_nlls(manifest: Manifest) -> list[float]:
+    """Returns the calibrated NLL of ensembles of 1, 2, ... teachers; an older edc kept it with the merged file."""
+    ensemble = next((file.metrics for file in manifest.files if file.role == "ensemble"), {})
+    kept = [ensemble[key] for m in range(1, len(ensemble) + 1) if (key := f"calibrated_nll_of_{m}") in ensemble]
+    return list(manifest.ensemble_calibrated_nll_by_size) or kept
+
+
 def _dee(request: BenchRequest, qualities: Qualities, predictions: Predictions) -> dict[str, float | None]:
     """Returns the deep-ensemble equivalent of each row but the ensemble's own, from its own calibrated NLL.
 
     The ensembles it is read off were measured on all test images, so fewer (a quick bench) give none.
     """
-    ensemble = next((file.metrics for file in request.manifest.files if file.role == "ensemble"), {})
-    nlls = [ensemble[key] for m in range(1, len(ensemble) + 1) if (key := f"calibrated_nll_of_{m}") in ensemble]
+    nlls = _ensemble_nlls(request.manifest)
     found: dict[str, float | None] = {}
     if not nlls or len(predictions.test_labels) < len(request.data.test):
         return found

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edc.system.gpu import Gpu, gpus_now
+from edc.system.gpu import Gpu, gpus_now, gpus_or_reason
 from edc.system.machine import cpu_name, memory_bytes, num_cpus, processors_in_use
 
 __all__ = ["Environment", "environment_now"]
@@ -80,8 +80,11 @@ def environment_now(*, threads: int) -> Environment:
 
     The use by other programs counts, not the load average, which still includes the bench before this one.
     """
-    load, gpus, in_use = _load(), gpus_now(), processors_in_use()
+    load, found, in_use = _load(), gpus_or_reason(), processors_in_use()
+    gpus = () if isinstance(found, str) else found
     flags = _busy(in_use, "before the bench began")
+    if isinstance(found, str):
+        flags.append(f"GPU: {found}")
     if threads > num_cpus():
         flags.append(f"{threads} threads on {num_cpus()} processors: threads wait for each other")
     return Environment(

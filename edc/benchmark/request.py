@@ -1,9 +1,11 @@
 """The request of a bench, checked: all errors that can be found early are raised here, before minutes are spent."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edc.benchmark.backends import BackendName, available_backends, needs_run, require_installed
 from edc.benchmark.document import whole_bench
@@ -16,6 +18,7 @@ from edc.data import DataSet, load_data
 from edc.deploy.artifact.manifest import Manifest, load_manifest, verify_files
 from edc.errors import ArtifactError, DataError, RequestError, RunError
 from edc.recipe import Recipe
+from edc.recipe.data_section import FILE_KINDS
 from edc.runs.folder import RunFolder
 from edc.runs.rows import rows_by_subject
 from edc.subject import Subject
@@ -57,6 +60,8 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
     """
     manifest = load_manifest(artifact)
     verify_files(artifact, manifest)
+    if not os.access(artifact, os.W_OK):
+        raise ArtifactError(f"{artifact}: cannot be written to, and bench.json belongs there; copy it elsewhere")
     max_batch = _max_batch(manifest)
     batches = _batches(options.batches, max_batch)
     for name in options.backends or ():
@@ -68,6 +73,7 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
         _require_same_run(options.run, manifest)
     data = _load_data(artifact, manifest, recipe, options.data_root)
     if takes_run:
+        RunFolder(options.run).warn_of_other_images(data.fingerprint())
         _require_readable(options.run, recipe, data)
     specs = row_specs(artifact, manifest, recipe, options.run, backends, options.data_root)
     parameters = _parameters(manifest, recipe, options.run, specs)
@@ -182,7 +188,9 @@ def _require_readable(run: Path, recipe: Recipe, data: DataSet) -> None:
 
 
 def _load_data(artifact: Path, manifest: Manifest, recipe: Recipe, data_root: Path | None) -> DataSet:
-    update = {"root": data_root} if data_root is not None else {}
+    update: dict[str, Any] = {"root": data_root} if data_root is not None else {}
+    if recipe.data.kind in FILE_KINDS:  # as it was exported: older artifacts are of images that nothing turned
+        update["orientation"] = manifest.preprocessing.orientation
     data = load_data(recipe.data.model_copy(update=update))
     for name, images in (("test", data.test), ("validation", data.validation)):
         if not len(images):

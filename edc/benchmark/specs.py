@@ -126,13 +126,15 @@ def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend:
     found: list[_Found] = []
     for precision in precisions:
         files: dict[str, list[EngineFile]] = {}
+        members = []
         for file in sorted(manifest.files, key=lambda file: file.member or 0):
             if file.format == (library or "onnx") and file.precision == precision:
                 files.setdefault(file.role, []).append(EngineFile(artifact / file.path, file.sha256))
+                members += [file.member] if file.role == "teacher" else []
         teachers = files.get("teacher", [])
         subjects = {
-            _TEACHER: teachers[:1],
-            _IN_TURN: teachers,
+            _TEACHER: teachers[:1] if members[:1] == [0] else [],
+            _IN_TURN: teachers if len(members) == _num_teachers(manifest) else [],  # never an ensemble of fewer
             _MERGED: files.get("ensemble", []),
             student: files.get("student", []),
         }
@@ -147,6 +149,12 @@ def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend:
     if library and not found:  # one row that says so, rather than none that does not
         found = [(subject, EngineSource(subject, ())) for subject in (_MERGED, student)]
     return found
+
+
+def _num_teachers(manifest: Manifest) -> int:
+    """Returns how many teachers the artifact's ensemble has, also if files of some are missing."""
+    members = [*(file.member for file in manifest.files), *(file.member for file in manifest.missing)]
+    return 1 + max((member for member in members if member is not None), default=-1)
 
 
 def _forms(
@@ -181,7 +189,8 @@ def _is_run_of(label: str, run: Path, manifest: Manifest) -> bool:
 
 def _require_same_task(label: str, manifest: Manifest, main: Manifest) -> None:
     """Raises if the two do not take the same images, or do not tell the same classes apart."""
-    if manifest.preprocessing != main.preprocessing:
+    # How a file is turned is another matter: here all get the same pixels, and older artifacts do not say it.
+    if manifest.preprocessing.model_copy(update={"orientation": main.preprocessing.orientation}) != main.preprocessing:
         raise RequestError(
             f"--also {label}: takes {_images(manifest.preprocessing)}, the artifact that is benched takes "
             f"{_images(main.preprocessing)}; rows are compared on the same images, so bench them apart"

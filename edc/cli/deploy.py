@@ -18,7 +18,7 @@ from edc.cli.options import (
     say,
     table_console,
 )
-from edc.errors import NotInstalledError, RequestError
+from edc.errors import FailedError, NotInstalledError, RequestError
 
 __all__ = ["add_commands"]
 
@@ -61,10 +61,18 @@ def export(
     ] = None,
     tf32: Annotated[bool, typer.Option("--tf32", help="Let fp32 engines compute in TF32.")] = False,
     triton: Annotated[bool, typer.Option("--triton", help="Write a Triton model repository too.")] = False,
+    baseline: Annotated[bool, typer.Option(help="Write the teachers and their ensemble beside the student.")] = True,
+    all_or_nothing: Annotated[
+        bool,
+        typer.Option("--all-or-nothing", help="Write nothing if one file fails; else the files that pass are written."),
+    ] = False,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Export the student of RUN, and its ensemble as the baseline; check each file on real images."""
+    """Export the student of RUN, and its ensemble as the baseline; check each file on real images.
+
+    A file that fails its check is not written: the others are, and the command exits 1.
+    """
     from edc.runs.folder import RunFolder, newest_run
 
     kinds = listed(precision, ("fp32", "fp16", "int8"), "--precision")
@@ -99,6 +107,8 @@ def export(
         input_type=input_type,
         engines=engines,
         triton=triton,
+        baseline=baseline,
+        all_or_nothing=all_or_nothing,
         data_root=data_root,
     )
     target = output or EXPORT / folder.path.name
@@ -106,7 +116,13 @@ def export(
     if as_json:
         print_json({"artifact": str(target), "manifest": manifest.model_dump(mode="json")})
     print_artifact(manifest, target, console=table_console(as_json))
+    for file in manifest.missing:
+        say(f"not written: {file.path}: {file.reason}")
     say(f"artifact: {target}   next: edc bench {target}")
+    if manifest.missing:
+        role = "" if any(file.role == "student" for file in manifest.missing) else "; --no-baseline leaves them out"
+        say(f"error: {len(manifest.missing)} of the files asked for failed, the others are written{role}")
+        sys.exit(FailedError.exit_code)
 
 
 def verify(

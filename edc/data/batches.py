@@ -22,7 +22,7 @@ from edc.system.machine import num_cpus
 from edc.system.memory import keep_no_freed_memory
 from edc.system.signals import STOP_SIGNALS
 
-__all__ = ["crop_and_flip", "evaluation_batches", "rand_augmented", "train_batches"]
+__all__ = ["crop_and_flip", "evaluation_batches", "images_at", "rand_augmented", "train_batches"]
 
 
 def train_batches(
@@ -37,15 +37,19 @@ def train_batches(
     rank: int = 0,
     num_processes: int = 1,
     randaugment: bool = False,
+    shuffled: bool = False,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
 
-    On a machine with a GPU they are in pinned memory, from which it copies while the CPU continues.
+    For a GPU they are in pinned memory, from which it copies while the CPU continues.
 
     Args:
+        device: where they will go; None: to a GPU, if there is one.
         extra: images without labels (`NO_LABEL`) that have their share of each batch; an epoch is one of `images`.
         randaugment: changes each image (see `rand_augmented`) before a crop with padding and its flip, and after a
             random area has been cut out of a file's image.
+        shuffled: whether extra images stand in random rows, as views that mix neighbouring rows need it.
 
     Shapes: images (batch_size / num_processes, C, H, W) uint8, labels (batch_size / num_processes,) int64.
 
@@ -56,9 +60,9 @@ def train_batches(
         raise DataError(
             f"training.batch_size: found {batch_size} for {num_processes} processes, expected at least one each"
         )
-    sources = (images, *extra.parts) if extra else (images,)
+    sources, pinned = (images, *extra.parts) if extra else (images,), _are_pinned_for(device)
     mine = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
-    rows_of = rows_of_batches(images, extra, batch_size=batch_size, seed=seed, epoch=epoch)
+    rows_of = rows_of_batches(images, extra, batch_size=batch_size, seed=seed, epoch=epoch, shuffled=shuffled)
     rows = (rows_of(number)[mine] for number in range(first_batch, steps_per_epoch(images, batch_size, extra)))
     loaded: Iterator[tuple[Tensor, Tensor]]
     in_memory = [source for source in sources if isinstance(source, MemoryImages)]
@@ -68,7 +72,7 @@ def train_batches(
         seeded = data.augmentation == "resized_crop_flip"
         # Drawn up batch by batch: a million tuples would be copied page by page between this process and its workers.
         requests = (batch.requests(seed, seeded=seeded, randaugment=randaugment) for batch in rows)
-        loaded = _loaded(sources, requests, data.num_workers, replace=True)
+        loaded = _loaded(sources, requests, data.num_workers, replace=True, pinned=pinned)
     for number, (unchanged, labels) in enumerate(loaded, start=first_batch):
         pixels = unchanged
         if data.augmentation in ("crop", "crop_flip"):
@@ -80,25 +84,51 @@ def train_batches(
                 rows=mine,
                 num_rows=batch_size,
             )
-        yield _pinned(pixels), _pinned(labels)
+        yield (pixels.pin_memory(), labels.pin_memory()) if pinned else (pixels, labels)
 
 
 def evaluation_batches(
-    images: Images, *, batch_size: int, num_workers: int = 0, rank: int = 0, num_processes: int = 1
+    images: Images,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    num_processes: int = 1,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields every image once over all processes, in order within a process (rows rank, rank + P, ...).
+
+    Args:
+        device: where they will go, as in `train_batches`.
 
     Raises:
         DataError: an image that cannot be read, whatever `max_bad_fraction` is, because figures need whole splits.
     """
     order = torch.arange(len(images))[rank::num_processes]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    pinned = _are_pinned_for(device)
     if isinstance(images, MemoryImages):
         for pixels, labels in (images[batch] for batch in batches):
-            yield _pinned(pixels), _pinned(labels)
+            yield (pixels.pin_memory(), labels.pin_memory()) if pinned else (pixels, labels)
     elif batches:
         requests = ([(0, i, None, None) for i in batch.tolist()] for batch in batches)
-        yield from _loaded((images,), requests, num_workers, replace=False)
+        yield from _loaded((images,), requests, num_workers, replace=False, pinned=pinned)
+
+
+def images_at(sources: Sequence[Images], indices: Tensor, *, num_workers: int = 0) -> Tensor:
+    """Returns the images at `indices` of all sources together (N, C, H, W) uint8, in the evaluation crop.
+
+    Unreadable ones are replaced as in training.
+    """
+    ends = torch.tensor([len(images) for images in sources]).cumsum(0)
+    numbers = torch.searchsorted(ends, indices.contiguous(), right=True)
+    own = indices - (ends - ends.diff(prepend=torch.zeros(1, dtype=torch.int64)))[numbers]
+    requests = [(number, index, None, None) for number, index in zip(numbers.tolist(), own.tolist(), strict=True)]
+    batches = [requests[start : start + 32] for start in range(0, len(requests), 32)]
+    if all(isinstance(images, MemoryImages) for images in sources):
+        num_workers = 0
+    parts = [pixels for pixels, _ in _loaded(sources, batches, num_workers, replace=True, pinned=False)]
+    return torch.cat(parts) if parts else torch.empty(0, *sources[0].image_shape, dtype=torch.uint8)
 
 
 def _gathered(sources: Sequence[MemoryImages], rows: Rows, view_seeds: Sequence[int] | None) -> tuple[Tensor, Tensor]:
@@ -121,9 +151,9 @@ def _from_memory(sources: Sequence[MemoryImages], rows: Rows) -> tuple[Tensor, T
     return pixels, labels
 
 
-def _pinned(rows: Tensor) -> Tensor:
-    """Returns `rows` in memory that a GPU copies from without the CPU's help; without a GPU, as they are."""
-    return rows.pin_memory() if torch.cuda.is_available() else rows
+def _are_pinned_for(device: torch.device | None) -> bool:
+    """Returns whether batches for `device` are in memory that a GPU copies from without the CPU's help."""
+    return torch.cuda.is_available() if device is None else device.type == "cuda"
 
 
 _RAND_AUGMENT = RandAugment()
@@ -224,7 +254,7 @@ def _begin_worker(_worker: int) -> None:
 
 
 def _loaded(
-    sources: Sequence[Images], batches: Iterable[Any], num_workers: int, *, replace: bool
+    sources: Sequence[Images], batches: Iterable[Any], num_workers: int, *, replace: bool, pinned: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     num_workers = min(num_workers, num_cpus())  # torch warns at every epoch about more
     loader = DataLoader(
@@ -232,7 +262,7 @@ def _loaded(
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=_begin_worker,
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edc.data.bad_images import BadImages
 from edc.data.extra import ExtraImages
+from edc.data.files.classes import warn_of_empty_classes
 from edc.data.images import Images, MemoryImages
 from edc.errors import DataError
 from edc.recipe import DataSection
@@ -23,12 +24,14 @@ __all__ = [
     "divide",
     "left_out",
     "limit",
+    "of_files",
     "split_at",
     "stratified_limit",
     "stratified_split",
 ]
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_STATISTICS = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
+"""Mean and standard deviation of photographs, by the number of channels; for grey ones the mean over the three."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,12 @@ class DataSet:
         """Returns a digest of the labelled training and validation images, wherever they lie on disk."""
         parts = (self.train.fingerprint(), self.validation.fingerprint(), self.class_names, self.mean, self.std)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def of_files(splits: tuple[Images, Images, Images], class_names: tuple[str, ...]) -> DataSet:
+    """Returns the data set of three splits in files, normalised as photographs are."""
+    shape = splits[0].image_shape
+    return DataSet(*splits, class_names, shape, *IMAGENET_STATISTICS[shape[0]])
 
 
 def channel_statistics(images: MemoryImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -158,7 +167,11 @@ def stratified_split(images: Images, num_held_out: int, seed: int) -> tuple[Imag
 
 
 def divide(
-    data: DataSection, train: Images, validation: Images | None, test: Images | None
+    data: DataSection,
+    train: Images,
+    validation: Images | None,
+    test: Images | None,
+    class_names: tuple[str, ...],
 ) -> tuple[Images, Images, Images]:
     """Returns (train, validation, test) from the splits that exist.
 
@@ -168,6 +181,7 @@ def divide(
     Raises:
         DataError: unlabelled training images, and no images with labels beside them.
     """
+    warn_of_empty_classes(train.labels, class_names)
     if data.unlabelled and validation is None and test is None:
         raise DataError(
             "data.unlabelled: found no val and no test split with labels beside the training images; the best epoch is "

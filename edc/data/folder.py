@@ -11,54 +11,121 @@ import torch
 from edc.console import console
 from edc.data import data_set
 from edc.data.bad_images import BadImages
-from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
-from edc.data.images import FileImages, FolderReader, crop_fraction_of
+from edc.data.data_set import DataSet
+from edc.data.files.left_out import LeftOut, is_hidden
+from edc.data.files.look import look_at
+from edc.data.files.regular import require_regular
+from edc.data.files.splits import SPLITS, Split, looks_like_a_split, split_of_folder
+from edc.data.images import FileImages, FolderReader, crop_fraction_of, reading_of
 from edc.data.names import Names
-from edc.data.tar_index import NO_LABEL
+from edc.data.tar_index import IMAGE_EXTENSIONS, NO_LABEL
 from edc.errors import DataError
 from edc.recipe import DataSection
 
 __all__ = ["load_image_folder", "load_unlabelled_folder"]
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {f".{extension}" for extension in IMAGE_EXTENSIONS}
 
 
 def load_image_folder(data: DataSection) -> DataSet:
-    """Returns `root/train/<class>/*`, with `val` and `test` beside it or held out of `train` by a seeded split.
+    """Returns `root/train/<class>/*`, with validation and test beside it or held out of `train` by a seeded split.
 
-    With `data.unlabelled`, the images are those anywhere under `root/train`, and the classes those of `val` or `test`.
+    With `data.unlabelled`, the images are those anywhere under `root/train`, and the classes those of the other splits.
     """
     root = data.root or Path("data")
-    train_folder = root / "train" if (root / "train").is_dir() else root
-    held_out = {name: root / name for name in ("val", "test") if (root / name).is_dir()}
+    splits = _splits(root, unlabelled=data.unlabelled)
+    held_out = {name: folder for name, folder in splits.items() if name != "train"}
     if data.unlabelled:
-        if not (root / "train").is_dir():
-            raise DataError(f"data.root: no folder {(root / 'train').absolute()} for the unlabelled training images")
         class_names = tuple(sorted({name for folder in held_out.values() for name in _class_folders(folder)}))
-        train = load_unlabelled_folder(data)
+        train = _unlabelled(data, splits["train"])
     else:
-        class_names = _class_folders(train_folder)
-        train = _labelled_images(data, train_folder, class_names)
-    splits = {name: _labelled_images(data, folder, class_names) for name, folder in held_out.items()}
-    divided = data_set.divide(data, train, splits.get("val"), splits.get("test"))
-    assert data.image_size is not None  # the recipe's rule
-    return DataSet(*divided, class_names, (3, data.image_size, data.image_size), IMAGENET_MEAN, IMAGENET_STD)
+        class_names = _class_folders(splits["train"])
+        train = _labelled_images(data, splits["train"], class_names)
+    others = {name: _labelled_images(data, folder, class_names) for name, folder in held_out.items()}
+    divided = data_set.divide(data, train, others.get("validation"), others.get("test"), class_names)
+    return data_set.of_files(divided, class_names)
 
 
 def load_unlabelled_folder(data: DataSection) -> FileImages:
     """Returns the images anywhere under `root/train`, or under `root` where it has no such folder, without labels."""
     root = data.root or Path("data")
-    folder = root / "train" if (root / "train").is_dir() else root
-    if not folder.is_dir():
-        raise DataError(f"data.root: no folder {folder.absolute()}; point data.root at the images")
-    found = _images_under(folder, "folder")
-    return _file_images(data, folder, ((path, num_bytes, NO_LABEL) for path, num_bytes in found))
+    train = [folder for folder in _folders(root) if split_of_folder(folder.name) == "train"]
+    return _unlabelled(data, train[0] if len(train) == 1 else root)
+
+
+def _unlabelled(data: DataSection, folder: Path) -> FileImages:
+    left_out = LeftOut()
+    found = _images_under(folder, "folder", left_out)
+    images = _file_images(data, folder, ((path, num_bytes, NO_LABEL) for path, num_bytes in found))
+    left_out.report(str(folder))
+    return images
+
+
+def _splits(root: Path, *, unlabelled: bool) -> dict[Split, Path]:
+    """Returns the folder of each split; of a root without any, that of the training images is the root itself.
+
+    Raises:
+        DataError: two folders of one split, no training images beside the others, or names that are nearly those of
+            splits.
+    """
+    if unlabelled and not root.is_dir():
+        raise _without_train(root)
+    found: dict[Split, Path] = {}
+    others = []
+    for folder in _folders(root):
+        split = split_of_folder(folder.name)
+        if split is None:
+            others.append(folder)
+        elif split in found:
+            raise DataError(
+                f"data.root: {root.absolute()} has two folders for the {split} images, {found[split].name} and "
+                f"{folder.name}; expected one of them"
+            )
+        else:
+            found[split] = folder
+    if "train" in found:
+        left_out = _files_beside_folders(root, "beside the splits")
+        for folder in others:
+            left_out.add("folders beside the splits", folder.name)
+        left_out.report(str(root))
+        return found
+    if unlabelled:
+        raise _without_train(root)
+    nearly = [folder for folder in others if looks_like_a_split(folder.name) and any(_folders(folder))]
+    if found or nearly:
+        listed = ", ".join(folder.name for folder in (*found.values(), *nearly))
+        known = "; ".join(f"{', '.join(words)}" for words in SPLITS.values())
+        raise DataError(
+            f"data.root: {root.absolute()} has {listed}, which looks like splits, but no training images under a name "
+            f"that edc knows; expected folders with names of these: {known}"
+        )
+    return {"train": root}
+
+
+def _without_train(root: Path) -> DataError:
+    return DataError(f"data.root: no folder {(root / 'train').absolute()} for the unlabelled training images")
+
+
+def _files_beside_folders(folder: Path, where: str) -> LeftOut:
+    left_out = LeftOut()
+    for entry in sorted(folder.iterdir()):
+        if is_hidden(entry.name) or not entry.is_dir():
+            left_out.add(_kind_of(entry.name, where), entry.name)
+    return left_out
+
+
+def _folders(root: Path) -> list[Path]:
+    """Returns the folders in `root`, also those that links lead to, in order; none of those that machines make."""
+    if not root.is_dir():
+        raise DataError(f"data.root: no folder {root.absolute()}; point data.root or --data-root at the images")
+    try:
+        return sorted(entry for entry in root.iterdir() if not is_hidden(entry.name) and entry.is_dir())
+    except OSError as error:
+        raise DataError(f"{root}: cannot be listed ({error.strerror})") from None
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
-        raise DataError(f"data.root: no folder {folder.absolute()}; point data.root or --data-root at the images")
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    names = tuple(sorted(entry.name for entry in _folders(folder)))
     if len(names) < 2:
         raise DataError(
             f"data.root: {folder.absolute()} has {len(names)} class folders, expected one folder per class (at least "
@@ -77,19 +144,30 @@ def _labelled_images(data: DataSection, folder: Path, class_names: tuple[str, ..
             f"data: {folder} has no images of {len(missing)} of {len(class_names)} classes ({missing[0]}, ...)",
             highlight=False,
         )
+    left_out = _files_beside_folders(folder, "beside the class folders")
 
     def rows() -> Iterator[tuple[str, int, int]]:
         for label, name in enumerate(class_names):
             if name not in missing:  # a class without images to test on; an empty folder would be a mistake
-                found = _images_under(folder / name, "class folder")
+                found = _images_under(folder / name, "class folder", left_out)
                 yield from ((f"{name}/{path}", num_bytes, label) for path, num_bytes in found)
 
-    return _file_images(data, folder, rows())
+    images = _file_images(data, folder, rows())
+    left_out.report(str(folder))
+    return images
 
 
-def _images_under(folder: Path, what: str) -> Iterator[tuple[str, int]]:
+def _kind_of(name: str, where: str = "") -> str:
+    """Returns the kind of a file or folder that is left out."""
+    if is_hidden(name):
+        return "hidden"
+    suffix = os.path.splitext(name)[1].lower() or "without a suffix"  # noqa: PTH122 - as in `_walk`
+    return f"{suffix} {where}".strip()
+
+
+def _images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[str, int]]:
     """Yields (path below `folder`, size in bytes) of the images there, in the order of the parts of their paths."""
-    found = _walk(str(folder), "")
+    found = _walk(str(folder), "", left_out, (os.path.realpath(folder.parent),))
     first = next(found, None)
     if first is None:
         raise DataError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this {what}")
@@ -97,24 +175,35 @@ def _images_under(folder: Path, what: str) -> Iterator[tuple[str, int]]:
     yield from found
 
 
-def _walk(folder: str, below: str) -> Iterator[tuple[str, int]]:
+def _walk(folder: str, below: str, left_out: LeftOut, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Yields as `_images_under`; follows links, but not to this folder, one `above`, or what holds one."""
+    here = (*above, os.path.realpath(folder))
     try:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
     for entry in listed:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, f"{below}{entry.name}/")
+        if is_hidden(entry.name):
+            left_out.add("hidden", f"{below}{entry.name}")
+        elif entry.is_dir():
+            if entry.is_symlink() and any(Path(one).is_relative_to(os.path.realpath(entry.path)) for one in here):
+                left_out.add("links to a folder above", f"{below}{entry.name}")
+            else:
+                yield from _walk(entry.path, f"{below}{entry.name}/", left_out, here)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - a Path costs as much as the rest
             yield f"{below}{entry.name}", _size_of(entry)
+        else:
+            left_out.add(_kind_of(entry.name), f"{below}{entry.name}")
 
 
 def _size_of(entry: os.DirEntry[str]) -> int:
     try:
-        return entry.stat().st_size
+        status = entry.stat()
     except OSError:  # perhaps a broken link: reading it will say so, and count it
         return 0
+    require_regular(status, entry.path)
+    return status.st_size
 
 
 def _file_images(data: DataSection, folder: Path, rows: Iterator[tuple[str, int, int]]) -> FileImages:
@@ -129,13 +218,18 @@ def _file_images(data: DataSection, folder: Path, rows: Iterator[tuple[str, int,
             yield path
 
     names = Names.of(paths())
+    read, reading = FolderReader(str(folder), names), reading_of(data)
     return FileImages(
         names=names,
         root=str(folder),
         file_bytes=torch.from_numpy(np.array(file_bytes)),
         labels=torch.from_numpy(np.array(labels)),
-        read=FolderReader(str(folder), names),
+        read=read,
         size=data.image_size,
         crop_fraction=crop_fraction_of(data),
+        reading=reading,
+        read_otherwise=look_at(
+            read, names.__getitem__, len(names), reading, where=str(folder), tolerant=data.max_bad_fraction > 0
+        ),
         bad=BadImages(data.max_bad_fraction),
     )

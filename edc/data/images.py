@@ -1,19 +1,19 @@
 """Images of one split: in memory as uint8, or as files that are decoded when asked for."""
 
 import hashlib
-import io
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from edc.data.bad_images import BadImages
+from edc.data.files.decode import SIDEWAYS, Reading, converted, decode_image, opened, turn_of
+from edc.data.files.regular import content_of
 from edc.data.names import Names
 from edc.errors import DataError
 from edc.recipe import DataSection
@@ -25,8 +25,8 @@ __all__ = [
     "Images",
     "MemoryImages",
     "crop_fraction_of",
-    "decode_image",
-    "opened",
+    "reading_of",
+    "require_proportions",
     "sample_seed",
 ]
 
@@ -35,6 +35,8 @@ NUM_STAND_INS = 8
 REDUCING_GAP = 2.0
 """A view is first shrunk in cheap whole steps down to this many times its size, then resized: several times faster on
 photographs, visually the same. libjpeg does the cheap steps while it decodes."""
+MOST_PIXELS = 89_478_485
+"""The most pixels that an image may have after its shorter side was resized; Pillow warns of files of more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,9 @@ class FileImages:
     """What `names` are relative to; for messages only."""
     file_bytes: Tensor
     """Encoded sizes (N,) int64, which tell other images under the same names apart."""
-    num_channels: int = 3
+    reading: Reading = field(default_factory=Reading)
+    read_otherwise: tuple[str, ...] = ()
+    """What is among these images that edc 0.1.0 made other pixels of."""
     bad: BadImages = field(default_factory=BadImages)
     """Unreadable images that were met in training; without any allowed, the first one is an error."""
 
@@ -87,7 +91,7 @@ class FileImages:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.num_channels, self.size, self.size
+        return self.reading.num_channels, self.size, self.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.load(index, augment_seed=None)
@@ -96,9 +100,11 @@ class FileImages:
         """Returns image `index`; `augment_seed` fixes the random crop and flip, None means the evaluation crop."""
         content, name = self.read(index), f"{self.root}/{self.names[index]}"
         if augment_seed is None:
-            pixels = resize_and_crop(decode_image(content, name, self.num_channels), self.size, self.crop_fraction)
+            image = decode_image(content, name, self.reading)
+            require_proportions(image.size, name, round(self.size / self.crop_fraction))
+            pixels = resize_and_crop(image, self.size, self.crop_fraction)
         else:
-            pixels = training_view(content, name, self.num_channels, self.size, augment_seed)
+            pixels = training_view(content, name, self.reading, self.size, augment_seed)
         return torch.from_numpy(pixels).permute(2, 0, 1), self.labels[index]
 
     def load_or_replace(self, index: int, *, augment_seed: int | None) -> tuple[Tensor, Tensor, dict[str, str]]:
@@ -135,6 +141,8 @@ class FileImages:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.size, self.crop_fraction)).encode())
+        if self.read_otherwise or self.reading.num_channels != 3:  # other data sets have the digest they always had
+            digest.update(repr((self.read_otherwise, self.reading.num_channels)).encode())
         for name in self.names.encoded():
             digest.update(name)
         digest.update(self.labels.numpy().tobytes())
@@ -145,33 +153,13 @@ class FileImages:
 Images = MemoryImages | FileImages
 
 
-def decode_image(content: bytes, name: str, num_channels: int) -> Image.Image:
-    """Returns the image in `content` as RGB (3 channels) or grey (1); raises `DataError` with its `name`."""
-    with opened(content, name) as image:
-        return image.convert(_MODES[num_channels])
-
-
-_MODES = {1: "L", 3: "RGB"}
-
-
-@contextmanager
-def opened(content: bytes, name: str) -> Iterator[Image.Image]:
-    """Yields the image in `content`, not decoded yet; what is wrong with it is a `DataError` with its `name`."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+def require_proportions(size: tuple[int, int], name: str, shorter: int) -> None:
+    """Raises `DataError` for an image that would be too long if its shorter side had `shorter` pixels."""
+    if shorter * shorter * max(size) // min(size) > MOST_PIXELS:
         raise DataError(
-            f"{name}: not a readable image ({_what_is_wrong(content, error)}). Replace or remove it."
-        ) from None
-
-
-def _what_is_wrong(content: bytes, error: Exception) -> str:
-    if not content:
-        return "it is empty"
-    if isinstance(error, UnidentifiedImageError):  # Pillow's own message names an object in memory
-        return f"its {len(content)} bytes are in no format that Pillow knows, or break off in the header"
-    return str(error)
+            f"{name}: {size[0]} x {size[1]} pixels, which is too long: with a shorter side of {shorter} it would have "
+            f"more than {MOST_PIXELS:,} pixels. Crop or remove it."
+        )
 
 
 def resize_and_crop(image: Image.Image, size: int, crop_fraction: float) -> np.ndarray:
@@ -187,18 +175,20 @@ def resize_and_crop(image: Image.Image, size: int, crop_fraction: float) -> np.n
     return _pixels(image.crop((left, top, left + size, top + size)))
 
 
-def training_view(content: bytes, name: str, num_channels: int, size: int, seed: int) -> np.ndarray:
+def training_view(content: bytes, name: str, reading: Reading, size: int, seed: int) -> np.ndarray:
     """Returns the training view, (size, size, C) uint8: a random area (8 to 100 %), resized, flipped half the time.
 
     A JPEG of which several pixels make one of the view is decoded at a half, a quarter or an eighth of its size.
     """
     with opened(content, name) as image:
-        full = image.size
+        turn = turn_of(image) if reading.upright else None
+        full = image.size[::-1] if turn in SIDEWAYS else image.size
+        require_proportions(full, name, size)
         left, top, width, height, flip = _draw_view(full, seed)
         shrink = min(width, height) / (REDUCING_GAP * size)
         if shrink >= 2 and image.format == "JPEG":
-            image.draft(None, (math.ceil(full[0] / shrink), math.ceil(full[1] / shrink)))
-        image = image.convert(_MODES[num_channels])  # noqa: PLW2901
+            image.draft(None, (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
+        image = converted(image, name, reading.num_channels, turn)  # noqa: PLW2901
     across, down = image.width / full[0], image.height / full[1]
     box = (left * across, top * down, (left + width) * across, (top + height) * down)
     view = image.resize((size, size), Image.Resampling.BILINEAR, box, REDUCING_GAP)
@@ -233,14 +223,14 @@ class FolderReader:
     """Paths below `folder`."""
 
     def __call__(self, index: int) -> bytes:
-        path = f"{self.folder}/{self.names[index]}"
-        try:
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as in ShardReader
-                return file.read()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        return content_of(f"{self.folder}/{self.names[index]}")
 
 
 def crop_fraction_of(data: DataSection) -> float:
     """Returns the evaluation crop: 224 of 256 for photographs, everything for small images."""
     return data.crop_fraction or (0.875 if (data.image_size or 0) >= 128 else 1.0)
+
+
+def reading_of(data: DataSection) -> Reading:
+    """Returns how the image files of a data set become pixels; RGB, unless the recipe says otherwise."""
+    return Reading(num_channels=data.channels or 3, upright=data.orientation != "stored")

@@ -13,6 +13,7 @@ from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import DataSet
 from edc.data.extra import ExtraImages
+from edc.data.files.classes import require_names
 from edc.data.images import Images, MemoryImages, crop_fraction_of, resize_and_crop
 from edc.errors import DataError, first_line
 from edc.method.losses import NO_LABEL
@@ -56,6 +57,7 @@ def load_data(data: DataSection) -> DataSet:
             loaded = load_parquet(data)
         case "synthetic":
             loaded = _synthetic(data)
+    require_names(loaded.class_names)
     if data.num_classes is not None and data.num_classes != loaded.num_classes:
         raise DataError(
             f"data.num_classes: the recipe says {data.num_classes}, the data has {loaded.num_classes} classes"
@@ -76,7 +78,7 @@ def load_training_data(data: DataSection) -> DataSet:
     for number, section in enumerate(data.extra):
         field = f"data.extra.{number}" if len(data.extra) > 1 else "data.extra"
         try:
-            images = _extra_images(data, section)
+            images = _extra_images(data, section, num_channels=labelled.image_shape[0])
         except DataError as error:
             raise DataError(_about_extra(str(error), field)) from None
         images = data_set.stratified_limit(_without_labels(images, section, field), section.limit, data.split_seed)
@@ -90,14 +92,15 @@ def load_training_data(data: DataSection) -> DataSet:
     return replace(labelled, extra=ExtraImages(tuple(parts), data.extra_share))
 
 
-def _extra_images(data: DataSection, section: ExtraSection) -> Images:
+def _extra_images(data: DataSection, section: ExtraSection, *, num_channels: int) -> Images:
     """Returns the images of one section of `data.extra`, as a labelled set of that kind would have them."""
     if section.kind == "remainder":
         whole = load_data(data.model_copy(update={"train_limit": None}))
         return data_set.left_out(whole.train, data)
     own = ("kind", "root", "download", "max_bad_fraction", "image_column", "num_images")
-    shared = ("image_size", "crop_fraction", "split_seed", "num_workers")
+    shared = ("image_size", "crop_fraction", "orientation", "split_seed", "num_workers")
     update = {field: getattr(section, field) for field in own} | {field: getattr(data, field) for field in shared}
+    update["channels"] = data.channels or (3 if num_channels == 3 else None)  # grey images are no others in colour
     update["num_classes"] = data.num_classes if section.kind == "synthetic" else None
     read = DataSection.model_construct(**update, unlabelled=section.kind in FILE_KINDS)
     match section.kind:

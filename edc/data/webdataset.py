@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 from edc.console import console
 from edc.data import data_set
 from edc.data.bad_images import BadImages
-from edc.data.data_set import IMAGENET_MEAN, IMAGENET_STD, DataSet
-from edc.data.images import FileImages, crop_fraction_of
+from edc.data.data_set import DataSet
+from edc.data.files.classes import MOST_BYTES_OF_NAMES, names_in
+from edc.data.files.left_out import LeftOut
+from edc.data.files.look import look_at
+from edc.data.files.splits import Split, split_of_file
+from edc.data.images import FileImages, crop_fraction_of, reading_of
 from edc.data.names import Names
 from edc.data.tar_index import NO_LABEL, ShardIndex, index_of_shard, is_local, reachable
 from edc.errors import DataError, FailedError, NotInstalledError, first_line
@@ -23,8 +27,6 @@ from edc.recipe import DataSection
 
 __all__ = ["ShardReader", "load_unlabelled_shards", "load_webdataset"]
 
-SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?:[-_.0-9]|$)")
-SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 PAUSES = (1.0, 5.0, 20.0)
 """Seconds before a remote shard is asked again for an image it did not give."""
 NUM_THREADS = 16
@@ -48,10 +50,8 @@ def load_webdataset(data: DataSection) -> DataSet:
     }
     with reachable(f"data.root: {address}", filesystem):
         class_names = _class_names(data, filesystem, root, [images for images in splits.values() if images is not None])
-    train, validation, test = data_set.divide(data, splits["train"], splits.get("validation"), splits.get("test"))
-    assert data.image_size is not None  # the recipe's rule
-    shape = (3, data.image_size, data.image_size)
-    return DataSet(train, validation, test, class_names, shape, IMAGENET_MEAN, IMAGENET_STD)
+    divided = data_set.divide(data, splits["train"], splits.get("validation"), splits.get("test"), class_names)
+    return data_set.of_files(divided, class_names)
 
 
 def load_unlabelled_shards(data: DataSection) -> FileImages:
@@ -126,7 +126,7 @@ def _filesystem(data: DataSection) -> tuple[Any, str, str]:
     return filesystem, path, address
 
 
-def _found_shards(data: DataSection) -> tuple[Any, str, str, dict[str, list[str]]]:
+def _found_shards(data: DataSection) -> tuple[Any, str, str, dict[Split, list[str]]]:
     """Returns what `_filesystem` does, and the shards of each split; those of `train` are there."""
     filesystem, root, address = _filesystem(data)
     with reachable(f"data.root: {address}", filesystem):
@@ -139,14 +139,18 @@ def _found_shards(data: DataSection) -> tuple[Any, str, str, dict[str, list[str]
     return filesystem, root, address, shards
 
 
-def _shards(filesystem: Any, root: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+def _shards(filesystem: Any, root: str) -> dict[Split, list[str]]:
+    found: dict[Split, list[str]] = {"train": [], "validation": [], "test": []}
+    left_out = LeftOut()
     root = root.rstrip("/")
     for path in sorted({*filesystem.glob(f"{root}/*.tar"), *filesystem.glob(f"{root}/*/*.tar")}):
         relative = path.removeprefix(root).strip("/")
-        match = SPLIT.search(relative.rpartition("/")[2]) or SPLIT.search(relative.partition("/")[0])
-        if match:
-            found[SPLITS[match[1]]].append(path)
+        split = split_of_file(relative)
+        if split:
+            found[split].append(path)
+        else:
+            left_out.add("shards of no known split", relative)
+    left_out.report(root)
     return found
 
 
@@ -165,21 +169,38 @@ def _read_split(
     sizes = np.concatenate([index.sizes for index in indices])
     if not len(sizes):
         raise DataError(f"{paths[0]}: no images (key.jpg, key.png, ...) in this shard or the {len(paths) - 1} after it")
+    left_out = LeftOut()
+    for index in indices:
+        left_out.update(index.left_out)
+    where = shard_names[0] if len(paths) == 1 else f"{shard_names[0]} to {shard_names[-1]}"
+    left_out.report(where)
+    names = Names.of(f"{name}/{key}" for name, index in zip(shard_names, indices, strict=True) for key in index.names)
+    read = ShardReader(
+        address="" if is_local(filesystem) else address,
+        paths=tuple(paths),
+        shards=np.repeat(np.arange(len(paths)), [len(index.names) for index in indices]),
+        offsets=np.concatenate([index.offsets for index in indices]),
+        sizes=sizes,
+    )
+    reading = reading_of(data)
     assert data.image_size is not None  # the recipe's rule
     return FileImages(
-        names=Names.of(
-            f"{name}/{key}" for name, index in zip(shard_names, indices, strict=True) for key in index.names
-        ),
+        names=names,
         labels=torch.from_numpy(labels),
-        read=ShardReader(
-            address="" if is_local(filesystem) else address,
-            paths=tuple(paths),
-            shards=np.repeat(np.arange(len(paths)), [len(index.names) for index in indices]),
-            offsets=np.concatenate([index.offsets for index in indices]),
-            sizes=sizes,
-        ),
+        read=read,
         size=data.image_size,
         crop_fraction=crop_fraction_of(data),
+        reading=reading,
+        read_otherwise=look_at(
+            read,
+            lambda index: f"{address}/{names[index]}",
+            len(names),
+            reading,
+            where=where,
+            costly=bool(read.address),
+            num_threads=NUM_THREADS if read.address else 1,
+            tolerant=data.max_bad_fraction > 0,
+        ),
         root=address,
         file_bytes=torch.from_numpy(sizes),
         bad=BadImages(data.max_bad_fraction, num_lost=num_lost),
@@ -220,7 +241,7 @@ def _require_labels(names: list[str], indices: list[ShardIndex]) -> None:
     for name, index in zip(names, indices, strict=True):
         missing = np.flatnonzero(index.labels == NO_LABEL)
         if len(missing):
-            key = index.names[missing[0]].partition(".")[0]
+            key = index.names[missing[0]].rpartition(".")[0]
             raise DataError(
                 f"{name}: {len(missing)} samples without a label, the first without {key}.cls. Training images "
                 "need none with data.unlabelled: true; validation and test images do."
@@ -231,7 +252,9 @@ def _class_names(data: DataSection, filesystem: Any, root: str, splits: list[Fil
     largest = max(int(images.labels.max()) for images in splits)
     listing = f"{root.rstrip('/')}/classes.txt"
     if filesystem.exists(listing):
-        names = tuple(line.strip() for line in filesystem.cat_file(listing).decode().splitlines() if line.strip())
+        if filesystem.size(listing) > MOST_BYTES_OF_NAMES:
+            raise DataError(f"{listing}: more than {MOST_BYTES_OF_NAMES:,} bytes, expected one name a line")
+        names = names_in(filesystem.cat_file(listing), listing)
     else:
         names = tuple(str(k) for k in range(data.num_classes or largest + 1))
     if largest >= len(names):

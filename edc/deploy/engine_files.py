@@ -27,7 +27,7 @@ from edc.deploy.onnx.parity import (
 )
 from edc.deploy.onnx.precision import Precision
 from edc.deploy.onnx.session import ort_session
-from edc.deploy.onnx_files import Samples, Written
+from edc.deploy.onnx_files import Judged, Samples, Written
 from edc.errors import EngineError, NotInstalledError, ParityError, RequestError
 
 __all__ = ["Built", "EngineChoice", "build_engines", "choose_library"]
@@ -81,6 +81,8 @@ def choose_library(wanted: Library | None = None, *, compute_capabilities: tuple
     if library == "tensorrt" and local is None:
         raise RequestError("--engine-library: tensorrt builds for the GPU of this machine, and torch sees none here")
     known = generations(import_tensorrt(library))
+    if unknown := [number for number in compute_capabilities if number not in known]:
+        raise RequestError(f"--sm: {unknown[0]} is not one of {', '.join(map(str, sorted(known)))}")
     if library == "tensorrt_rtx" and local is not None and not compute_capabilities and local not in known:
         choices = ", ".join(map(str, sorted(known)))
         raise RequestError(
@@ -122,50 +124,79 @@ def build_engines(
     how: Preprocessing,
     max_batch: int,
     max_drop: float,
+    judged: Judged,
 ) -> list[Built]:
-    """Builds an engine beside each file that TensorRT reads (int8-cpu is not for it), and returns them.
+    """Builds an engine beside each file that TensorRT reads (int8-cpu is not for it), each in a block of `judged`.
 
-    An engine for the GPU here is run on real images and compared with `reference`.
+    An engine for the GPU here is run on real images and compared with `reference`. Returns those that passed: one fails
+    that cannot be built or run, that does not compute what the network computes, or loses more than `max_drop`.
 
     Args:
         how: the input that the files take, and the engines with them.
         max_drop: accuracy that an int8 engine may lose on validation images, as a share of 1.
-
-    Raises:
-        EngineError: one cannot be built or run.
-        ParityError: one does not compute what the network computes, or loses more than `max_drop`.
     """
     built = []
     for file in written:
         if file.precision == "int8-cpu":
             continue
         path = file.path.with_suffix(SUFFIXES[choice.library])
-        engine = engine_from_onnx(
-            file.path,
-            path,
-            library=choice.library,
-            max_batch=max_batch,
-            compute_capabilities=choice.compute_capabilities,
-            strict_fp32=choice.strict_fp32,
-            timing_cache=choice.timing_cache,
-        )
-        notes = {
-            "library": f"{engine.library} {engine.library_version}",
-            "built_from": file.path.name,
-            "run": "run here",
-            "sidecar": sidecar_path(path).name,
-            "build_seconds": f"{engine.build_seconds:.2f}",
-        }
-        parity = None
-        if reason := why_not_here(engine):
-            notes["run"] = f"built and not run here: no parity figures ({reason})"
-        else:
-            runner = EngineRunner(path, engine)
-            parity = _parity_on_gpu(runner, file.precision, reference, samples.parity, how)
-            if file.precision == "int8-trt":
-                notes["validation"] = _accuracy_on_gpu(runner, written[0].path, samples, how, max_drop=max_drop)
-        built.append(Built(path, role, file.precision, engine, parity, notes))
+        with judged(path, file.precision):
+            built.append(
+                _built(
+                    file,
+                    path,
+                    role,
+                    choice,
+                    float_file=written[0].path,
+                    reference=reference,
+                    samples=samples,
+                    how=how,
+                    max_drop=max_drop,
+                    max_batch=max_batch,
+                )
+            )
     return built
+
+
+def _built(
+    file: Written,
+    path: Path,
+    role: str,
+    choice: EngineChoice,
+    *,
+    float_file: Path,
+    reference: nn.Module,
+    samples: Samples,
+    how: Preprocessing,
+    max_batch: int,
+    max_drop: float,
+) -> Built:
+    """Builds the engine of one file, and runs it if it is for the GPU here."""
+    engine = engine_from_onnx(
+        file.path,
+        path,
+        library=choice.library,
+        max_batch=max_batch,
+        compute_capabilities=choice.compute_capabilities,
+        strict_fp32=choice.strict_fp32,
+        timing_cache=choice.timing_cache,
+    )
+    notes = {
+        "library": f"{engine.library} {engine.library_version}",
+        "built_from": file.path.name,
+        "run": "run here",
+        "sidecar": sidecar_path(path).name,
+        "build_seconds": f"{engine.build_seconds:.2f}",
+    }
+    parity = None
+    if reason := why_not_here(engine):
+        notes["run"] = f"built and not run here: no parity figures ({reason})"
+    else:
+        runner = EngineRunner(path, engine)
+        parity = _parity_on_gpu(runner, file.precision, reference, samples.parity, how)
+        if file.precision == "int8-trt":
+            notes["validation"] = _accuracy_on_gpu(runner, float_file, samples, how, max_drop=max_drop)
+    return Built(path, role, file.precision, engine, parity, notes)
 
 
 def _parity_on_gpu(

@@ -1,8 +1,8 @@
 """From a finished run to an artifact: checked files in a folder that is complete or does not exist."""
 
-import shutil
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,29 +15,38 @@ from torch import Tensor, nn
 
 import edc
 from edc.console import console
-from edc.data import DataSet, FileImages, Images, load_data
-from edc.deploy.artifact.folder import appearing, require_replaceable
-from edc.deploy.artifact.manifest import ArtifactFile, Manifest, ParityFigures, Preprocessing, write_manifest
+from edc.data import DataSet, FileImages, load_data
+from edc.deploy.artifact.folder import appearing, artifact_lock, require_replaceable
+from edc.deploy.artifact.manifest import (
+    ArtifactFile,
+    Manifest,
+    MissingFile,
+    ParityFigures,
+    Preprocessing,
+    write_manifest,
+)
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
 from edc.deploy.ensemble import ensemble_log_probs, ensemble_network, tempered_ensemble
 from edc.deploy.fuse import fuse_batchnorm, scale_classifier
-from edc.deploy.onnx.parity import check_onnx_parity, compare_outputs, network_outputs
+from edc.deploy.gates import Gates
+from edc.deploy.onnx.from_network import fits_in_a_file
+from edc.deploy.onnx.parity import compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
-from edc.deploy.onnx.uint8_input import take_uint8_pixels
-from edc.deploy.onnx_files import Samples, write_precisions
-from edc.deploy.records import engine_records, onnx_record, other_record, write_triton_repository
+from edc.deploy.onnx_files import Samples, with_uint8_input, write_precisions
+from edc.deploy.records import engine_records, onnx_record, other_record, write_recipe, write_triton_repository
+from edc.deploy.samples import sample_images, samples_of
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder, run_folder
+from edc.runs.own_teachers import own_teachers_of
 from edc.runs.rows import member_temperature, rows_by_subject
 from edc.runs.student import deployable, load_student
-from edc.seeding import generator_for
 from edc.subject import Subject
 from edc.teachers.ensemble import load_teachers
 
 __all__ = ["ExportOptions", "export", "preprocessing_of", "references_of", "sample_images"]
 
-NUM_PARITY_IMAGES, NUM_CALIBRATION_IMAGES, NUM_BUDGET_IMAGES, NUM_TEST_IMAGES = 512, 512, 5000, 10_000
+TOO_LARGE = "an ONNX file holds 2 GiB at most; its teachers are separate files, and take turns in a bench"
 Floats = NDArray[np.float32]
 
 
@@ -53,6 +62,10 @@ class ExportOptions:
     input_type: Literal["float", "uint8"] = "float"
     engines: EngineChoice | None = None
     triton: bool = False
+    baseline: bool = True
+    """Whether the teachers and their ensemble are written beside the student."""
+    all_or_nothing: bool = False
+    """Whether one file that fails its gate ends the export, and nothing is written."""
     data_root: Path | None = None
     """Where the run's images are now; None: where they were."""
 
@@ -85,109 +98,100 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
 
     The student is exported with BatchNorm and (unless told not to) the calibration temperature folded in; each teacher
     and the merged ensemble are exported beside it as the baseline, in the same precisions. Every file passes its gate
-    on validation images at batch 1, an odd size and the maximum before the folder appears.
+    on validation images at batch 1, an odd size and the maximum before the folder appears. A file that fails is not
+    written; the manifest's `missing` says which and why.
 
     Raises:
-        RunError: the run is missing or unfinished.
+        RunError: the run is missing or unfinished, or another process exports to `folder`.
         ArtifactError: `folder` holds something that is not an artifact.
-        ParityError: a file does not compute what the network computes; nothing is written.
+        ParityError: the student's float32 file does not compute what the network computes; nothing is written.
     """
     run, folder, options = run_folder(run), Path(folder), options or ExportOptions()
     summary = run.summary()
     recipe = run.recipe(data_root=options.data_root).deploying(summary)
     require_replaceable(folder)
-    data = load_data(recipe.data)
-    student = load_student(recipe, recipe.deploy, data, run=run)
-    networks = _networks(student, run, recipe, summary, data, fold_temperature=options.fold_temperature)
-    samples = _samples(data, recipe, options.max_batch)
-    preprocessing = preprocessing_of(data, options.input_type)
     rows = rows_by_subject(summary)
     row = rows[Subject("student", name=recipe.deploy)]
-    with appearing(folder) as temporary:
-        files: list[ArtifactFile] = []
-        built: list[Built] = []
-        for network in networks:
-            role = network.subject.role
-            written = write_precisions(
-                network.reference,
-                network.exported,
-                temporary / network.stem,
-                precisions=options.precisions,
-                samples=samples,
-                class_names=data.class_names,
-                metadata={"preprocessing": preprocessing.model_dump(mode="json"), "role": role},
-                max_batch=options.max_batch,
-                max_drop=options.max_drop,
-                known_metrics=network.metrics,
+    with artifact_lock(folder):
+        data = load_data(recipe.data)
+        run.warn_of_other_images(data.fingerprint())
+        student = load_student(recipe, recipe.deploy, data, run=run)
+        networks = _networks(student, run, recipe, summary, data, options)
+        samples = samples_of(data, recipe, options.max_batch)
+        preprocessing = preprocessing_of(data, options.input_type, orientation=recipe.data.orientation or "exif")
+        with appearing(folder) as temporary:
+            files, missing = _write_files(networks, temporary, data, preprocessing, samples, options)
+            write_recipe(run, temporary / "recipe.yaml", summary)
+            files.append(other_record(temporary / "recipe.yaml", temporary, "recipe"))
+            manifest = Manifest(
+                run=run.path.name,
+                recipe_sha256=summary["recipe_sha256"],
+                created=datetime.now(UTC),
+                versions={"edc": edc.__version__, "torch": torch.__version__, "onnx": onnx.__version__},
+                classes=data.class_names,
+                preprocessing=preprocessing,
+                calibration_temperature=row["calibration_temperature"],
+                member_temperature=member_temperature(rows[Subject("ensemble")]),
+                temperature_folded=options.fold_temperature,
+                differences=_differences(student, networks[0], samples.parity, row["calibration_temperature"], options),
+                files=tuple(files),
+                missing=tuple(missing),
+                ensemble_calibrated_nll_by_size=tuple(summary["ensemble_calibrated_nll_by_size"]),
+                notes=_notes(networks, options),
             )
-            if options.input_type == "uint8":
-                for each in written:
-                    take_uint8_pixels(each.path)
-                    check_onnx_parity(
-                        each.path,
-                        network.reference,
-                        samples.parity,
-                        max_batch=options.max_batch,
-                        precision=each.precision,
-                        how=preprocessing,
-                    )
-            files += [
-                onnx_record(each, temporary, network.subject, data, preprocessing, options.max_batch)
-                for each in written
-            ]
-            if options.engines and role != "teacher":
-                built += build_engines(
-                    written,
-                    role,
-                    options.engines,
-                    reference=network.reference,
-                    samples=samples,
-                    how=preprocessing,
-                    max_batch=options.max_batch,
-                    max_drop=options.max_drop,
-                )
-        files += [record for each in built for record in engine_records(each, temporary, data, preprocessing)]
-        if options.triton:
-            files += write_triton_repository(temporary, files, data, preprocessing)
-        _write_recipe(run, temporary / "recipe.yaml", summary)
-        files.append(other_record(temporary / "recipe.yaml", temporary, "recipe"))
-        manifest = Manifest(
-            run=run.path.name,
-            recipe_sha256=summary["recipe_sha256"],
-            created=datetime.now(UTC),
-            versions={"edc": edc.__version__, "torch": torch.__version__, "onnx": onnx.__version__},
-            classes=data.class_names,
-            preprocessing=preprocessing,
-            calibration_temperature=row["calibration_temperature"],
-            member_temperature=member_temperature(rows[Subject("ensemble")]),
-            temperature_folded=options.fold_temperature,
-            differences=_differences(student, networks[0], samples.parity, row["calibration_temperature"], options),
-            files=tuple(files),
-        )
-        write_manifest(temporary, manifest)
+            write_manifest(temporary, manifest)
     return manifest
 
 
-def _write_recipe(run: RunFolder, path: Path, summary: dict[str, Any]) -> None:
-    """Writes the run's recipe for readers who have no summary: it names the student that the artifact holds."""
-    recipe = run.recipe()
-    if recipe.deploys_best:
-        path.write_text(recipe.deploying(summary).as_yaml())
-    else:
-        shutil.copyfile(run.recipe_path, path)
-
-
-def sample_images(images: Images, num_images: int, *, seed: int) -> tuple[Floats, NDArray[np.int64]]:
-    """Returns drawn images (N, C, H, W) float32 in [0, 1] and labels (N,): the first may be all of one class.
-
-    If training images may be unreadable, another of the class replaces one, as in training.
-    """
-    rows = torch.randperm(len(images), generator=generator_for(seed, "sample"))[:num_images]
-    if isinstance(images, FileImages) and images.bad.max_fraction:
-        pixels = torch.stack([images.load_or_replace(int(row), augment_seed=None)[0] for row in rows])
-    else:
-        pixels = torch.stack([images[int(row)][0] for row in rows])
-    return (pixels.float() / 255).numpy(), images.labels[rows].numpy()
+def _write_files(
+    networks: list[_Network],
+    folder: Path,
+    data: DataSet,
+    preprocessing: Preprocessing,
+    samples: Samples,
+    options: ExportOptions,
+) -> tuple[list[ArtifactFile], list[MissingFile]]:
+    """Writes every file of every network; returns the manifest's entries of those that passed and of the others."""
+    gates = Gates(folder, all_or_nothing=options.all_or_nothing)
+    files: list[ArtifactFile] = []
+    built: list[Built] = []
+    for network in networks:
+        subject = network.subject
+        judged = partial(gates.judged, subject)
+        written = write_precisions(
+            network.reference,
+            network.exported,
+            folder / network.stem,
+            precisions=options.precisions,
+            samples=samples,
+            class_names=data.class_names,
+            metadata={"preprocessing": preprocessing.model_dump(mode="json"), "role": subject.role},
+            max_batch=options.max_batch,
+            max_drop=options.max_drop,
+            known_metrics=network.metrics,
+            judged=judged,
+        )
+        if options.input_type == "uint8":
+            written = with_uint8_input(
+                written, network.reference, samples, preprocessing, max_batch=options.max_batch, judged=judged
+            )
+        files += [onnx_record(each, folder, subject, data, preprocessing, options.max_batch) for each in written]
+        if options.engines and subject.role != "teacher":
+            built += build_engines(
+                written,
+                subject.role,
+                options.engines,
+                reference=network.reference,
+                samples=samples,
+                how=preprocessing,
+                max_batch=options.max_batch,
+                max_drop=options.max_drop,
+                judged=judged,
+            )
+    files += [record for each in built for record in engine_records(each, folder, data, preprocessing)]
+    if options.triton:
+        files += write_triton_repository(folder, files, data, preprocessing)
+    return files, gates.missing
 
 
 def references_of(
@@ -196,11 +200,14 @@ def references_of(
     """Returns the torch network that each file of an artifact must compute, by the file's role and member."""
     summary = run.summary()
     student = load_student(recipe, recipe.deploy, data, run=run)
-    networks = _networks(student, run, recipe, summary, data, fold_temperature=fold_temperature)
+    options = ExportOptions(fold_temperature=fold_temperature)
+    networks = _networks(student, run, recipe, summary, data, options)
     return {(network.subject.role, network.subject.member): network.reference for network in networks}
 
 
-def preprocessing_of(data: DataSet, input_type: Literal["float", "uint8"] = "float") -> Preprocessing:
+def preprocessing_of(
+    data: DataSet, input_type: Literal["float", "uint8"] = "float", *, orientation: Literal["exif", "stored"] = "exif"
+) -> Preprocessing:
     """Returns how an image file becomes an input, the same way as the run's evaluation images did."""
     channels, height, width = data.image_shape
     fraction = data.test.crop_fraction if isinstance(data.test, FileImages) else 1.0
@@ -212,19 +219,7 @@ def preprocessing_of(data: DataSet, input_type: Literal["float", "uint8"] = "flo
         image_size=(height, width),
         resize="shorter_side_then_center_crop" if square else "exact",
         resize_shorter_side=round(height / fraction) if square else None,
-    )
-
-
-def _samples(data: DataSet, recipe: Recipe, max_batch: int) -> Samples:
-    validation, validation_labels = sample_images(data.validation, NUM_BUDGET_IMAGES, seed=recipe.seed)
-    test, test_labels = sample_images(data.test, NUM_TEST_IMAGES, seed=recipe.seed)
-    return Samples(
-        parity=validation[: max(NUM_PARITY_IMAGES, max_batch)],
-        calibration=sample_images(data.train, NUM_CALIBRATION_IMAGES, seed=recipe.seed)[0],
-        validation=validation,
-        validation_labels=validation_labels,
-        test=test,
-        test_labels=test_labels,
+        orientation=orientation,
     )
 
 
@@ -234,8 +229,7 @@ def _networks(
     recipe: Recipe,
     summary: dict[str, Any],
     data: DataSet,
-    *,
-    fold_temperature: bool,
+    options: ExportOptions,
 ) -> list[_Network]:
     """Returns the student, then its baseline: each teacher and the ensemble merged into one graph.
 
@@ -247,12 +241,15 @@ def _networks(
     rows, deployed = rows_by_subject(summary), Subject("student", name=recipe.deploy)
     row = rows[deployed]
     reference, exported = folded, fuse_batchnorm(folded, input_shape=shape).network
-    if fold_temperature:
+    if options.fold_temperature:
         temperature = row["calibration_temperature"]
         reference = _Tempered(folded, temperature)
         exported = scale_classifier(exported, calibration_temperature=temperature, input_shape=shape)
     networks = [_Network("student", deployed, reference, exported, _metrics(row))]
-    teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu).members)
+    if not options.baseline:
+        return networks
+    own = [one.network for one in own_teachers_of(recipe, data, run)]
+    teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu, own=own).members)
     if fixed := [f"teacher {m}" for m, teacher in enumerate(teachers) if not getattr(teacher, "exportable", True)]:
         console.print(f"no baseline files: torch cannot write {', '.join(fixed)} as ONNX; bench runs them in torch")
         return networks
@@ -267,7 +264,17 @@ def _networks(
     temperature = member_temperature(rows[ensemble.network])
     merged = ensemble_network(teachers, temperature=temperature)
     merged_fused = tempered_ensemble(fused, temperature, input_shape=shape)
+    if not fits_in_a_file(merged_fused):
+        console.print(f"no merged ensemble: {TOO_LARGE}", highlight=False)
+        return networks
     return [*networks, _Network("baseline/ensemble", ensemble, merged, merged_fused, known)]
+
+
+def _notes(networks: list[_Network], options: ExportOptions) -> dict[str, str]:
+    """Returns what the manifest says of files that nobody asked for in vain, and that are not there."""
+    roles = [network.subject.role for network in networks]
+    too_large = {"ensemble": TOO_LARGE} if "teacher" in roles and "ensemble" not in roles else {}
+    return too_large if options.baseline else {"baseline": "left out, as asked for"}
 
 
 def _differences(

@@ -1,5 +1,7 @@
 """One network in every precision that is asked for, each file through its gate."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edc import metrics
-from edc.deploy.artifact.manifest import ParityFigures
+from edc.deploy.artifact.manifest import ParityFigures, Preprocessing
 from edc.deploy.onnx.from_network import onnx_from_network
 from edc.deploy.onnx.half import fp16_from_onnx
 from edc.deploy.onnx.parity import (
@@ -23,9 +25,13 @@ from edc.deploy.onnx.parity import (
 from edc.deploy.onnx.precision import Precision, require_precision
 from edc.deploy.onnx.quantize import Flavour, int8_within_budget
 from edc.deploy.onnx.session import ort_session
+from edc.deploy.onnx.uint8_input import take_uint8_pixels
+from edc.errors import FailedError
 
-__all__ = ["Samples", "Written", "write_precisions"]
+__all__ = ["Judged", "Samples", "Written", "with_uint8_input", "write_precisions"]
 
+Judged = Callable[[Path, Precision], AbstractContextManager[None]]
+"""A block that writes one file: the file is kept only if it passes its gate."""
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
@@ -65,36 +71,61 @@ def write_precisions(
     max_batch: int,
     max_drop: float,
     known_metrics: dict[str, float],
+    judged: Judged,
 ) -> list[Written]:
-    """Writes `stem`.onnx and `stem`.<precision>.onnx, and returns what was written.
+    """Writes `stem`.onnx and `stem`.<precision>.onnx, each in a block of `judged`; returns those that passed.
+
+    The others are made from the fp32 file: without it there are none. A file fails that is out of tolerance, or an int8
+    file that loses more than `max_drop` on every rung.
 
     Args:
         reference: what the files must compute.
         exported: the same function with norms (and perhaps the temperature) folded: what is written.
         known_metrics: of the torch network on test images; they stand for the fp32 file, which is equal to rounding.
-
-    Raises:
-        ParityError: a file is out of tolerance, or int8 loses more than `max_drop` on every rung.
     """
     source = stem.with_name(f"{stem.name}.onnx")
-    onnx_from_network(
-        exported, source, input_shape=samples.parity.shape[1:], class_names=class_names, metadata=metadata
-    )
-    parity = check_onnx_parity(source, reference, samples.parity, max_batch=max_batch, precision="fp32")
-    note = {"metrics": "of the torch network on the test images"}
-    written = [Written(source, "fp32", _figures(parity), known_metrics, note)]
+    written: list[Written] = []
+    with judged(source, "fp32"):
+        onnx_from_network(
+            exported, source, input_shape=samples.parity.shape[1:], class_names=class_names, metadata=metadata
+        )
+        parity = check_onnx_parity(source, reference, samples.parity, max_batch=max_batch, precision="fp32")
+        note = {"metrics": "of the torch network on the test images"}
+        written.append(Written(source, "fp32", _figures(parity), known_metrics, note))
     for precision in precisions:
         path = stem.with_name(f"{stem.name}.{precision}.onnx")
         if precision == "fp32":
             continue
-        if precision == "fp16":
-            half = fp16_from_onnx(source, path, images=samples.calibration[:64])
-            parity = check_onnx_parity(path, reference, samples.parity, max_batch=max_batch, precision="fp16")
-            notes = {"kept_fp32": f"{len(half.kept_float)} nodes", "largest_value": f"{half.largest_value:.4g}"}
-        else:
-            parity, notes = _write_int8(reference, source, path, precision, samples, max_batch, max_drop)
-        written.append(Written(path, precision, _figures(parity), _measured(path, samples), notes))
+        with judged(path, precision):
+            if not source.is_file():
+                raise FailedError(f"{path}: is made from {source.name}, which is not written")
+            if precision == "fp16":
+                half = fp16_from_onnx(source, path, images=samples.calibration[:64])
+                parity = check_onnx_parity(path, reference, samples.parity, max_batch=max_batch, precision="fp16")
+                notes = {"kept_fp32": f"{len(half.kept_float)} nodes", "largest_value": f"{half.largest_value:.4g}"}
+            else:
+                parity, notes = _write_int8(reference, source, path, precision, samples, max_batch, max_drop)
+            written.append(Written(path, precision, _figures(parity), _measured(path, samples), notes))
     return written
+
+
+def with_uint8_input(
+    written: list[Written],
+    reference: nn.Module,
+    samples: Samples,
+    how: Preprocessing,
+    *,
+    max_batch: int,
+    judged: Judged,
+) -> list[Written]:
+    """Rewrites the files to take pixels as `how` says, judges them again, and returns those that pass."""
+    for each in written:
+        with judged(each.path, each.precision):
+            take_uint8_pixels(each.path)
+            check_onnx_parity(
+                each.path, reference, samples.parity, max_batch=max_batch, precision=each.precision, how=how
+            )
+    return [each for each in written if each.path.is_file()]
 
 
 def _write_int8(

@@ -1,5 +1,6 @@
-"""The manifest's entry of each file, and the Triton repository made from them."""
+"""The manifest's entry of each file, the recipe beside them, and the Triton repository made from them."""
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,10 +10,11 @@ from edc.deploy.artifact.triton import triton_config, write_triton_model
 from edc.deploy.engine.description import sidecar_path
 from edc.deploy.engine_files import Built
 from edc.deploy.onnx_files import Written
+from edc.runs.folder import RunFolder
 from edc.subject import Subject
 from edc.system.files import sha256_of
 
-__all__ = ["engine_records", "onnx_record", "other_record", "write_triton_repository"]
+__all__ = ["engine_records", "onnx_record", "other_record", "write_recipe", "write_triton_repository"]
 
 
 def _tensors(data: DataSet, how: Preprocessing) -> dict[str, Any]:
@@ -71,6 +73,15 @@ def other_record(path: Path, folder: Path, role: str) -> ArtifactFile:
         sha256=sha256_of(path),
         bytes=path.stat().st_size,
     )
+
+
+def write_recipe(run: RunFolder, path: Path, summary: dict[str, Any]) -> None:
+    """Writes the run's recipe for readers who have no summary: it names the student that the artifact holds."""
+    recipe = run.recipe()
+    if recipe.deploys_best:
+        path.write_text(recipe.deploying(summary).as_yaml())
+    else:
+        shutil.copyfile(run.recipe_path, path)
 
 
 def write_triton_repository(

@@ -1,6 +1,5 @@
 """Reads finished runs of one recipe for a comparison: the figures of every row, per image where known."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from edc.runs.folder import RunFolder, first_difference
 from edc.runs.per_image import PerImage, read_per_image
 from edc.runs.rows import rows_by_subject, teacher_sets
 from edc.subject import Subject
+from edc.train.saved.epochs import read_metrics
 
 __all__ = ["MEASURES", "Measure", "Over", "ReadRun", "Together", "read_runs"]
 
@@ -59,13 +59,9 @@ class ReadRun:
 
     def hours(self, name: str) -> float | None:
         """Returns how long a student trained, by the last complete line of its metrics.jsonl."""
-        path = self.folder.student_path(name) / "metrics.jsonl"
-        for line in reversed(path.read_text(errors="replace").splitlines() if path.is_file() else []):
-            try:
-                return float(json.loads(line)["seconds"]) / 3600
-            except (ValueError, KeyError, TypeError):  # a line cut off by a crash
-                continue
-        return None
+        epochs = read_metrics(self.folder.student_path(name) / "metrics.jsonl")
+        known = [float(epoch["seconds"]) for epoch in epochs if epoch.get("seconds") is not None]
+        return known[-1] / 3600 if known else None
 
 
 @dataclass(frozen=True)

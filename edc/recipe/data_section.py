@@ -53,6 +53,8 @@ FIELDS_OF_KINDS = {
     "crop_fraction": FILE_KINDS,
     "test": ("digits", "image_folder", "parquet", "webdataset", "synthetic"),
     "unlabelled": FILE_KINDS,
+    "channels": FILE_KINDS,
+    "orientation": FILE_KINDS,
     "max_bad_fraction": FILE_KINDS,
     "image_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
     "label_column": ("parquet", "cifar10", "cifar100", "fashion_mnist"),
@@ -110,6 +112,7 @@ class ExtraSection(Section):
 class DataSection(Section):
     """Which images. `root` is where they are; `--data-root` on the command line overrides it."""
 
+    later_than_first: ClassVar[tuple[str, ...]] = ("channels", "orientation")
     kind: Literal[
         "digits", "fashion_mnist", "cifar10", "cifar100", "image_folder", "parquet", "webdataset", "synthetic"
     ]
@@ -134,6 +137,11 @@ class DataSection(Section):
     """Side of the square that images are resized and cropped to; None: their own size."""
     crop_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Evaluation crop / resized side; None: 0.875 from 128 px up, 1 below."""
+    channels: Literal[1, 3] | None = None
+    """1: all images become grey, 3: RGB. None: RGB; parquet without an `image_size` is grey if no image has colour."""
+    orientation: Literal["exif", "stored"] | None = None
+    """`exif`, the default: images are turned upright as their EXIF data says. `stored`: they are not, as torchvision
+    and timm read them; except TIFF, which Pillow always turns."""
     augmentation: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "crop_flip"
     crop_padding: Annotated[int, Field(ge=0, le=8192)] = 4
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 4

@@ -168,7 +168,13 @@ class Recipe(Section):
     def operated_as(self, other: "Recipe") -> "Recipe":
         """Returns this recipe with the fields of `other` that may change during a run: they do not change results."""
         training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
-        return self.model_copy(update={"data": self.data.operated_as(other.data), "training": training})
+        checkpoints = tuple(
+            mine.model_copy(update={"allow_weak": theirs.allow_weak, "trust": theirs.trust})
+            for mine, theirs in zip(self.teachers.checkpoints, other.teachers.checkpoints, strict=True)
+        )
+        teachers = self.teachers.model_copy(update={"checkpoints": checkpoints})
+        update = {"data": self.data.operated_as(other.data), "training": training, "teachers": teachers}
+        return self.model_copy(update=update)
 
     def as_yaml(self) -> str:
         """Returns the resolved recipe as a run folder keeps it."""
@@ -183,6 +189,9 @@ class Recipe(Section):
         document = self.model_dump(mode="json")
         document["data"] = self.data.identity()
         document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
+        for checkpoint in document["teachers"]["checkpoints"]:
+            for permission in ("allow_weak", "trust"):  # whether a run goes on is nothing that it is
+                checkpoint.pop(permission, None)
         defaults = StudentSection().model_dump(mode="json")
         for student in document["students"].values():
             for field in ADDED_LATER:

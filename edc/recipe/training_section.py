@@ -12,7 +12,7 @@ UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 MicroBatchSize = Annotated[int, Field(ge=2, le=1_000_000_000)]
 Optimizer = Literal["sgd", "adamw"]
 WeightDecay = Annotated[float, Field(ge=0.0)]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 LayerDecay = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -36,6 +36,8 @@ class TrainingSection(Section):
     weight_decay: WeightDecay = 5e-4
     warmup_epochs: CountOrZero = 5
     precision: Precision = "fp32"
+    """fp32 is float32 by IEEE also on a GPU, whose convolutions torch would compute in TF32 (ten bits of mantissa).
+    tf32 lets a GPU do so, and matrix products with them. bf16 is autocast. Evaluation never uses TF32."""
     channels_last: bool = True
     compile: bool = False
     """torch.compile for teachers and student. If it fails, they run without it and the log says so. Measured once: a

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from edc import metrics
 from edc.data import DataSet
-from edc.errors import RunError, first_line
 from edc.recipe import Recipe, StudentSection
 from edc.system.files import write_json
+from edc.system.saved import read_saved
 from edc.train.checkpoint import load_state, save_state
 from edc.train.distributed import by_main, raised_together
 from edc.train.evaluate import labels_of, norms_of, predict_logits
@@ -118,12 +118,7 @@ def kept_choice(folder: Path) -> Choice | None:
     path = folder / CHOSEN
     if not path.is_file():
         return None
-    try:
-        return Choice.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise RunError(
-            f"{path}: damaged ({first_line(error)}); remove it and {WEIGHTS} beside it, and edc distill chooses again"
-        ) from None
+    return read_saved(Choice, path, advice=f"remove it and {WEIGHTS} beside it, and edc distill chooses again")[0]
 
 
 def _statistics(plain: nn.Module) -> dict[str, Tensor]:

@@ -58,7 +58,8 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
     costs = []
     with tempfile.TemporaryDirectory(prefix="edc-dry-run-") as temporary:
         run = RunFolder(Path(temporary) / "run")
-        own = one_of_a_machine_first(lambda: load_own_teachers(short, data), accelerator)
+        read = one_of_a_machine_first(lambda: load_own_teachers(short, data), accelerator)
+        own = [one.network for one in read]
         require_teachers_to_start_from(recipe, data, own)
         own = own or [build_teacher(short, data, fresh=False) for _ in range(size)]
         teachers = load_teachers(short, data, own=own, teachers_path=run.teachers_path, accelerator=accelerator)
@@ -69,7 +70,7 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
             costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
         for name, student in recipe.students.items():
             few, num_steps = _timed(recipe, student, learned_by(student, data), accelerator)
-            learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator)
+            learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator, observed=False)
             seconds = _seconds_per_step(learn, accelerator.device)
             form = form_of(recipe, name, run=run)
             costs.append(Cost(name, units_per_step(student, size), num_steps, seconds, form))

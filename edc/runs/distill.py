@@ -1,6 +1,6 @@
 """The steps of a run: data, teachers, students, summary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,23 @@ from edc.method.batch_ensemble import member_logits, to_batch_ensemble
 from edc.networks import Classifier, build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe, TrainingSection
 from edc.runs.folder import RunFolder, run_folder
+from edc.runs.own_teachers import own_teachers_of, readings_of
 from edc.runs.start import require_start_files, require_teachers_to_start_from, start_digests
 from edc.runs.student import build_plain, learned_by, train_student
 from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
-from edc.teachers.ensemble import fetch_teacher_weights, load_own_teachers, load_teachers, teacher_digests
-from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
+from edc.teachers.ensemble import fetch_teacher_weights, load_teachers, teacher_digests
+from edc.teachers.reading import OwnTeacher
+from edc.teachers.roll_call.call import call_roll
+from edc.train.distributed import by_main, locked_by_main, one_of_a_machine_first, raised_together
 from edc.train.evaluate import norms_of
+from edc.train.placement import require_tf32_has_effect
 from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
 
 __all__ = ["distill", "distill_all", "require_trainable"]
+
+
+PAIRS_MIXED = "the pairs of labelled and extra images that views mix (drawn anew since edc shuffles them)"
 
 
 def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
@@ -37,19 +44,30 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     data = one_of_a_machine_first(lambda: load_training_data(recipe.data), accelerator)
     with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
-    own_teachers = one_of_a_machine_first(lambda: load_own_teachers(recipe, data), accelerator)
+    own = one_of_a_machine_first(lambda: own_teachers_of(recipe, data, run), accelerator)
+    own_teachers = [one.network for one in own]
     with raised_together(accelerator):
         require_teachers_to_start_from(recipe, data, own_teachers)
+    loading: Any = {"teachers_path": run.teachers_path, "accelerator": accelerator}
+    if own:  # before anything is written
+        teachers = load_teachers(recipe, data, own=own_teachers, **loading)
+        roll = call_roll(recipe, data, teachers, own, accelerator=accelerator)
     one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
     by_main(lambda: warn_of_overlap(data), accelerator)
-    by_main(lambda: _claim(recipe, data, run), accelerator)
-    teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers)
-    students = {
-        name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator) for name in recipe.students
-    }
-    summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator)
-    by_main(lambda: run.write_summary(summary), accelerator)
-    accelerator.wait_for_everyone()
+    by_main(lambda: run.require_claimable(recipe), accelerator)
+    busy = f"{run.path}: another process is at work on this run; wait for it, or choose another folder with --run"
+    with locked_by_main(run.lock_path, held_by_other=busy, accelerator=accelerator, vanishes=True):
+        by_main(lambda: _claim(recipe, data, run, own), accelerator)
+        if not own:
+            teachers = load_teachers(recipe, data, **loading)
+            roll = call_roll(recipe, data, teachers, (), accelerator=accelerator)
+        students = {
+            name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator)
+            for name in recipe.students
+        }
+        summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator, roll=roll)
+        by_main(lambda: run.write_summary(summary), accelerator)
+        accelerator.wait_for_everyone()
     return summary
 
 
@@ -68,10 +86,14 @@ def distill_all(recipes: Mapping[RunFolder, Recipe], *, accelerator: Accelerator
         distill(recipe, run=run, accelerator=accelerator)
 
 
-def _claim(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
+def _claim(recipe: Recipe, data: DataSet, run: RunFolder, own: Sequence[OwnTeacher]) -> None:
     teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
     extra = {"the extra images": data.extra.fingerprint()} if data.extra else {}
-    run.claim(recipe, {"the images": data.fingerprint()} | extra | teachers | start_digests(recipe))
+    if data.extra and any(section.extra and section.mixed_views for section in recipe.students.values()):
+        # Until rows were shuffled for it, every labelled image was mixed with an extra one: another training.
+        extra[PAIRS_MIXED] = "drawn at random"
+    inputs = {"the images": data.fingerprint()} | extra | teachers | readings_of(own, run)
+    run.claim(recipe, inputs | start_digests(recipe))
 
 
 def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
@@ -98,6 +120,7 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
     """
     trainings = _trainings(recipe)
     for one in trainings:
+        require_tf32_has_effect(one.training, accelerator.device, field=one.field)
         require_sharable(one.training, num_processes=accelerator.num_processes, field=one.field)
     if not recipe.teachers.checkpoints:
         steps_per_epoch(data.train, recipe.training_of(recipe.teachers).batch_size)

@@ -10,22 +10,26 @@ runs/<name>/
 runs/teachers/<key>/         one trained teacher, its key derived from what determines it; all runs share it
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from edc.errors import RunError, first_line
+from edc.console import console
+from edc.errors import RunError
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
-from edc.system.files import write_atomically, write_json
+from edc.runs.documents.summary import SavedSummary
+from edc.system.files import LOCK, holds_nothing, write_atomically, write_json
+from edc.system.saved import read_saved
 
 __all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
+OLDER_IMAGES = (
+    " If the files are the same, an older edc read them otherwise: it turned none by EXIF (data.orientation: stored, "
+    "in the run's recipe.yaml too, still does so), and showed grey images of 16 bits as white."
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,18 @@ class RunFolder:
         return self.path / "inputs.json"
 
     @property
+    def lock_path(self) -> Path:
+        """The lock of the process that works in the folder."""
+        return self.path / LOCK
+
+    @property
     def teachers_path(self) -> Path:
         """Where trained teachers are kept: beside the runs, so that they share them."""
         return self.path.parent / TEACHERS
+
+    @property
+    def _anew(self) -> str:
+        return f"remove it and run edc distill {self.recipe_path} again"
 
     def student_path(self, name: str) -> Path:
         return self.path / "students" / name
@@ -58,6 +71,8 @@ class RunFolder:
         """Raises `RunError` if the folder holds another recipe, or something that is no run; writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file, expected a folder for the run; choose another with --run")
+        if self.path.absolute().name.casefold() == TEACHERS and not self.recipe_path.is_file():
+            raise RunError(f"{self.path}: is where the runs beside it keep their teachers; choose another with --run")
         if self.recipe_path.is_file():
             held = self.recipe()
             if held.digest() != recipe.digest():
@@ -65,7 +80,7 @@ class RunFolder:
                     f"{self.path}: already holds another recipe; it differs in {first_difference(held, recipe)}. "
                     "Choose another folder with --run, or remove this one."
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not holds_nothing(self.path):
             raise RunError(f"{self.path}: is not empty and holds no recipe.yaml; choose another folder with --run")
 
     def claim(self, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
@@ -81,48 +96,53 @@ class RunFolder:
             RunError: as `require_claimable` does, or the students have begun to learn from something else.
         """
         self.require_claimable(recipe)
-        if inputs and any(path.is_file() for path in self.path.glob("students/*/*")):
+        if inputs and self.has_begun:
             self._require_same(inputs)
         held = self.recipe() if self.recipe_path.is_file() else None
         kept = held.operated_as(recipe) if held else recipe
         if kept != held:
             with write_atomically(self.recipe_path) as temporary:
                 temporary.write_text(kept.as_yaml())
-        if inputs and inputs != self._inputs():
+        if inputs and inputs != self.inputs():
             write_json(self.inputs_path, dict(inputs))
 
     def _require_same(self, inputs: Mapping[str, str]) -> None:
-        held = self._inputs()
+        held = self.inputs()
         changed = [name for name, digest in inputs.items() if held and held.get(name) != digest]
         if changed:
             raise RunError(
                 f"{self.path}: its students began to learn from other content of {', '.join(changed)} than there "
                 "is now, and would mix the two if they continued. Restore that content, choose another folder with "
-                "--run, or remove this one."
+                f"--run, or remove this one.{OLDER_IMAGES if 'the images' in changed else ''}"
             )
 
-    def _inputs(self) -> dict[str, str] | None:
-        return self._document(self.inputs_path) if self.inputs_path.is_file() else None
+    def warn_of_other_images(self, digest: str) -> None:
+        """Warns if the images with this digest are not those that the run's students learned from."""
+        if (self.inputs() or {}).get("the images", digest) != digest:
+            console.print(
+                f"warning: {self.path}: its students learned from other images than there are now, and all that is "
+                f"measured here is of those that there are now.{OLDER_IMAGES}",
+                highlight=False,
+                markup=False,
+            )
 
-    def _document(self, path: Path) -> dict[str, Any]:
-        try:
-            document: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise RunError(
-                f"{path}: damaged ({error}); remove it and run edc distill {self.recipe_path} again"
-            ) from None
-        return document
+    @property
+    def has_begun(self) -> bool:
+        """Whether a student has learned from something here."""
+        return any(path.is_file() for path in self.path.glob("students/*/*"))
+
+    def inputs(self) -> dict[str, str] | None:
+        """Returns what inputs.json says of what the students learn from; None if there is none."""
+        if not self.inputs_path.is_file():
+            return None
+        return read_saved(dict[str, str], self.inputs_path, advice=self._anew)[0]
 
     def recipe(self, *, data_root: Path | None = None) -> Recipe:
         """Returns the run's recipe, with its images in `data_root` if given; raises `RunError` if this is no run."""
         try:
-            document = yaml.safe_load(self.recipe_path.read_text())
-        except OSError:
+            document = read_saved(dict[str, Any], self.recipe_path, language="yaml", advice="restore or remove it")[0]
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{self.path}: not a run (no recipe.yaml); make one with: edc distill RECIPE") from None
-        except yaml.YAMLError as error:
-            raise RunError(f"{self.recipe_path}: damaged ({first_line(error)}); restore or remove it") from None
-        if not isinstance(document, dict):
-            raise RunError(f"{self.recipe_path}: damaged (holds no recipe); restore or remove it")
         recipe = recipe_from_document(document, source=str(self.recipe_path))
         if data_root is None:
             return recipe
@@ -136,7 +156,8 @@ class RunFolder:
                 f"{self.path}: the run is not finished (no summary.json); "
                 f"continue with: edc distill {self.recipe_path} --run {self.path}"
             )
-        return self._document(self.summary_path)
+        document: dict[str, Any] = read_saved(SavedSummary, self.summary_path, advice=self._anew)[1]
+        return document
 
     def write_summary(self, document: dict[str, Any]) -> None:
         write_json(self.summary_path, document)

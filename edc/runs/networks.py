@@ -12,6 +12,7 @@ from edc.errors import RunError
 from edc.method.batch_ensemble import ensemble_size_of
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
+from edc.runs.own_teachers import own_teachers_of
 from edc.runs.rows import member_temperature, rows_by_subject
 from edc.runs.student import deployable, load_student
 from edc.subject import Subject
@@ -84,8 +85,9 @@ def _student(folder: RunFolder, recipe: Recipe, data: DataSet, name: str, *, is_
 def _teachers(folder: RunFolder, recipe: Recipe, data: DataSet, members: range | list[int]) -> tuple[nn.Module, ...]:
     accelerator = Accelerator(cpu=True)
     if recipe.teachers.checkpoints:
-        own = load_teachers(recipe, data, teachers_path=folder.teachers_path, accelerator=accelerator)
-        return tuple(own[m] for m in members)
+        own = [one.network for one in own_teachers_of(recipe, data, folder)]
+        ensemble = load_teachers(recipe, data, teachers_path=folder.teachers_path, accelerator=accelerator, own=own)
+        return tuple(ensemble[m] for m in members)
     for m in members:  # `obtain_teacher` would train a missing one
         weights = folder.teachers_path / teacher_key(recipe, data, m)[0] / "weights.safetensors"
         if not weights.is_file():

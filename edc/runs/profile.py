@@ -103,7 +103,8 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
     data = one_of_a_machine_first(lambda: load_training_data(recipe.data), accelerator)
     with raised_together(accelerator):
         require_trainable(recipe, data, accelerator=accelerator)
-    own_teachers = one_of_a_machine_first(lambda: load_own_teachers(few_steps(recipe), data), accelerator)
+    read = one_of_a_machine_first(lambda: load_own_teachers(few_steps(recipe), data), accelerator)
+    own_teachers = [one.network for one in read]
     require_teachers_to_start_from(recipe, data, own_teachers)
     teachers, kind = _teachers(recipe, data, own_teachers, teachers_path, accelerator)
     batch_size = recipe.training_of(recipe.students[name]).batch_size
@@ -124,6 +125,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
             teachers,
             run=RunFolder(Path(temporary)),
             accelerator=accelerator,
+            observed=False,
         )
     trace = folder / "trace.json.gz"
 

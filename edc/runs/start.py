@@ -10,7 +10,8 @@ from edc.errors import CheckpointError
 from edc.networks import Classifier, build_network
 from edc.recipe import NetworkSection, Recipe
 from edc.teachers.ensemble import TeacherEnsemble
-from edc.teachers.from_file import FileTeacher, format_of
+from edc.teachers.file_teacher import FileTeacher
+from edc.teachers.from_file import format_of
 from edc.teachers.start import say_start, start_digest, start_from_file, start_from_teacher
 from edc.train.distributed import raised_together
 from edc.train.evaluate import evaluate_accuracy

@@ -1,15 +1,15 @@
 """What this machine can train, build and run, found out by trying, and how to get what is missing.
 
-Every library is imported in its own process: an installed library can still fail to load, and some failures end the
-process.
+Libraries are imported in one child process, one after another: an installed library can still fail to load, and some
+failures end the process. One that failed there is tried once more alone, because another may have been in its way.
 """
 
+import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
@@ -19,12 +19,18 @@ from edc.system.machine import cpu_flags, memory_bytes, num_cpus
 
 __all__ = ["LIBRARIES", "Check", "Library", "diagnose"]
 
-Status = Literal["ok", "note", "missing", "broken"]
+Status = Literal["ok", "note", "missing", "slow", "broken"]
+
+LIMIT_S = 180.0
+"""How long a child process may take. Whatever has not answered by then is slow, as on a busy machine, not broken."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One fact about the machine. `missing`: optional and absent; `broken`: required and absent, or does not work."""
+    """One fact about the machine.
+
+    `missing`: optional and absent; `broken`: required and absent, or does not work; `slow`: not known for lack of time.
+    """
 
     name: str
     status: Status
@@ -44,18 +50,48 @@ class Library:
 
 
 _TORCH_DETAILS = """
-print("CUDA", m.version.cuda if m.cuda.is_available() else "not usable", end="")
-for i in range(m.cuda.device_count()):
+import warnings
+from edc.system.gpu import gpus_now, supports
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")  # why there is no GPU: a driver that is too old, for example
+    usable = m.cuda.is_available()
+if not usable and gpus_now():
+    why = str(said[0].message) if said else f"built for CUDA {m.version.cuda}"
+    raise RuntimeError(f"cannot use the GPU: {why}")
+print("CUDA", m.version.cuda if usable else "not usable", end="")
+for i in range(m.cuda.device_count() if usable else 0):
     major, minor = m.cuda.get_device_capability(i)
-    print(f", {m.cuda.get_device_name(i)} (SM{major}{minor})", end="")
+    if not supports(m.cuda.get_arch_list(), 10 * major + minor):
+        built = ", ".join(m.cuda.get_arch_list())
+        raise RuntimeError(f"has no kernels for {m.cuda.get_device_name(i)} (SM {major}{minor}), only {built}")
+    m.ones(8, 8, device=i).mm(m.ones(8, 8, device=i)).sum().item()
+    print(f", {m.cuda.get_device_name(i)} (SM {major}{minor}) computes", end="")
 """
 _OPENVINO_DETAILS = 'print("devices:", ", ".join(m.Core().available_devices), end="")'
-_ORT_DETAILS = (
-    'print("built with", ", ".join(p.removesuffix("ExecutionProvider") for p in m.get_available_providers()))'
-)
-_RTX_DETAILS = """
-log = m.Logger(m.Logger.INTERNAL_ERROR)
-print("builds engines" if m.Builder(log) is not None else "cannot build engines", end="")
+_ORT_DETAILS = """
+from edc.system.gpu import gpus_now
+providers = m.get_available_providers()
+print("built with", ", ".join(p.removesuffix("ExecutionProvider") for p in providers), end="")
+if gpus_now() and "CUDAExecutionProvider" in providers:
+    import torch, onnx.helper as h
+    shape = h.make_tensor_value_info("x", 1, [1]), h.make_tensor_value_info("y", 1, [1])
+    graph = h.make_graph([h.make_node("Relu", ["x"], ["y"])], "relu", shape[:1], shape[1:])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+    session = m.InferenceSession(model.SerializeToString(), providers=["CUDAExecutionProvider"])
+    if session.get_providers()[0] != "CUDAExecutionProvider":
+        raise RuntimeError("its CUDA provider does not open here, and it computes on the CPU")
+    print("; a CUDA session opens", end="")
+"""
+_TRT_DETAILS = """
+from edc.system.gpu import generations_here
+if m.Builder(m.Logger(m.Logger.INTERNAL_ERROR)) is None:
+    raise RuntimeError("cannot build engines")
+print("builds engines", end="")
+if hasattr(m, "ComputeCapability"):
+    known = [int(name[2:]) for name in m.ComputeCapability.__members__ if name[2:].isdigit()]
+    print(" for SM", ", ".join(map(str, known)), end="")
+    for missing in [sm for sm in generations_here() if sm not in known]:
+        print(f", not for SM {missing}, the GPU here, which needs TensorRT", end="")
 """
 _REINSTALL = "pip install --upgrade --force-reinstall edc"
 
@@ -74,9 +110,9 @@ LIBRARIES = (
         "engines for this GPU",
         "pip install 'edc[trt]' (needs an NVIDIA GPU and the vendor's index)",
         required=False,
-        details=_RTX_DETAILS,
+        details=_TRT_DETAILS,
     ),
-    Library("tensorrt_rtx", "engines, also for GPUs elsewhere", "pip install 'edc[rtx]'", False, _RTX_DETAILS),
+    Library("tensorrt_rtx", "engines, also for GPUs elsewhere", "pip install 'edc[rtx]'", False, _TRT_DETAILS),
     Library("datasets", "recipes on the Hugging Face hub", "pip install 'edc[hf]'", required=False),
     Library("pyarrow", "parquet data", "pip install 'edc[hf]'", required=False),
 )
@@ -84,9 +120,7 @@ LIBRARIES = (
 
 def diagnose(libraries: Sequence[Library] = LIBRARIES) -> list[Check]:
     """Returns every check, machine first."""
-    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
-        loaded = pool.map(_check_library, libraries)
-        return [_python(), *_cpu(), _memory(), _gpu(), *loaded, *_conflicts()]
+    return [_python(), *_cpu(), _memory(), _gpu(), *_check_libraries(libraries), *_conflicts()]
 
 
 def _python() -> Check:
@@ -127,36 +161,72 @@ def _gpu() -> Check:
     return Check("GPU", "ok", found)
 
 
-def _check_library(library: Library) -> Check:
-    """Returns the version of a library that loads, or why it does not."""
-    name = f"{library.module} ({library.purpose})"
-    absent: Status = "broken" if library.required else "missing"
-    script = (
-        "import importlib, importlib.util, sys\n"
-        "sys.modules['openvino_telemetry'] = None\n"  # importing OpenVINO would send an event
-        f"sys.exit(3) if importlib.util.find_spec({library.module!r}) is None else None\n"
-        f"m = importlib.import_module({library.module!r})\n"
-        "print(getattr(m, '__version__', 'version unknown'), end=' ')\n"
-    )
-    code, output = _run([sys.executable, "-W", "ignore", "-c", script + library.details])
-    if code == 3:
-        return Check(name, absent, "not installed", library.fix)
-    if code != 0:
-        reason = output.splitlines()[-1] if output else f"died with exit code {code}"
-        return Check(name, "broken", f"installed, does not load: {reason[:200]}", library.fix)
-    return Check(name, "ok", " ".join(output.split()))
-
-
-def _run(command: Sequence[str]) -> tuple[int, str]:
-    """Returns a command's exit code and its output, or its errors when it failed."""
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+_CHILD = """
+import contextlib, importlib, importlib.util, io, json, sys
+sys.modules["openvino_telemetry"] = None  # importing OpenVINO would send an event
+for name, details in json.loads(sys.argv[1]):
+    said, stage = io.StringIO(), "does not load"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
-    except subprocess.TimeoutExpired:
-        return 1, "no answer within 120 s"
+        with contextlib.redirect_stdout(said):
+            if importlib.util.find_spec(name) is None:
+                stage = "absent"
+                raise ImportError(name)
+            m = importlib.import_module(name)
+            print(getattr(m, "__version__", "version unknown"), end=" ")
+            stage = "loads, but"
+            exec(details, {"m": m})
+        answer = ["ok", " ".join(said.getvalue().split())]
+    except Exception as error:
+        answer = [stage, (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]]
+    print("\\n" + sys.argv[2] + json.dumps(answer), flush=True)
+"""
+_MARK = "edc doctor: "
+_Answer = tuple[str, str]
+"""(ok, absent, slow, or in which way it is broken; and what was found)."""
+
+
+def _check_libraries(libraries: Sequence[Library]) -> list[Check]:
+    """Returns the version of each library that loads and what it can do here, or why it does not load."""
+    answers: list[_Answer] = []
+    while len(answers) < len(libraries):
+        answers += _asked(libraries[len(answers) :])
+    for number, (library, (found, _)) in enumerate(zip(libraries, answers, strict=True)):
+        if found not in ("ok", "absent", "slow") and len(libraries) > 1:
+            answers[number] = _asked([library])[0]
+    return [_check(library, *answer) for library, answer in zip(libraries, answers, strict=True)]
+
+
+def _check(library: Library, found: str, text: str) -> Check:
+    name = f"{library.module} ({library.purpose})"
+    if found == "ok":
+        return Check(name, "ok", text)
+    if found == "absent":
+        return Check(name, "broken" if library.required else "missing", "not installed", library.fix)
+    if found == "slow":
+        return Check(name, "slow", text, "run `edc doctor` again when the machine is less busy")
+    return Check(name, "broken", f"installed, {found}: {text}", library.fix)
+
+
+def _asked(libraries: Sequence[Library]) -> list[_Answer]:
+    """Returns the answers of one child process, at least one: the last is of the library that it ended at."""
+    asked = json.dumps([(library.module, library.details) for library in libraries])
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", _CHILD, asked, _MARK]
+    last: _Answer | None = None
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=LIMIT_S, check=False, env=environment)
+        output = done.stdout
+        if done.returncode:
+            last = ("does not load", f"died with exit code {done.returncode}")
+    except subprocess.TimeoutExpired as expired:
+        output, last = expired.stdout or b"", ("slow", f"no answer within {LIMIT_S:g} s")
     except OSError as error:
-        return 1, str(error)
-    return done.returncode, (done.stdout if done.returncode == 0 else done.stderr).strip()
+        output, last = b"", ("does not load", str(error))
+    lines = [line for line in output.decode(errors="replace").splitlines() if line.startswith(_MARK)]
+    answers: list[_Answer] = [(found, text) for found, text in (json.loads(line.removeprefix(_MARK)) for line in lines)]
+    if len(answers) < len(libraries):
+        answers.append(last or ("does not load", "its process ended without a word"))
+    return answers
 
 
 def _conflicts() -> list[Check]:

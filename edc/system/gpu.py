@@ -1,12 +1,20 @@
 """NVIDIA GPUs as their driver reports them, with their clock rates now."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edc.errors import first_line
 
-__all__ = ["Gpu", "gpus_now", "gpus_or_reason"]
+__all__ = ["Gpu", "SmClock", "generations_here", "gpus_now", "gpus_or_reason", "has_gpu_file", "supports"]
+
+DEVICES = Path("/dev")
+NO_NVML = (
+    "there is a GPU, but the driver's NVML is missing (libnvidia-ml, which comes with nvidia-smi): names, clocks and "
+    "temperatures are unknown; install the driver's utilities, in a container with NVIDIA_DRIVER_CAPABILITIES=all"
+)
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,12 @@ def gpus_or_reason() -> tuple[Gpu, ...] | str:
     """Returns the GPUs of this machine, none where there is no driver; or why a driver that is there fails."""
     try:
         import pynvml as nvml
-    except ImportError:  # `edc doctor` says so
-        return ()
+    except ImportError:
+        return "there is a GPU, but the package nvidia-ml-py is missing" if has_gpu_file() else ()
     try:
         nvml.nvmlInit()
     except nvml.NVMLError_LibraryNotFound:
-        return ()
+        return NO_NVML if has_gpu_file() else ()
     except nvml.NVMLError as error:
         return first_line(error)
     try:
@@ -47,6 +55,64 @@ def gpus_or_reason() -> tuple[Gpu, ...] | str:
         return first_line(error)
     finally:
         nvml.nvmlShutdown()
+
+
+def has_gpu_file() -> bool:
+    """Returns whether the system has a device file of an NVIDIA GPU, whatever its driver's libraries say."""
+    return any(DEVICES.glob("nvidia[0-9]*"))
+
+
+def generations_here() -> list[int]:
+    """Returns the compute capability of each GPU as its driver reports it, as a number: 86 for 8.6."""
+    if not gpus_now():
+        return []
+    import pynvml as nvml
+
+    nvml.nvmlInit()
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return [10 * major + minor for major, minor in map(nvml.nvmlDeviceGetCudaComputeCapability, handles)]
+    except nvml.NVMLError:
+        return []
+    finally:
+        nvml.nvmlShutdown()
+
+
+def supports(architectures: Sequence[str], generation: int) -> bool:
+    """Returns whether a library built for `architectures` has code for a GPU of `generation` (86 for 8.6).
+
+    sm_80 is machine code, which also runs on later GPUs of the same major number; compute_80 is compiled by the driver,
+    for any later GPU. A letter at the end (sm_90a) means that very generation.
+    """
+    for name in architectures:
+        kind, _, number = name.partition("_")
+        built = int("".join(digit for digit in number if digit.isdigit()) or 0)
+        is_later = number.isdigit() and built < generation
+        if built == generation or (is_later and (kind == "compute" or built // 10 == generation // 10)):
+            return True
+    return False
+
+
+class SmClock:
+    """The clock rates of the GPUs' processors, read again and again: the driver's library stays open."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        if isinstance(gpus_or_reason(), str) or not gpus_now():
+            return
+        import pynvml as nvml
+
+        self._nvml = nvml
+        nvml.nvmlInit()
+        self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+
+    def now_mhz(self) -> list[float]:
+        """Returns the rates in MHz now, of the GPUs that say; of the fastest alone, which is the one at work."""
+        found = []
+        for handle in self._handles:
+            with suppress(self._nvml.NVMLError):
+                found.append(float(self._nvml.nvmlDeviceGetClockInfo(handle, self._nvml.NVML_CLOCK_SM)))
+        return [max(found)] if found else []
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:

@@ -5,13 +5,13 @@ usually told to send some time before the time limit (`--signal=USR1@120`).
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from edc.errors import Interrupted
 
-__all__ = ["STOP_SIGNALS", "nothing_kept", "stop_at_once", "stop_requests"]
+__all__ = ["STOP_SIGNALS", "interrupted_by", "nothing_kept", "stop_at_once", "stop_requests"]
 
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
@@ -72,3 +72,8 @@ def _handled(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def interrupted_by(stop: Sequence[int]) -> Interrupted:
+    """Returns what to raise when everything is saved; without a signal here, it reached another process."""
+    return Interrupted(stop[0] if stop else signal.SIGTERM, saved=True)

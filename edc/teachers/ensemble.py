@@ -17,10 +17,12 @@ from edc.networks import Classifier, build_network
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
+from edc.teachers.first_contact import meet_apart
 from edc.teachers.from_file import load_file_teacher
 from edc.teachers.from_library import load_library_teacher, name_of_library_weights
+from edc.teachers.reading import OwnTeacher
 from edc.teachers.start import say_start, start_digest, start_from_file
-from edc.train.checkpoint import load_state
+from edc.train.checkpoint import load_finished
 from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.loop import fit
 from edc.train.placement import autocast_dtype, place
@@ -30,6 +32,7 @@ __all__ = [
     "are_trained",
     "build_teacher",
     "fetch_teacher_weights",
+    "load_own_teacher",
     "load_own_teachers",
     "load_teachers",
     "obtain_teacher",
@@ -61,19 +64,21 @@ class TeacherEnsemble(nn.Module):
         return torch.stack([member(images) for member in self.members])
 
 
-def load_own_teachers(recipe: Recipe, data: DataSet) -> list[nn.Module]:
-    """Returns the networks of the recipe's own checkpoints, strictly loaded and tried; none if it lists none."""
-    return [_own_teacher(recipe, data, m) for m in range(len(recipe.teachers.checkpoints))]
+def load_own_teachers(recipe: Recipe, data: DataSet) -> list[OwnTeacher]:
+    """Returns the recipe's own checkpoints, loaded strictly, tried, and how they were read; none if it lists none."""
+    meet_apart(recipe, data)
+    return [load_own_teacher(recipe, data, m, checkpoint) for m, checkpoint in enumerate(recipe.teachers.checkpoints)]
 
 
-def _own_teacher(recipe: Recipe, data: DataSet, member: int) -> nn.Module:
-    checkpoint, field = recipe.teachers.checkpoints[member], f"teachers.checkpoints.{member}"
-    classes_and_images: Any = {"num_classes": data.num_classes, "image_shape": data.image_shape}
+def load_own_teacher(recipe: Recipe, data: DataSet, member: int, checkpoint: CheckpointSection) -> OwnTeacher:
+    """Returns teacher `member` of the user's, read as `checkpoint` says; `meet_apart` has been called before."""
+    field = f"teachers.checkpoints.{member}"
+    classes_and_images: Any = {"class_names": data.class_names, "image_shape": data.image_shape}
     if checkpoint.file is None:
         return load_library_teacher(checkpoint, field=field, **classes_and_images)
     network = recipe.teacher_network
     return load_file_teacher(
-        checkpoint, field=field, default_network=network, mean=data.mean, std=data.std, **classes_and_images
+        checkpoint, field=field, default_network=network, of_data=(data.mean, data.std), **classes_and_images
     )
 
 
@@ -88,9 +93,9 @@ def load_teachers(
     """Returns the ensemble: the recipe's checkpoints, or M teachers from `teachers_path`, training those missing.
 
     Args:
-        own: what `load_own_teachers` returned, if it has been called already.
+        own: the networks that `load_own_teachers` returned, if it has been called already.
     """
-    members = list(own if own is not None else load_own_teachers(recipe, data))
+    members = list(own if own is not None else (one.network for one in load_own_teachers(recipe, data)))
     if not members:
         members = [
             obtain_teacher(recipe, data, member, teachers_path=teachers_path, accelerator=accelerator)
@@ -111,7 +116,8 @@ def obtain_teacher(
     network = build_teacher(recipe, data, fresh=not trained)
     if trained:
         with raised_together(accelerator):
-            network.load_state_dict(load_state(folder / "weights.safetensors"))
+            advice = "remove it, and the teacher is trained anew"
+            load_finished(folder / "weights.safetensors", network, advice=advice)
         return network
     if recipe.teacher_network.start_file:
         with raised_together(accelerator):

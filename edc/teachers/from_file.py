@@ -9,82 +9,26 @@ with ONNX Runtime's own answers before it is used.
 
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError, NotInstalledError, RecipeError, first_line
-from edc.networks import build_network, load_weights
+from edc.errors import CheckpointError, NotInstalledError, RecipeError, cut, first_line
 from edc.recipe import CheckpointSection, NetworkSection
-from edc.train.checkpoint import load_state
+from edc.system.onnx_content import read_onnx
+from edc.teachers.class_order import order_of
+from edc.teachers.file_teacher import FileTeacher, fit_precision, in_order_of_data, look_for_half_probabilities
+from edc.teachers.formats import FileFormat, format_of, trusted_format
+from edc.teachers.from_state_dict import network_from_state_dict
+from edc.teachers.reading import Normalisation, OwnTeacher, Reading
 
-__all__ = ["FileTeacher", "format_of", "load_file_teacher", "require_classifier"]
+__all__ = ["format_of", "load_file_teacher", "require_classifier"]
 
-FileFormat = Literal["state_dict", "torchscript", "exported_program", "onnx"]
 ONNX_TOLERANCE = 1e-3
 """Largest difference between the converted network and ONNX Runtime, relative to the largest logit (at least 1)."""
 TESTED_BATCHES = (1, 3)
-
-
-class FileTeacher(nn.Module):
-    """A frozen network with its own image size and normalisation, never in train mode.
-
-    Images are resized bilinearly with antialiasing, inside the network, so that gradients reach the images as they are.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        input_size: int | None,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        output: Literal["logits", "probabilities"] = "logits",
-        exportable: bool = True,
-    ) -> None:
-        super().__init__()
-        self.exportable = exportable
-        """Whether torch's exporter can write it as ONNX; TorchScript and converted ONNX can only teach."""
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-        self.network, self.input_size, self.output = network, input_size, output
-        for parameter in network.parameters():  # a ScriptModule has no requires_grad_ of its own
-            parameter.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> "FileTeacher":
-        # An exported program has no train() and eval(); its modes were fixed at export.
-        self.training = False
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (N, K); of probabilities, their logarithm, whose softmax they are."""
-        size = self.input_size
-        if size is not None and tuple(images.shape[-2:]) != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        answer: Tensor = self.network((images - self.mean) / self.std)
-        if self.output == "probabilities":
-            answer = answer.clamp_min(torch.finfo(answer.dtype).tiny).log()
-        return answer
-
-
-def format_of(path: Path) -> FileFormat:
-    """Returns what kind of file `path` is, by its content where the suffix does not say."""
-    if path.suffix == ".onnx":
-        return "onnx"
-    if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
-        return "state_dict"  # load_state says what is wrong with a file that is none
-    with zipfile.ZipFile(path) as archive:
-        entries = {name.partition("/")[2] for name in archive.namelist()}
-    if "archive_format" in entries or path.suffix == ".pt2":
-        return "exported_program"
-    return "torchscript" if "constants.pkl" in entries else "state_dict"
 
 
 def load_file_teacher(
@@ -92,16 +36,16 @@ def load_file_teacher(
     *,
     field: str,
     default_network: NetworkSection,
-    num_classes: int,
+    class_names: Sequence[str],
     image_shape: tuple[int, int, int],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> nn.Module:
+    of_data: Normalisation,
+) -> OwnTeacher:
     """Returns the teacher in `checkpoint.file`, frozen, in eval mode, and tried on images.
 
     Args:
         field: what messages call it, for example teachers.checkpoints.0.
-        default_network, mean, std: what a state dict belongs to, and its normalisation, unless `checkpoint` says more.
+        default_network, of_data: what a state dict belongs to, and its normalisation, unless `checkpoint` says more.
+        class_names: of the data.
         image_shape: (C, H, W) of the data, before the teacher's own resizing.
 
     Raises:
@@ -113,46 +57,56 @@ def load_file_teacher(
     source = f"{field}: {checkpoint.file}"
     if not checkpoint.file.is_file():
         raise CheckpointError(f"{field}: {checkpoint.file.absolute()}: no such checkpoint")
-    kind = format_of(checkpoint.file) if checkpoint.format == "auto" else checkpoint.format
+    order = order_of(checkpoint.classes, class_names, field=field)
+    kind = trusted_format(checkpoint, source=source)
+    teacher: nn.Module
     if kind == "state_dict":
-        teacher = _from_state_dict(
-            checkpoint, checkpoint.file, source, default_network, num_classes, image_shape, mean, std
-        )
+        teacher, reading = _from_state_dict(checkpoint, source, default_network, len(class_names), image_shape, of_data)
     else:
-        teacher = _from_whole_network(checkpoint, checkpoint.file, kind, source, image_shape[0])
-    require_classifier(teacher, source, image_shape, num_classes, checkpoint.output)
-    if kind == "onnx" and isinstance(teacher, FileTeacher):
-        _require_parity(teacher, checkpoint.file, source, image_shape)
-    return teacher
+        teacher, reading = _from_whole_network(checkpoint, checkpoint.file, kind, source, image_shape)
+    require_classifier(teacher, source, image_shape, len(class_names), checkpoint.output)
+    if isinstance(teacher, FileTeacher):
+        if kind == "onnx":
+            _require_parity(teacher, checkpoint.file, source, image_shape)
+        reading = reading.noting(look_for_half_probabilities(teacher, image_shape))
+    return in_order_of_data(teacher, reading, checkpoint, order)
 
 
 def _from_state_dict(
     checkpoint: CheckpointSection,
-    path: Path,
     source: str,
     default_network: NetworkSection,
     num_classes: int,
     image_shape: tuple[int, int, int],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> nn.Module:
-    own: dict[str, Any] = {"mean": checkpoint.mean, "std": checkpoint.std} if checkpoint.mean else {}
-    section = (checkpoint.network or default_network).bare().model_copy(update=own)
+    of_data: Normalisation,
+) -> tuple[nn.Module, Reading]:
+    assert checkpoint.file is not None
     size = checkpoint.input_size
     shape = (image_shape[0], size, size) if size else image_shape
-    network = build_network(section, num_classes=num_classes, image_shape=shape, mean=mean, std=std)
-    load_weights(network, load_state(path), source=source, num_classes=num_classes)
+    network, reading = network_from_state_dict(
+        checkpoint,
+        checkpoint.file,
+        source=source,
+        default_network=default_network,
+        num_classes=num_classes,
+        image_shape=shape,
+        of_data=of_data,
+    )
     if shape == image_shape and checkpoint.output == "logits":
-        return network.eval().requires_grad_(False)
+        return network.requires_grad_(False), reading
     nothing = (0.0,) * image_shape[0], (1.0,) * image_shape[0]  # the network normalises by itself
-    return FileTeacher(network.eval(), input_size=size, mean=nothing[0], std=nothing[1], output=checkpoint.output)
+    return FileTeacher(network, input_size=size, mean=nothing[0], std=nothing[1], output=checkpoint.output), reading
 
 
 def _from_whole_network(
-    checkpoint: CheckpointSection, path: Path, kind: FileFormat, source: str, channels: int
-) -> FileTeacher:
-    if checkpoint.network is not None:
-        raise RecipeError(f"{source}: network has no effect on a file that is a whole network ({kind}); leave it out")
+    checkpoint: CheckpointSection, path: Path, kind: FileFormat, source: str, image_shape: tuple[int, int, int]
+) -> tuple[FileTeacher, Reading]:
+    channels = image_shape[0]
+    for name, value in (("network", checkpoint.network), ("weights", checkpoint.weights)):
+        if value is not None:
+            raise RecipeError(
+                f"{source}: {name} has no effect on a file that is a whole network ({kind}); leave it out"
+            )
     if checkpoint.mean is None or checkpoint.std is None:
         raise RecipeError(
             f"{source}: mean and std are missing; a whole network ({kind}) needs what it subtracts from images in "
@@ -163,7 +117,7 @@ def _from_whole_network(
             f"{source}: mean and std have {len(checkpoint.mean)} and {len(checkpoint.std)} values, "
             f"the images have {channels} channels"
         )
-    return FileTeacher(
+    teacher = FileTeacher(
         _READERS[kind](path, source),
         input_size=checkpoint.input_size,
         mean=checkpoint.mean,
@@ -171,6 +125,8 @@ def _from_whole_network(
         output=checkpoint.output,
         exportable=kind == "exported_program",
     )
+    precision = fit_precision(teacher, lambda: _READERS[kind](path, source), image_shape)
+    return teacher, Reading(checkpoint.mean, checkpoint.std, "the recipe", checkpoint.input_size).noting(precision)
 
 
 def _from_torchscript(path: Path, source: str) -> nn.Module:
@@ -196,7 +152,6 @@ def _from_exported_program(path: Path, source: str) -> nn.Module:
 
 def _from_onnx(path: Path, source: str) -> nn.Module:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         from onnx2pytorch import ConvertModel
@@ -205,10 +160,16 @@ def _from_onnx(path: Path, source: str) -> nn.Module:
             f"{source}: ONNX teachers need onnx2pytorch: pip install 'edc[onnx-teachers]'"
         ) from None
     try:
-        model = onnx.load(path)
+        model = read_onnx(path)
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+    except (onnx.checker.ValidationError, ValueError, OSError) as error:
         raise CheckpointError(f"{source}: not readable as ONNX ({first_line(error)})") from None
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+        names = [value.name for value in values if value.name not in initialised]
+        if len(names) != 1:
+            raise CheckpointError(f"{source}: has {len(names)} {what}s ({cut(', '.join(names), 200)}), expected one")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -280,9 +241,11 @@ def _require_parity(teacher: FileTeacher, path: Path, source: str, image_shape: 
     inputs = (images - teacher.mean) / teacher.std
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
+    if session.get_inputs()[0].type == "tensor(float16)":
+        inputs = inputs.half()
     expected = torch.cat([torch.from_numpy(session.run(None, {name: row[None].numpy()})[0]) for row in inputs])
     with torch.no_grad():
-        found = teacher.network(inputs)
+        found = teacher.network(inputs if teacher.in_half else inputs.float())
     difference = float((found - expected).abs().max())
     if not difference <= ONNX_TOLERANCE * max(1.0, float(expected.abs().max())):
         raise RecipeError(

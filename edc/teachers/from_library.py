@@ -1,15 +1,21 @@
 """Teachers that are networks of torchvision or timm with the library's own weights, size and normalisation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
 
-from torch import nn
+import torch
 
 from edc.errors import CheckpointError, RecipeError
 from edc.networks import build_network
 from edc.recipe import CheckpointSection
-from edc.teachers.from_file import FileTeacher, require_classifier
+from edc.teachers.class_order import order_of
+from edc.teachers.file_teacher import FileTeacher, in_order_of_data
+from edc.teachers.from_file import require_classifier
+from edc.teachers.reading import OwnTeacher, Reading
 
-__all__ = ["load_library_teacher", "name_of_library_weights"]
+__all__ = ["has_library_weights", "load_library_teacher", "name_of_library_weights"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,13 @@ class _Weights:
 
 
 def load_library_teacher(
-    checkpoint: CheckpointSection, *, field: str, num_classes: int, image_shape: tuple[int, int, int]
-) -> nn.Module:
+    checkpoint: CheckpointSection, *, field: str, class_names: Sequence[str], image_shape: tuple[int, int, int]
+) -> OwnTeacher:
     """Returns `checkpoint.network` with the library's weights, frozen, in eval mode, and tried on images.
 
     It resizes images to its own size and normalises them as it was trained, unless `checkpoint` says otherwise. Its
-    logits are assumed to be in the order of the data's classes; nothing in the library could confirm that.
+    logits are assumed to be in the order of the data's classes, unless `checkpoint.classes` says otherwise; nothing in
+    the library could confirm that.
 
     Args:
         field: what messages call it, for example teachers.checkpoints.0.
@@ -39,7 +46,7 @@ def load_library_teacher(
         RecipeError: no such network or weights, weights that cannot be fetched, or images that it does not take.
         CheckpointError: its classes are not as many as the data's.
     """
-    section = checkpoint.network
+    section, num_classes = checkpoint.network, len(class_names)
     assert section is not None  # the recipe's rule
     source = f"{field}: {section.name}"
     weights = _weights_of(section.name, source)
@@ -57,7 +64,9 @@ def load_library_teacher(
     ).network
     teacher = FileTeacher(network.eval(), input_size=size, mean=mean, std=std, output=checkpoint.output)
     require_classifier(teacher, source, image_shape, num_classes, checkpoint.output)
-    return teacher
+    says = "the recipe" if checkpoint.mean or section.mean else section.name.partition("/")[0]
+    order = order_of(checkpoint.classes, class_names, field=field)
+    return in_order_of_data(teacher, Reading(mean, std, says, size), checkpoint, order)
 
 
 def name_of_library_weights(checkpoint: CheckpointSection) -> str:
@@ -87,3 +96,22 @@ def _weights_of(name: str, source: str) -> _Weights:
     preset = default.transforms()
     name = f"torchvision/{model} {default}"
     return _Weights(name, len(default.meta["categories"]), preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+
+
+def has_library_weights(name: str) -> bool:
+    """Returns whether the library has fetched its weights of network `name` already, so that no network is needed."""
+    library, _, model = name.partition("/")
+    if library == "timm":
+        import timm
+        from huggingface_hub import try_to_load_from_cache
+
+        config = timm.get_pretrained_cfg(model)
+        files = ("model.safetensors", "pytorch_model.bin")
+        if config and config.hf_hub_id:
+            return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
+        url = str(config.url or "") if config else ""
+    else:
+        from torchvision import models
+
+        url = str(models.get_model_weights(model).DEFAULT.url)
+    return bool(url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name).is_file()

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from edc.console import console
 from edc.errors import CheckpointError
-from edc.networks import Classifier, load_weights, unwrapped
+from edc.networks import Classifier, load_weights
 from edc.recipe import NetworkSection
 from edc.system.files import sha256_of
-from edc.teachers.from_file import FileTeacher
-from edc.train.checkpoint import load_state
+from edc.teachers.file_teacher import FileTeacher
+from edc.teachers.weights_file import weights_for
 
 __all__ = ["say_start", "start_digest", "start_from_file", "start_from_teacher"]
 
@@ -31,7 +31,8 @@ def start_from_file(network: Classifier, section: NetworkSection, *, field: str)
         CheckpointError: no such file, no weights in it, or another architecture; it names the first keys that differ.
     """
     path = _existing(section, field)
-    state = unwrapped(load_state(path))
+    taken = weights_for(network, path, source=f"{field}: {path}", which="raw_first")
+    state = taken.state
     has_normalisation = "mean" in state and "std" in state
     own = network.state_dict() if has_normalisation else network.network.state_dict()
     head = _head(network, own)
@@ -54,6 +55,8 @@ def start_from_teacher(network: Classifier, section: NetworkSection, teacher: nn
     if isinstance(teacher, FileTeacher) and not isinstance(teacher.network, Classifier):
         state = {f"network.{key}": value for key, value in state.items()}
         state |= {"mean": teacher.mean, "std": teacher.std}
+    if isinstance(teacher, FileTeacher) and (order := teacher.class_order) is not None:
+        state = state | {key: state[key].index_select(0, order) for key in _head(network, state)}
     load_weights(network, state | _normalisation_of_recipe(network, section), source=source, num_classes=None)
 
 

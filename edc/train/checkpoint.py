@@ -1,24 +1,42 @@
 """The state of a training on disk: enough to continue bit for bit."""
 
-import json
 import pickle
+import re
 import warnings
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import ConfigDict, Field, TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edc.errors import CheckpointError, first_line
+from edc.errors import CheckpointError, first_line, shown
 from edc.system.files import write_atomically
+from edc.system.saved import fault_of
 from edc.train.average import RunningAverage
 from edc.train.distributed import by_main, raised_together
+from edc.train.saved.checks import require_finite, require_state_of
+from edc.train.saved.epochs import append_metrics
 
-__all__ = ["Position", "append_metrics", "load_checkpoint", "load_state", "resumed", "save_checkpoint", "save_state"]
+__all__ = [
+    "NotLoaded",
+    "Position",
+    "append_metrics",
+    "held_in",
+    "load_checkpoint",
+    "load_document",
+    "load_state",
+    "resumed",
+    "save_checkpoint",
+    "save_state",
+]
 
 FORMAT = 1
 
@@ -27,8 +45,9 @@ FORMAT = 1
 class Position:
     """How far a training is, and its best epoch. Randomness needs no state, because it is derived from the position."""
 
-    epoch: int = 0
-    batch: int = 0
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    epoch: Annotated[int, Field(ge=0)] = 0
+    batch: Annotated[int, Field(ge=0)] = 0
     """Batches of `epoch` already done."""
     loss_sum: float = 0.0
     """Sum of the losses of those batches."""
@@ -61,20 +80,49 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: RunningAverage | None = None
 ) -> Position:
-    """Loads network, optimizer and average from `path` and returns the position to continue from."""
+    """Loads network, optimizer and average from `path` and returns the position to continue from.
+
+    Raises:
+        CheckpointError: it is damaged, or of another network, or holds NaN; nothing that trains has changed then.
+    """
     try:
         document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if document["format"] != FORMAT:
             raise CheckpointError(f"{path}: checkpoint format {document['format']}, this edc reads {FORMAT}")
+        position = TypeAdapter(Position).validate_python(document["position"])
+        require_finite(document["network"])
+        require_finite(position.best_state)
+        require_state_of(optimizer, document["optimizer"])
         network.load_state_dict(document["network"])
         optimizer.load_state_dict(document["optimizer"])
         if average is not None:
             average.load(document["average"])
-        return Position(**document["position"])
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (*_UNREADABLE, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"{path}: cannot continue from this checkpoint ({first_line(error)}); remove it to start over"
+            f"{path}: cannot continue from this checkpoint ({_fault(error)}); remove it to start over"
         ) from None
+    return position
+
+
+_UNREADABLE = (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError)
+
+
+def _fault(error: Exception) -> str:
+    return fault_of(error) if isinstance(error, ValueError) else first_line(error)
+
+
+def load_finished(path: Path, network: nn.Module, *, advice: str) -> None:
+    """Loads the weights of a training that is finished.
+
+    Raises:
+        CheckpointError: they are damaged, of another network, or hold NaN; with `advice`, what to do about it.
+    """
+    state = load_state(path)
+    try:
+        require_finite(state)
+        network.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be used ({first_line(error)}); {advice}") from None
 
 
 def resumed(
@@ -99,10 +147,27 @@ def save_state(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Returns the state dict in a .safetensors, .pt or .pth file (`state_dict` and `model` wrappers are looked into).
+    """Returns the state dict in a .safetensors, .pt or .pth file that holds nothing else, as edc writes them.
 
     Raises:
         CheckpointError: missing, unreadable, or no state dict.
+    """
+    document = load_document(path)
+    if not isinstance(document, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in document.items()
+    ):
+        raise CheckpointError(f"{path}: holds {held_in(document)}, expected a state dict (names to tensors)")
+    return document
+
+
+def load_document(path: Path) -> Any:
+    """Returns what a .safetensors, .pt or .pth file holds: tensors as they are, and in place of each object of any
+    class that torch does not know as safe (argparse's options, numpy's scalars) an empty `NotLoaded`.
+
+    Nothing that such a class could do is done, whatever it is: its code is not even imported.
+
+    Raises:
+        CheckpointError: missing or unreadable.
     """
     if not path.is_file():
         raise CheckpointError(f"{path.absolute()}: no such checkpoint")
@@ -111,22 +176,81 @@ def load_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of unknown protocols, which are no pickles
-            document = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_stand_ins(path)):
+                document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # noqa: BLE001 - the two libraries raise a dozen kinds for a bad file, in words of their own
         raise CheckpointError(
             f"{path}: not readable as weights: {_what_it_is(path)}. Expected a state dict saved with torch.save or "
             "safetensors."
         ) from None
-    for key in ("state_dict", "model", "model_state_dict", "state_dict_ema"):
-        if isinstance(document, dict) and isinstance(document.get(key), dict):
-            document = document[key]
-    if not isinstance(document, dict) or not all(isinstance(value, Tensor) for value in document.values()):
-        found = type(document).__name__
-        if isinstance(document, dict):
-            keys = ", ".join(map(str, list(document)[:5]))
-            found += f" ({keys}{', ...' if len(document) > 5 else ''})"
-        raise CheckpointError(f"{path}: holds {found}, expected a state dict (names to tensors)")
+    if isinstance(document, NotLoaded):
+        raise CheckpointError(
+            f"{path}: not readable as weights: it holds more than tensors, a pickled {document.of}, which could run "
+            "any code; save its state_dict(). Expected a state dict saved with torch.save or safetensors."
+        )
     return document
+
+
+def held_in(document: object) -> str:
+    """Returns what a document is, with its first keys, for messages."""
+    found = document.of if isinstance(document, NotLoaded) else type(document).__name__
+    if isinstance(document, dict):
+        keys = (key if isinstance(key, str) and len(key) < 100 else shown(key) for key in [*document][:5])
+        found += f" ({', '.join(keys)}{', ...' if len(document) > 5 else ''})"
+    return found
+
+
+class NotLoaded(list[Any]):
+    """Stands for an object that a file of weights holds beside them; `of` names its class. It does nothing.
+
+    A list, because torch's reader appends to lists alone.
+    """
+
+    of = ""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> "NotLoaded":
+        return super().__new__(cls)
+
+    def __init__(self, *_arguments: Any, **_options: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key
+
+
+class _Mapping:
+    """Stands for a class that is a dict by its name; torch's reader sets items of dicts alone."""
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> Any:
+        return OrderedDict()
+
+
+USUAL = (
+    "argparse.Namespace",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+)
+"""What trainers put beside weights. Files in the format of torch before 1.6 do not list what they hold."""
+
+
+BEFORE_1_6 = bytes.fromhex("80028a0a6cfc9c46f920")
+
+
+def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Returns a class that does nothing for every class or function that the file names and torch would not load."""
+    named = set(USUAL)
+    with suppress(ValueError):  # a file in the older format
+        named |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    return [(_stand_in(name), name) for name in sorted(named)]
+
+
+def _stand_in(name: str) -> type:
+    last = name.rpartition(".")[2]
+    if re.search("dict|node|bunch|munch|config$", last, re.IGNORECASE):
+        return type(last, (_Mapping,), {})
+    return type(last, (NotLoaded,), {"of": name})
 
 
 def _what_it_is(path: Path) -> str:
@@ -156,6 +280,11 @@ def _what_it_is(path: Path) -> str:
         ),
         (head.startswith(b"PK"), "it is a file of torch.save that is cut short or damaged"),
         (
+            head.startswith(BEFORE_1_6),
+            "it is in the format of torch before 1.6, and holds more than tensors or is damaged; load it where it was "
+            "made and save its state_dict()",
+        ),
+        (
             is_safetensors and not named_safetensors,
             "it is a safetensors file under another name; name it .safetensors",
         ),
@@ -163,18 +292,3 @@ def _what_it_is(path: Path) -> str:
         (True, f"it begins with the bytes {head[:8].hex(' ')}, unlike either kind of file"),
     ]
     return next(words for applies, words in kinds if applies)
-
-
-def append_metrics(path: Path, record: dict[str, Any]) -> None:
-    """Appends one line of JSON; lines of this epoch or later, left by a run that was cut off, are dropped first."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if _epoch_of(line) < record["epoch"]]
-    with write_atomically(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in [*kept, json.dumps(record)]))
-
-
-def _epoch_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError):  # a line cut off by a crash
-        return float("inf")

@@ -127,12 +127,14 @@ def one_of_a_machine_first(work: Callable[[], Result], accelerator: Accelerator)
 
 
 @contextmanager
-def locked_by_main(path: Path, *, held_by_other: str, accelerator: Accelerator) -> Iterator[None]:
-    """The main process holds a lock on `path` for the block; all raise `RunError` if another job has it."""
+def locked_by_main(
+    path: Path, *, held_by_other: str, accelerator: Accelerator, vanishes: bool = False
+) -> Iterator[None]:
+    """The main process holds an `exclusive_lock` for the block; all raise `RunError` if another job has it."""
     with ExitStack() as held:
 
         def lock() -> None:
-            held.enter_context(exclusive_lock(path, held_by_other=held_by_other))
+            held.enter_context(exclusive_lock(path, held_by_other=held_by_other, vanishes=vanishes))
 
         by_main(lock, accelerator)
         yield

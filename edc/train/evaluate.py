@@ -1,5 +1,8 @@
 """Predictions of trained networks on a split."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -11,15 +14,18 @@ from edc.data import DataSet, Images, evaluation_batches, train_batches
 from edc.method.batch_ensemble import member_logits
 from edc.recipe import DataSection, TrainingSection
 from edc.train.distributed import raised_together
-from edc.train.placement import autocast, to_device
+from edc.train.placement import autocast, float32_as, to_device
 
-__all__ = ["evaluate_accuracy", "labels_of", "norms_of", "predict_logits", "reestimate_batchnorm"]
+__all__ = ["evaluate_accuracy", "gathered", "labels_of", "norms_of", "predict_logits", "reestimate_batchnorm"]
 
 
 def evaluate_accuracy(
     network: nn.Module, images: Images, data: DataSection, training: TrainingSection, accelerator: Accelerator
 ) -> float:
-    """Returns the accuracy of `network` in eval mode over all processes; every image is counted once."""
+    """Returns the accuracy of `network` in eval mode over all processes; every image is counted once.
+
+    In bf16 if the training is, because each epoch waits for it; never in TF32.
+    """
     network = network.to(accelerator.device).eval()
     counts = torch.zeros(2, dtype=torch.int64, device=accelerator.device)
     batches = evaluation_batches(
@@ -28,8 +34,10 @@ def evaluate_accuracy(
         num_workers=data.num_workers,
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        device=accelerator.device,
     )
-    with raised_together(accelerator), torch.inference_mode(), autocast(accelerator.device, training):
+    precision = autocast(accelerator.device, training)
+    with raised_together(accelerator), torch.inference_mode(), precision, float32_as("ieee"):
         for pixels, labels in batches:
             predicted = network(to_device(pixels, accelerator.device, training)).argmax(-1)
             counts[0] += (predicted == labels.to(accelerator.device)).sum()
@@ -48,17 +56,34 @@ def predict_logits(
     network = network.to(accelerator.device).eval()
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     batches = evaluation_batches(
-        images, batch_size=256, num_workers=data.num_workers, rank=rank, num_processes=num_processes
+        images,
+        batch_size=256,
+        num_workers=data.num_workers,
+        rank=rank,
+        num_processes=num_processes,
+        device=accelerator.device,
     )
-    with raised_together(accelerator), torch.inference_mode():
+    with raised_together(accelerator), torch.inference_mode(), float32_as("ieee"):
         mine = [
             member_logits(network, to_device(pixels, accelerator.device, training)).float().cpu().numpy()
             for pixels, _ in batches
         ]
+    return gathered(mine, len(images), accelerator)
+
+
+def gathered(
+    mine: Sequence[NDArray[np.floating[Any]]], num_images: int, accelerator: Accelerator
+) -> NDArray[np.float32]:
+    """Returns logits (M, num_images, K) in order, on every process.
+
+    Args:
+        mine: those of this process (M, n, K), one part after another, of rows rank, rank + P, ...
+    """
+    num_processes = accelerator.num_processes
     shares = [np.concatenate(mine, axis=1)] if mine else []
     if num_processes > 1:
         shares = gather_object(shares)
-    result = np.empty((shares[0].shape[0], len(images), shares[0].shape[2]), np.float32)
+    result = np.empty((shares[0].shape[0], num_images, shares[0].shape[2]), np.float32)
     for first, share in enumerate(shares):  # process r had rows r, r + P, ...
         result[:, first::num_processes] = share
     return result
@@ -99,8 +124,10 @@ def reestimate_batchnorm(
     network.to(accelerator.device).eval()
     for norm in norms:
         norm.train()
-    batches = train_batches(data.train, data_section, batch_size=batch_size, seed=seed, epoch=-1)
-    with torch.inference_mode():
+    batches = train_batches(
+        data.train, data_section, batch_size=batch_size, seed=seed, epoch=-1, device=accelerator.device
+    )
+    with torch.inference_mode(), float32_as("ieee"):
         for number, (pixels, _) in enumerate(batches):
             if number * batch_size >= num_images:
                 break

@@ -9,20 +9,20 @@ column of the result. `auto` takes the joint form if its activations fit.
 """
 
 import copy
-import json
 import os
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from edc.errors import RunError, first_line
 from edc.method.batch_ensemble import ensemble_size_of
 from edc.method.kinds import MemberForm
 from edc.recipe import StudentSection, TrainingSection
 from edc.system.files import write_json
 from edc.system.machine import free_memory_bytes
+from edc.system.saved import read_saved
 from edc.train.distributed import by_main
 from edc.train.placement import autocast
 
@@ -70,13 +70,13 @@ def kept_form(kept: Path) -> MemberForm | None:
     """Returns the form that the file `kept` says a student was begun in; None: it is not there."""
     if not kept.is_file():  # not chosen yet, or trained by an edc that did not choose
         return None
-    try:
-        form: MemberForm = json.loads(kept.read_text())["form"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{kept}: damaged ({first_line(error)}); it must say joint or sequential, as the log does"
-        ) from None
-    return form
+    return read_saved(_Kept, kept, advice="it must say joint or sequential, as the log does")[0].form
+
+
+class _Kept(BaseModel):
+    """The document of member_form.json, of which the other fields are for people."""
+
+    form: MemberForm
 
 
 def _free_bytes(accelerator: Accelerator) -> float:

@@ -1,17 +1,36 @@
 """Device, memory format and precision of networks and images in training."""
 
-from contextlib import AbstractContextManager
-from typing import TypeVar
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from edc.console import console
+from edc.errors import RecipeError
 from edc.method.step import autocast_to
 from edc.recipe import TrainingSection
 
-__all__ = ["autocast", "autocast_dtype", "place", "to_device"]
+__all__ = [
+    "Float32",
+    "autocast",
+    "autocast_dtype",
+    "float32_as",
+    "float32_of",
+    "place",
+    "require_tf32_has_effect",
+    "say_precision",
+    "set_float32",
+    "to_device",
+]
 
 Network = TypeVar("Network", bound=nn.Module)
+Float32 = Literal["ieee", "tf32"]
+"""How a GPU computes convolutions and matrix products of float32: as they are, or in TF32, ten bits of mantissa."""
+
+_WORDS = {"fp32": "float32 (IEEE, TF32 off)", "tf32": "TF32", "bf16": "bf16, the rest in float32 (IEEE, TF32 off)"}
 
 
 def autocast_dtype(training: TrainingSection) -> torch.dtype | None:
@@ -34,3 +53,54 @@ def to_device(pixels: Tensor, device: torch.device, training: TrainingSection) -
     """Returns uint8 pixels as float32 images in [0, 1] on `device`, channels last if the recipe says so."""
     images = pixels.to(device, non_blocking=True).float().div_(255)
     return images.contiguous(memory_format=torch.channels_last) if training.channels_last else images
+
+
+def require_tf32_has_effect(training: TrainingSection, device: torch.device, *, field: str = "training") -> None:
+    """Raises `RecipeError` if a recipe asks for TF32 on a device that has none."""
+    if training.precision == "tf32" and device.type != "cuda":
+        raise RecipeError(
+            f"{field}.precision: found tf32, which only NVIDIA GPUs have, and the device is {device.type}; "
+            "use fp32 or bf16, or a GPU"
+        )
+
+
+def say_precision(training: TrainingSection, device: torch.device, *, label: str) -> None:
+    """Prints what a GPU computes in: torch's own default is TF32 for convolutions and float32 for products."""
+    if device.type == "cuda":
+        console.print(f"{label}: computes in {_WORDS[training.precision]}", highlight=False, markup=False)
+
+
+def float32_of(training: TrainingSection) -> AbstractContextManager[None]:
+    """Returns the context in which float32 is what the recipe says."""
+    return float32_as("tf32" if training.precision == "tf32" else "ieee")
+
+
+@contextmanager
+def float32_as(kind: Float32) -> Iterator[None]:
+    """Within the block, a GPU computes convolutions, recurrent layers and matrix products of float32 as `kind` says.
+
+    torch has an older flag for each besides, and refuses to read one that contradicts the new ones. So all are set
+    together, also at the end. No other thread may depend on them: they are the process's.
+    """
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
+    before = [each.fp32_precision for each in settings]
+    try:
+        set_float32(kind)
+        yield
+    finally:
+        _set(*before)
+
+
+def set_float32(kind: Float32) -> None:
+    """Does for the rest of the process what `float32_as` does for a block."""
+    _set(kind, kind, kind)
+
+
+def _set(matmul: str, conv: str, rnn: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the older flags will go some day
+        torch.backends.cuda.matmul.allow_tf32 = matmul == "tf32"
+        torch.backends.cudnn.allow_tf32 = conv == "tf32"
+    torch.backends.cuda.matmul.fp32_precision = matmul
+    torch.backends.cudnn.conv.fp32_precision = conv  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = rnn  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from torch import nn
 
 from edc.recipe import TrainingSection
 from edc.train.compiling import compile_network, example_for
-from edc.train.placement import place
+from edc.train.placement import place, say_precision
 from edc.train.sync_batchnorm import convert_sync_batchnorm, require_batchnorm_rows, require_sharable
 
 __all__ = ["prepared"]
@@ -27,6 +27,8 @@ def prepared(
     num_processes = accelerator.num_processes
     require_sharable(training, num_processes=num_processes)
     require_batchnorm_rows(network, training, num_processes=num_processes, label=label)
+    if accelerator.is_main_process:
+        say_precision(training, accelerator.device, label=label)
     network = place(network, accelerator.device, training)
     if training.compile:  # tried before the conversion, because a trial must not wait for other processes
         example = example_for(network, image_shape, training=training, num_processes=num_processes)

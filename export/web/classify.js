@@ -13,7 +13,10 @@ const KNOWN = {
   dtype: ["float32", "uint8"],
   resize: ["shorter_side_then_center_crop", "exact", "none"],
   interpolation: ["nearest", "bilinear", "bicubic", "lanczos"],
+  orientation: ["exif", "stored", undefined], // older manifests do not say: stored
 };
+
+const MAX_PIXELS = 89478485; // after scaling
 
 const MAX_RUNS = 20;
 const MAX_TIMING_MS = 150;
@@ -91,7 +94,7 @@ function shown(url) {
 }
 
 /** Returns the image as the manifest says, 8-bit and channels last; normalisation is inside the network. */
-export async function preprocess(file, how, upright = false) {
+export async function preprocess(file, how, upright = how.orientation === "exif") {
   const [height, width] = how.image_size;
   let image;
   try {
@@ -102,6 +105,10 @@ export async function preprocess(file, how, upright = false) {
     throw new UserError(`${file.name}: ${reason}`);
   }
   if (how.resize === "shorter_side_then_center_crop") {
+    const [shorter, longer] = [Math.min(image.width, image.height), Math.max(image.width, image.height)];
+    if (Math.floor((how.resize_shorter_side ** 2 * longer) / shorter) > MAX_PIXELS) {
+      throw new UserError(`${file.name}: ${image.width}x${image.height} pixels are too long to scale; crop it`);
+    }
     image = resizeShorterSide(image, how.resize_shorter_side, how.interpolation);
     image = centerCrop(image, width, height);
   } else if (how.resize === "exact") {

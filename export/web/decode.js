@@ -1,5 +1,5 @@
-// An image file as the 8-bit pixels that Pillow would give for it: no colour management, no turning by EXIF, and
-// transparency dropped rather than blended. Browsers do all three unless they are told not to.
+// An image file as the 8-bit pixels that Pillow would give for it: no colour management, turned by EXIF only if asked, and
+// transparency dropped rather than blended. Of 16 bits the upper 8 are taken, as browsers do.
 
 const ROWS_AT_ONCE = 256; // phones limit a canvas to fewer pixels than their cameras take
 const EXIF_ORIENTATION = 0x0112;
@@ -9,10 +9,10 @@ const HIDDEN_COLORS = "it has transparent parts, whose colours this browser cann
  * Returns the pixels of an image file in the wanted colours, row by row, channels last.
  * @param {Blob} file
  * @param {"RGB" | "L"} color
- * @param {boolean} upright turn a JPEG or PNG as its EXIF data asks; Pillow does not, unless asked
+ * @param {boolean} upright turn a JPEG, PNG or WebP as its EXIF data says
  */
 export async function decode(file, color, upright = false) {
-  const source = upright ? file : await withoutTurn(file);
+  const source = await withoutTurn(file); // whether a browser turns depends on the browser and the format
   const bitmap = await createImageBitmap(source, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   try {
     const { width, height } = bitmap;
@@ -21,7 +21,7 @@ export async function decode(file, color, upright = false) {
     const isOpaque = copyByCanvas(bitmap, image);
     if (!isOpaque && (await isGif(file))) throw new RangeError(HIDDEN_COLORS); // browsers drop them while decoding
     if (!isOpaque) copyByWebgl(bitmap, image);
-    return image;
+    return upright ? turned(image, await orientationOf(file)) : image;
   } finally {
     bitmap.close();
   }
@@ -31,7 +31,28 @@ async function isGif(file) {
   return (await file.slice(0, 4).text()) === "GIF8";
 }
 
-/** Returns the EXIF orientation of a JPEG or PNG, 1 to 8; 1, as it is, for everything else. */
+/** Returns the image turned as EXIF orientation 1 to 8 says. */
+function turned(image, orientation) {
+  if (orientation === 1) return image;
+  const { width, height, channels, data } = image;
+  const isSideways = orientation >= 5;
+  const fromRight = [2, 3, 7, 8].includes(orientation);
+  const fromBottom = [3, 4, 6, 7].includes(orientation);
+  const [newWidth, newHeight] = isSideways ? [height, width] : [width, height];
+  const upright = new Uint8Array(data.length);
+  for (let y = 0, to = 0; y < newHeight; y++) {
+    for (let x = 0; x < newWidth; x++) {
+      const [across, down] = isSideways ? [y, x] : [x, y];
+      const column = fromRight ? width - 1 - across : across;
+      const row = fromBottom ? height - 1 - down : down;
+      const from = (row * width + column) * channels;
+      for (let channel = 0; channel < channels; channel++, to++) upright[to] = data[from + channel];
+    }
+  }
+  return { width: newWidth, height: newHeight, channels, data: upright };
+}
+
+/** Returns the EXIF orientation of a JPEG, PNG or WebP, 1 to 8; 1, as it is, for everything else. */
 export async function orientationOf(file) {
   return findOrientation(new DataView(await file.arrayBuffer()))?.value ?? 1;
 }
@@ -63,11 +84,23 @@ function findOrientation(view) {
   }
 }
 
-/** Returns where the EXIF data of a JPEG or PNG starts, or null. */
+/** Returns where the EXIF data of a JPEG, PNG or WebP starts, or null. */
 function findExif(view) {
   if (view.byteLength < 16) return null;
   if (view.getUint16(0) === 0xffd8) return findExifInJpeg(view);
+  if (view.getUint32(0) === 0x52494646 && view.getUint32(8) === 0x57454250) return findExifInWebp(view);
   return view.getUint32(0) === 0x89504e47 ? findExifInPng(view) : null;
+}
+
+function findExifInWebp(view) {
+  let chunk = 12;
+  while (chunk + 8 <= view.byteLength) {
+    const length = view.getUint32(chunk + 4, true);
+    // "Exif" with two zeros may stand before it, as in a JPEG.
+    if (view.getUint32(chunk) === 0x45584946) return chunk + (view.getUint32(chunk + 8) === 0x45786966 ? 14 : 8);
+    chunk += 8 + length + (length % 2);
+  }
+  return null;
 }
 
 function findExifInJpeg(view) {

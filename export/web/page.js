@@ -102,8 +102,10 @@ function choose(input) {
 function take(files) {
   if (files.length === 0) return;
   [page.file] = files;
-  element("upright").checked = false;
-  inTurn(classify);
+  inTurn(() => {
+    element("upright").checked = page.manifest?.preprocessing.orientation === "exif";
+    return classify();
+  });
 }
 
 function allowDrop(event) {

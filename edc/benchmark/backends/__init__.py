@@ -8,11 +8,12 @@ from typing import Literal, get_args
 from edc.benchmark.backends.contract import Backend
 from edc.errors import NotInstalledError
 from edc.subject import PrecisionClass
-from edc.system.gpu import gpus_now
+from edc.system.gpu import gpus_now, has_gpu_file
 from edc.system.machine import cpu_flags
 
 __all__ = [
     "BACKENDS",
+    "ON_GPU",
     "BackendName",
     "available_backends",
     "computes_in",
@@ -30,6 +31,7 @@ BackendName = Literal[
     "openvino",
     "openvino-bf16",
     "torch-cuda",
+    "torch-cuda-tf32",
     "onnxruntime-cuda",
     "tensorrt",
     "tensorrt-rtx",
@@ -43,19 +45,23 @@ _MODULES: dict[BackendName, str] = {
     "openvino": "openvino",
     "openvino-bf16": "openvino",
     "torch-cuda": "torch",
+    "torch-cuda-tf32": "torch",
     "onnxruntime-cuda": "onnxruntime",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt_rtx",
 }
-_IN_FP32: dict[BackendName, BackendName] = {"openvino-bf16": "openvino"}
-"""Backends that compute in bf16 whatever the file says, and the one that keeps the file's precision."""
+_PINNED: dict[BackendName, tuple[PrecisionClass, BackendName]] = {
+    "openvino-bf16": ("bf16", "openvino"),
+    "torch-cuda-tf32": ("tf32", "torch-cuda"),
+}
+"""Backends with a precision of their own whatever the file says, and the one that keeps the file's precision."""
 _INSTALL = {
     "onnxruntime": "pip install onnxruntime-gpu",  # the wheel for both: it needs no GPU for the CPU provider
     "openvino": "pip install 'edc[openvino]'",
     "tensorrt": "pip install 'edc[trt]' (needs an NVIDIA GPU and the vendor's package index)",
     "tensorrt_rtx": "pip install 'edc[rtx]'",
 }
-_ON_GPU = ("torch-cuda", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+ON_GPU = ("torch-cuda", "torch-cuda-tf32", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
 
 def available_backends(*, quick: bool = False) -> tuple[BackendName, ...]:
@@ -64,11 +70,12 @@ def available_backends(*, quick: bool = False) -> tuple[BackendName, ...]:
     Args:
         quick: leave out torch.compile, which takes minutes before it runs.
     """
-    has_gpu = bool(gpus_now())
+    has_gpu = bool(gpus_now()) or has_gpu_file()
     fits = {
         "torch-compile": not quick and _has_compiler(),
         "openvino-bf16": _has_bfloat16(),
-        **dict.fromkeys(_ON_GPU, has_gpu),
+        **dict.fromkeys(ON_GPU, has_gpu),
+        "torch-cuda-tf32": False,  # where somebody names it
     }
     return tuple(name for name in BACKENDS if fits.get(name, True) and is_installed(name))
 
@@ -80,12 +87,12 @@ def needs_run(name: BackendName) -> bool:
 
 def computes_in(name: BackendName, precision: PrecisionClass) -> PrecisionClass:
     """Returns in which precision the backend runs a file of `precision`."""
-    return "bf16" if name in _IN_FP32 else precision
+    return _PINNED[name][0] if name in _PINNED else precision
 
 
 def in_fp32(name: BackendName) -> BackendName:
     """Returns the backend that runs the same files in fp32."""
-    return _IN_FP32.get(name, name)
+    return _PINNED[name][1] if name in _PINNED else name
 
 
 def is_installed(name: BackendName) -> bool:
@@ -139,6 +146,10 @@ def _opened(name: BackendName, threads: int) -> Backend:  # noqa: PLR0911 - a ta
             from edc.benchmark.backends.torch_cuda import TorchCuda
 
             return TorchCuda(threads=threads)
+        case "torch-cuda-tf32":
+            from edc.benchmark.backends.torch_cuda import TorchCuda
+
+            return TorchCuda(threads=threads, float32="tf32")
         case "onnxruntime":
             from edc.benchmark.backends.onnxruntime_cpu import OnnxRuntimeCpu
 

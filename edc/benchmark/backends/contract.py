@@ -109,6 +109,10 @@ class Loaded(Protocol):
         """Returns how often something was compiled so far; nothing may be compiled during a timing."""
         return 0
 
+    def probe_ns(self) -> int | None:
+        """Returns how long a fixed piece of work takes on the device now; None: the host's own probe says enough."""
+        return None
+
     def parts_of_last(self, num_runs: int) -> dict[str, Nanoseconds]:
         """Returns the parts of the last `num_runs` inferences, (num_runs,) each; nothing on a CPU.
 
@@ -122,6 +126,10 @@ class Backend(Protocol):
 
     is_warm: bool = False
     """Whether `prepare` did the library's one-time set-up; else the first source is loaded, run and discarded."""
+
+    def is_lost(self) -> bool:
+        """Returns whether the device fails every later call of this process, as a GPU does after an invalid access."""
+        return False
 
     def take_process(self) -> None:
         """Sets up what only a backend in its own process may; called once, before anything is loaded."""

@@ -5,6 +5,7 @@ there, so that the host's clock around it measures everything. CUDA events measu
 GPU.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -18,19 +19,53 @@ from edc.deploy.artifact.feed import Fed
 from edc.deploy.engine.run import DEVICE
 from edc.errors import FailedError, first_line
 
-__all__ = ["Bind", "CudaLoaded", "EventLog", "captured", "require_cuda"]
+__all__ = ["Bind", "CudaLoaded", "EventLog", "captured", "device_is_lost", "gpu_probe_ns", "require_cuda"]
 
 Bind = Callable[[Tensor], Callable[[], Tensor]]
 """Given the tensor of images on the GPU, returns what asks for the outputs (N, K) on torch's current stream."""
 
+PROBE_SIDE, NUM_PROBE_PRODUCTS = 1024, 8
 PARTS = ("copy_in", "compute", "copy_out")
 
 
 def require_cuda(backend: str) -> None:
     """Raises `FailedError` with the reason if torch cannot compute on a GPU here."""
-    if not torch.cuda.is_available():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")  # torch warns why: a driver that is too old, for example
+        is_usable = torch.cuda.is_available()
+    if not is_usable:
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-        raise FailedError(f"{backend}: no CUDA device that torch can use (torch {torch.__version__} {built})")
+        why = f": {first_line(said[0].message)}" if said and isinstance(said[0].message, Warning) else ""
+        raise FailedError(f"{backend}: no CUDA device that torch can use (torch {torch.__version__} {built}){why}")
+
+
+def device_is_lost() -> bool:
+    """Returns whether the GPU refuses everything of this process from now on; a lack of memory is not that."""
+    if not torch.cuda.is_initialized() and not torch.cuda.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+        torch.zeros(1, device=DEVICE).add_(1)
+        torch.cuda.synchronize()
+    except torch.cuda.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
+
+
+def gpu_probe_ns() -> int:
+    """Returns how long a fixed number of matrix products takes on the GPU, by its own clock."""
+    matrix = torch.full((PROBE_SIDE, PROBE_SIDE), 0.5, device=DEVICE)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.mm(matrix, matrix)  # what comes first may set something up
+    start.record()
+    for _ in range(NUM_PROBE_PRODUCTS):
+        torch.mm(matrix, matrix)
+    end.record()
+    torch.cuda.synchronize()
+    elapsed_ms: float = start.elapsed_time(end)
+    return round(elapsed_ms * 1e6)
 
 
 class EventLog:
@@ -88,6 +123,9 @@ class CudaLoaded(Loaded):
         except (RuntimeError, MemoryError) as error:
             what = f"{self.what_ran.provider} cannot run batch {len(batch)}"
             raise FailedError(f"{what}: {first_line(error)}") from error
+
+    def probe_ns(self) -> int | None:
+        return gpu_probe_ns()
 
     def parts_of_last(self, num_runs: int) -> dict[str, Nanoseconds]:
         return self._log.of_last(num_runs)

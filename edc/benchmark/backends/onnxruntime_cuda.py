@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Nanoseconds, Source, WhatRan
+from edc.benchmark.backends.on_cuda import device_is_lost, gpu_probe_ns
 from edc.benchmark.backends.onnxruntime_cpu import graph_precision, member_temperature_of, one_line, onnx_files
 from edc.deploy.artifact.feed import Fed
 from edc.deploy.onnx.precision import HEAVY_OPERATORS
@@ -29,9 +30,14 @@ class OnnxRuntimeCuda(Backend):
     """ONNX Runtime with the CUDA provider, TF32 off, and no convolution or matrix product left to the CPU."""
 
     def __init__(self, *, threads: int) -> None:
+        import torch  # noqa: F401 - before ONNX Runtime: both then use torch's own CUDA libraries
+
         self.threads = threads
         self.ort = import_onnxruntime()
         self.precisions: dict[Path, str] = {}
+
+    def is_lost(self) -> bool:
+        return device_is_lost()
 
     def prepare(self, source: Source) -> None:
         """Reads what precision the graphs are in, and loads CUDA's libraries where pip put them."""
@@ -113,6 +119,9 @@ class BoundSessions(Loaded):
         except self._errors as error:
             raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {one_line(error)}") from error
         return outputs[0] if len(outputs) == 1 else ensemble_log_probs(outputs, temperature=self._temperature)
+
+    def probe_ns(self) -> int | None:
+        return gpu_probe_ns() if self.device == "cuda" else None
 
     def parts_of_last(self, num_runs: int) -> dict[str, Nanoseconds]:
         borders = np.array(list(self._borders_ns)[-num_runs:], np.int64).T

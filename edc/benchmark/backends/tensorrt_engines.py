@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from edc.benchmark.backends.contract import Backend, EngineSource, Loaded, Source, WhatRan
-from edc.benchmark.backends.on_cuda import CudaLoaded, captured
+from edc.benchmark.backends.on_cuda import CudaLoaded, captured, device_is_lost
 from edc.deploy.engine.description import read_engine
 from edc.deploy.engine.library import Library, import_tensorrt
 from edc.deploy.engine.run import EngineRunner
@@ -23,6 +23,9 @@ class TensorRtEngines(Backend):
         self.threads, self.library = threads, library
         torch.set_num_threads(threads)
         self.version = str(import_tensorrt(library).__version__)
+
+    def is_lost(self) -> bool:
+        return device_is_lost()
 
     def prepare(self, source: Source) -> None:
         """Nothing: files are all that loading needs."""

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from edc.benchmark.backends import in_fp32
+from edc.benchmark.backends import ON_GPU, in_fp32
 from edc.benchmark.judge.rows import Against, Basis, Row, fastest, speedup
 from edc.benchmark.judge.statistics import (
     AccuracyComparison,
@@ -22,7 +22,6 @@ from edc.subject import Subject
 
 __all__ = ["best_ensemble", "compare_all", "doubts_about", "with_corrected_p"]
 
-ON_GPU = ("torch-cuda", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 DOUBT = 1.5
 """A speed-up that differs from images per second, or exceeds the saving in FLOPs, by this factor is doubted."""
 FIRST_TEACHER = Subject("teacher", member=0)

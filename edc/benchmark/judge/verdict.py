@@ -18,6 +18,7 @@ BACKEND_WORDS = {
     "torch": "PyTorch",
     "torch-compile": "torch.compile",
     "torch-cuda": "PyTorch on CUDA",
+    "torch-cuda-tf32": "PyTorch on CUDA in TF32",
     "onnxruntime": "ONNX Runtime",
     "onnxruntime-cuda": "ONNX Runtime on CUDA",
     "openvino": "OpenVINO",

@@ -1,6 +1,5 @@
 """Training curves of the run an artifact came from, as its metrics.jsonl files have them."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
 from edc.subject import Subject
 from edc.teachers.ensemble import teacher_key
+from edc.train.saved.epochs import read_metrics
 
 __all__ = ["CurvePoint", "training_curves"]
 
@@ -39,13 +39,8 @@ def training_curves(run: Path, recipe: Recipe, data: DataSet) -> dict[Subject, t
 def _curve(path: Path) -> tuple[CurvePoint, ...]:
     """Returns the epochs of a file; a line that a crash cut off is left out."""
     points = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-            loss, acc = float(record["loss"]), record.get("validation_acc")
-            point = CurvePoint(int(record["epoch"]), loss, None if acc is None else float(acc))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if math.isfinite(loss):
-            points.append(point)
+    for record in read_metrics(path):
+        loss, acc = record.get("loss"), record.get("validation_acc")
+        if loss is not None and math.isfinite(float(loss)):
+            points.append(CurvePoint(int(record["epoch"]), float(loss), None if acc is None else float(acc)))
     return tuple(points)

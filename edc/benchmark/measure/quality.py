@@ -97,7 +97,8 @@ def drawn(images: Images, limit: int | None, *, seed: int) -> tuple[Images, NDAr
 
 def float_batches(images: Images, batch_size: int = 256) -> Iterator[Floats]:
     """Yields images as the networks take them, (n, C, H, W) in [0, 1]."""
-    for pixels, _ in evaluation_batches(images, batch_size=batch_size):
+    # To other processes, so that nothing here may open a GPU.
+    for pixels, _ in evaluation_batches(images, batch_size=batch_size, device=torch.device("cpu")):
         yield (pixels.float() / 255).numpy()
 
 

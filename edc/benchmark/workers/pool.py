@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edc.benchmark.backends import BackendName, computes_in
+from edc.benchmark.backends import ON_GPU, BackendName, computes_in
 from edc.benchmark.backends.contract import Floats, Source
 from edc.benchmark.keys import row_key
 from edc.benchmark.workers.probe import Probe
@@ -29,6 +29,7 @@ from edc.benchmark.workers.protocol import (
 from edc.benchmark.workers.timing import RowSamples, Samples, TimingPlan, WarmUp, flags_of, interleave
 from edc.errors import FailedError
 from edc.subject import PrecisionClass, Subject
+from edc.system.gpu import SmClock
 
 __all__ = ["NotRun", "RowSpec", "Timing", "WorkerPool"]
 
@@ -104,6 +105,7 @@ class WorkerPool:
         self._unavailable: dict[BackendName, str] = {}
         self._loaded: list[RowSpec] = []
         self._lost: dict[RowSpec, str] = {}
+        self._clock: SmClock | None = None
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -177,12 +179,16 @@ class WorkerPool:
         def round_of(spec: RowSpec) -> Callable[[int, int], Samples | None]:
             def run(first: int, num_runs: int) -> Samples | None:
                 round_asked = TimeRound(spec.key, batch, first, num_runs, plan.settle_ms)
-                answer: RoundReport | NotRun = self._ask(spec, round_asked, doing=f"timing {spec.subject.label}")
+                answer: RoundReport | NotRun = self._ask(
+                    spec, round_asked, doing=f"timing {spec.subject.label}", look=self._clock_look(spec, probes[spec])
+                )
                 if isinstance(answer, NotRun):
                     failed[spec] = answer
                     return None
                 parts[spec].append(answer.parts)
                 probes[spec].all_ns.append(answer.probe_ns)
+                if answer.gpu_probe_ns is not None:
+                    probes[spec].gpu_ns.append(answer.gpu_probe_ns)
                 return answer.samples
 
             return run
@@ -201,7 +207,16 @@ class WorkerPool:
         )
         return answer
 
-    def _ask(self, spec: RowSpec, request: Request, *, doing: str) -> Any:
+    def _clock_look(self, spec: RowSpec, probe: Probe) -> Callable[[], None] | None:
+        """Returns what notes the GPU's clock while a row of a GPU is timed; this process has nothing else to do."""
+        if spec.backend not in ON_GPU:
+            return None
+        if self._clock is None:
+            self._clock = SmClock()
+        clock = self._clock
+        return lambda: probe.clocks_mhz.extend(clock.now_mhz())
+
+    def _ask(self, spec: RowSpec, request: Request, *, doing: str, look: Callable[[], None] | None = None) -> Any:
         if spec in self._lost:
             return NotRun(self._lost[spec])
         worker = self._worker(spec.backend)
@@ -210,7 +225,7 @@ class WorkerPool:
         if spec in self._lost:  # it died when it was to be loaded again
             return NotRun(self._lost[spec])
         try:
-            return worker.ask(request, doing=doing)
+            return worker.ask(request, doing=doing, look=look)
         except FailedError as error:
             if not worker.is_alive:
                 del self._workers[spec.backend]

@@ -47,6 +47,10 @@ class Probe:
 
     def __init__(self) -> None:
         self.all_ns: list[int] = []
+        self.gpu_ns: list[int] = []
+        """The same of the GPU, where a row ran on one."""
+        self.clocks_mhz: list[float] = []
+        """The clock rates of the GPU's processors, sampled while the row was timed."""
 
     @property
     def median_ns(self) -> float | None:
@@ -54,11 +58,22 @@ class Probe:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Says so if the machine was slower in some of the turns than in its best ones."""
-        if len(self.all_ns) < 3:
+        """Says so if machine or GPU were slower in some of the turns than in their best ones."""
+        return (*_restless(self.all_ns, "machine"), *_restless(self.gpu_ns, "GPU"), *self._clock_flags)
+
+    @property
+    def _clock_flags(self) -> tuple[str, ...]:
+        low, high = min(self.clocks_mhz, default=0), max(self.clocks_mhz, default=0)
+        if high <= (1 + PROBE_LIMIT) * low:
             return ()
-        best = sorted(self.all_ns)[len(self.all_ns) // 10]
-        slow = sum(ns > (1 + PROBE_LIMIT) * best for ns in self.all_ns)
-        if slow <= len(self.all_ns) // 10:
-            return ()
-        return (f"restless machine: in {slow} of {len(self.all_ns)} rounds the machine itself was slower",)
+        return (f"GPU clock: between {low:.0f} and {high:.0f} MHz while this row was timed",)
+
+
+def _restless(all_ns: list[int], what: str) -> tuple[str, ...]:
+    if len(all_ns) < 3:
+        return ()
+    best = sorted(all_ns)[len(all_ns) // 10]
+    slow = sum(ns > (1 + PROBE_LIMIT) * best for ns in all_ns)
+    if slow <= len(all_ns) // 10:
+        return ()
+    return (f"restless {what}: in {slow} of {len(all_ns)} rounds the {what} itself was slower",)

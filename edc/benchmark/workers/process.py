@@ -2,10 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import wait
+from time import monotonic
 from typing import Any
 
 from edc.benchmark.backends import BackendName
@@ -16,6 +17,7 @@ from edc.errors import FailedError
 
 __all__ = ["WorkerProcess"]
 
+SECONDS_BETWEEN_LOOKS = 0.05
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -49,10 +51,14 @@ class WorkerProcess:
     def pid(self) -> int | None:
         return self._process.pid
 
-    def ask(self, request: Request, *, doing: str) -> Any:
-        """Returns the worker's answer; `doing` completes "died while ..." should it not come."""
+    def ask(self, request: Request, *, doing: str, look: Callable[[], None] | None = None) -> Any:
+        """Returns the worker's answer; `doing` completes "died while ..." should it not come.
+
+        Args:
+            look: called again and again until the answer is there.
+        """
         self.wait_until_ready()
-        return self._exchange(request, doing=doing)
+        return self._exchange(request, doing=doing, look=look)
 
     def wait_until_ready(self) -> None:
         """Waits until the backend is imported; a backend that is absent ends the worker with `FailedError`."""
@@ -79,21 +85,30 @@ class WorkerProcess:
         self._process.kill()
         self._process.join()
 
-    def _exchange(self, message: Request, *, doing: str) -> Any:
+    def _exchange(self, message: Request, *, doing: str, look: Callable[[], None] | None) -> Any:
         try:
             self._connection.send(message)
         except ConnectionError:
             raise self._death(doing) from None
-        return self._receive(doing=doing)
+        return self._receive(doing=doing, look=look)
 
-    def _receive(self, *, doing: str) -> Any:
-        if not wait([self._connection, self._process.sentinel], timeout=self.limit_s):
+    def _receive(self, *, doing: str, look: Callable[[], None] | None = None) -> Any:
+        until = monotonic() + self.limit_s
+        while not wait(
+            [self._connection, self._process.sentinel], timeout=SECONDS_BETWEEN_LOOKS if look else self.limit_s
+        ):
+            if look and monotonic() < until:
+                look()
+                continue
             self.kill()
             raise FailedError(f"the {self.backend} worker gave no answer for {self.limit_s:g} s while {doing}")
         try:
             answer = self._connection.recv()  # also from a worker that has answered and ended
         except (EOFError, ConnectionError):
             raise self._death(doing) from None
+        if isinstance(answer, Refused) and answer.has_ended:
+            self.kill()
+            raise FailedError(f"{answer.reason}; the GPU fails all later calls of that process, so it was ended")
         if isinstance(answer, Refused):
             raise FailedError(answer.reason)
         return answer

@@ -87,6 +87,8 @@ class RoundReport:
     parts: dict[str, Samples]
     probe_ns: int
     """How fast the machine itself was, right after: see `probe`."""
+    gpu_probe_ns: int | None = None
+    """The same of the GPU, where the row ran on one."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class WarmUpReport:
 
 @dataclass(frozen=True)
 class Refused:
-    """The request could not be carried out, and why; the worker lives on."""
+    """The request could not be carried out, and why; the worker lives on, unless it says that it has ended."""
 
     reason: str
+    has_ended: bool = False

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from time import perf_counter_ns
 
@@ -60,7 +61,11 @@ def serve(connection: Connection, backend_name: BackendName, *, threads: int) ->
         worker = Worker(backend, connection.recv(), threads=threads)
         while True:
             request: Request = connection.recv()
-            connection.send(worker.answer(request))
+            answer = worker.answer(request)
+            if isinstance(answer, Refused) and backend.is_lost():
+                connection.send(replace(answer, has_ended=True))
+                return
+            connection.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the bench is over
 
@@ -142,7 +147,7 @@ class Worker:
                 settle_ms=request.settle_ms,
             )
         probe = probe_ns()
-        return RoundReport(samples, loaded.parts_of_last(len(samples)), probe)
+        return RoundReport(samples, loaded.parts_of_last(len(samples)), probe, loaded.probe_ns())
 
     def serve(self, request: ServeRequests) -> Samples:
         loaded, inputs = self.loaded[request.key], self.inputs_of(1, self.sources.get(request.key))

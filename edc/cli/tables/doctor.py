@@ -11,7 +11,7 @@ from edc.system.doctor import Check
 
 __all__ = ["print_checks"]
 
-STYLES = {"ok": "green", "note": "yellow", "missing": "dim", "broken": "bold red"}
+STYLES = {"ok": "green", "note": "yellow", "missing": "dim", "slow": "yellow", "broken": "bold red"}
 
 
 def print_checks(checks: Sequence[Check], *, console: Console) -> None:

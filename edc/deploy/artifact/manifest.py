@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from edc.deploy.artifact.folder import MANIFEST_NAME, put_back
 from edc.errors import ArtifactError, cut, first_line, shown
 from edc.system.documents import json_from_text, read_text, require_regular
 from edc.system.files import sha256_of, write_atomically
@@ -20,7 +21,9 @@ __all__ = [
     "MANIFEST_NAME",
     "SCHEMA_VERSION",
     "ArtifactFile",
+    "FilePrecision",
     "Manifest",
+    "MissingFile",
     "ParityFigures",
     "Preprocessing",
     "TensorInfo",
@@ -30,12 +33,12 @@ __all__ = [
     "write_manifest",
 ]
 
-MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 MOST_MISTAKES = 20
 """That a message lists."""
 
 Positive = Annotated[int, Field(gt=0)]
+FilePrecision = Literal["fp32", "fp16", "int8-cpu", "int8-trt", "tf32", "none"]
 
 
 class _Section(BaseModel):
@@ -71,7 +74,7 @@ class ArtifactFile(_Section):
         int | None, Field(ge=0, description="which teacher, from 0; null: not a teacher's, or not said")
     ] = None
     format: Literal["onnx", "tensorrt", "tensorrt_rtx", "other"]
-    precision: Literal["fp32", "fp16", "int8-cpu", "int8-trt", "tf32", "none"]
+    precision: FilePrecision
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: Positive
     inputs: tuple[TensorInfo, ...] = ()
@@ -91,6 +94,16 @@ class ArtifactFile(_Section):
         return path
 
 
+class MissingFile(_Section):
+    """A file that was asked for and is not there, because it did not pass its gate."""
+
+    path: Annotated[str, Field(description="where it would be")]
+    role: Annotated[str, Field(description="student, teacher or ensemble")]
+    member: Annotated[int | None, Field(ge=0)] = None
+    precision: FilePrecision
+    reason: Annotated[str, Field(description="the gate's figures, or what a library says")]
+
+
 class Preprocessing(_Section):
     """What turns an image file into the network's input; normalisation is inside the graph and not listed."""
 
@@ -105,6 +118,10 @@ class Preprocessing(_Section):
     ]
     resize_shorter_side: Positive | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    orientation: Annotated[
+        Literal["exif", "stored"],
+        Field(description="exif: turn the decoded image as its EXIF data says; stored, as in older artifacts: do not"),
+    ] = "stored"
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -138,6 +155,11 @@ class Manifest(_Section):
         Field(description="on validation images: the student fused from unfused, and folded from its members' mean"),
     ] = {}
     files: Annotated[tuple[ArtifactFile, ...], Field(min_length=1)]
+    missing: Annotated[tuple[MissingFile, ...], Field(description="what was asked for and failed its gate")] = ()
+    ensemble_calibrated_nll_by_size: Annotated[
+        tuple[float, ...],
+        Field(description="of the first 1, 2, ... teachers on test images: what a DEE is read off"),
+    ] = ()
     notes: dict[str, str] = {}
 
     @field_validator("files")
@@ -185,6 +207,7 @@ def load_manifest(folder: Path) -> Manifest:
         ArtifactError: it is missing, not JSON, of another version, or does not fit the schema; a listed path is
             absolute or leaves the folder.
     """
+    put_back(folder)
     path = folder / MANIFEST_NAME
     try:
         content = json_from_text(read_text(path))

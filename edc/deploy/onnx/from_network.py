@@ -20,7 +20,7 @@ from torch import nn
 from edc.deploy.onnx.checked import write_checked
 from edc.errors import FailedError, first_line
 
-__all__ = ["onnx_from_network"]
+__all__ = ["fits_in_a_file", "onnx_from_network"]
 
 _OPSET = 20
 _MAX_BYTES = 2**31 - 2**20  # protobuf's limit, less a megabyte for everything that is not a weight
@@ -44,9 +44,9 @@ def onnx_from_network(
     Raises:
         FailedError: the file would be over protobuf's 2 GB, or torch or the ONNX checker refuse the network.
     """
-    num_bytes = sum(4 * tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
-    if num_bytes > _MAX_BYTES:
-        raise FailedError(f"{path}: the weights take {num_bytes / 2**30:.2f} GiB, an ONNX file holds 2 GiB at most")
+    if not fits_in_a_file(network):
+        gib = _num_bytes(network) / 2**30
+        raise FailedError(f"{path}: the weights take {gib:.2f} GiB, an ONNX file holds 2 GiB at most")
     plain = copy.deepcopy(network).eval().cpu().float().requires_grad_(False)
     images = torch.zeros((2, *input_shape))  # a batch of 1 would let the exporter fix the batch dimension
     with _quiet_exporter():
@@ -72,6 +72,15 @@ def onnx_from_network(
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
         model.metadata_props.add(key=key, value=text)
     write_checked(model, path, what="the export")
+
+
+def fits_in_a_file(network: nn.Module) -> bool:
+    """Returns whether one ONNX file can hold the network's weights in float32."""
+    return _num_bytes(network) <= _MAX_BYTES
+
+
+def _num_bytes(network: nn.Module) -> int:
+    return sum(4 * tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
 
 
 def _strip(model: onnx.ModelProto) -> None:

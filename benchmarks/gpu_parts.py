@@ -1,0 +1,322 @@
+"""The parts of gpu_check.py. Each returns what it found as a flat record, or raises: `Skipped` with the reason."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parent.parent
+RECIPE = """
+name: check
+data: {kind: synthetic, image_size: 16, num_images: 512, test: 256}
+network: wrn10x1
+training: {epochs: 6, warmup_epochs: 1, batch_size: 32}
+teachers: {ensemble_size: 2}
+students:
+  latent_be: {method: latent_be, perturbation: tdiv_sdiv}
+"""
+
+
+class Skipped(Exception):  # noqa: N818 - an outcome, not an error
+    """This part cannot run here, and why."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a check runs and writes."""
+
+    folder: Path
+    on_gpu: bool
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.on_gpu else "cpu"
+
+    def require_gpu(self, what: str) -> None:
+        """Raises `Skipped` without a GPU."""
+        if not self.on_gpu:
+            raise Skipped(f"{what} needs a GPU")
+        import torch
+
+        if not torch.cuda.is_available():
+            raise Skipped(f"{what} needs a GPU, and torch sees none")
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    run: Callable[[Where], dict[str, Any]]
+    limit_s: float
+
+
+def doctor(_where: Where) -> dict[str, Any]:
+    """What the machine can do, by trying."""
+    from edc.system.doctor import diagnose
+
+    checks = diagnose()
+    broken = [f"{check.name}: {check.found}" for check in checks if check.status == "broken"]
+    if broken:
+        raise RuntimeError("; ".join(broken))
+    return {check.name: check.found for check in checks if check.name.split(" ")[0] in ("GPU", "torch", "onnxruntime")}
+
+
+def gpu_tests(where: Where) -> dict[str, Any]:
+    """The tests that are marked gpu."""
+    where.require_gpu("pytest -m gpu")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "no output"
+    if done.returncode:
+        raise RuntimeError(last)
+    return {"pytest": last}
+
+
+def agreement(where: Where) -> dict[str, Any]:
+    """The losses of 20 steps here against the CPU in float32, in each precision and member form."""
+    import torch
+
+    from edc.train.placement import float32_as
+
+    found = {}
+    for form in ("joint", "sequential"):
+        wanted = _losses("cpu", form, None, num_steps=20)
+        for name, autocast in (("ieee", None), ("tf32", None), ("bf16", torch.bfloat16)):
+            if name == "tf32" and not where.on_gpu:
+                found[f"{form}, tf32"] = "skipped: needs a GPU"
+                continue
+            with float32_as("tf32" if name == "tf32" else "ieee"):
+                losses = _losses(where.device, form, autocast, num_steps=20)
+            worst = max(abs(a - b) / abs(b) for a, b in zip(losses, wanted, strict=True))
+            found[f"{form}, {name}"] = f"{worst:.1e} of the loss"
+            limit = {"ieee": 1e-3, "tf32": 2e-2, "bf16": 1e-1}[name]
+            if not worst < limit:
+                raise RuntimeError(f"{form} in {name}: losses differ by {worst:.1e}, expected under {limit:g}")
+    return found
+
+
+def resume(where: Where) -> dict[str, Any]:
+    """A training that SIGTERM interrupts goes on to the losses of one that nothing interrupts."""
+    whole, cut = _run_of("whole", where), where.folder / "cut"
+    _write_recipe(cut)
+    process = subprocess.Popen([*_edc(), "distill", "check.yaml", "--device", where.device], cwd=cut)
+    metrics = cut / "runs/check/students/latent_be/metrics.jsonl"
+    until = time.monotonic() + 240
+    while not metrics.is_file() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code = process.wait()
+    if code not in (0, 75):
+        raise RuntimeError(f"interrupted training ended with {code}, expected 75")
+    _call("distill", "check.yaml", "--device", where.device, cwd=cut)
+    losses = [
+        [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+        for path in (whole / "runs/check/students/latent_be/metrics.jsonl", metrics)
+    ]
+    worst = max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
+    if not worst < (1e-3 if where.on_gpu else 1e-9):
+        raise RuntimeError(f"losses of the resumed training differ by {worst:.1e}")
+    return {"interrupted": code == 75, "epochs": len(losses[0]), "largest difference": f"{worst:.1e} of the loss"}
+
+
+def no_waiting(where: Where) -> dict[str, Any]:
+    """No call of a step makes the host wait for the GPU: torch raises at the first that would."""
+    where.require_gpu("torch.cuda.set_sync_debug_mode")
+    import torch
+
+    take = _stepper("cuda", "joint", "tdiv_sdiv", None, small=False)
+    for _ in range(3):
+        take()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(10):
+            take()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return {"steps": 10}
+
+
+def step_times(where: Where) -> dict[str, Any]:
+    """Milliseconds of a step by the device's clock, of the host to ask for it, operators, and peak memory."""
+    import torch
+
+    found = {}
+    for kind in ("teacher", "kd", "latent_be", "tdiv_sdiv"):
+        for name, autocast in (("fp32", None), ("bf16", torch.bfloat16)):
+            take = _stepper(where.device, "joint", kind, autocast, small=not where.on_gpu)
+            found[f"{kind}, {name}"] = _timed(take, on_gpu=where.on_gpu)
+    return found
+
+
+def export(where: Where) -> dict[str, Any]:
+    """Every precision, with engines where a library is, through their gates."""
+    run = _run_of("whole", where)
+    trt = ["--trt"] if where.on_gpu else ["--trt", "--sm", "86"]
+    command = ["export", "runs/check", "--precision", "fp32,fp16,int8", "--max-batch", "16", "--max-drop", "100"]
+    document = json.loads(_call(*command, *trt, "--json", cwd=run))
+    files = [file for file in document["manifest"]["files"] if file["format"] != "other"]
+    ran = [file for file in files if file["parity"] is not None]
+    return {"files": len(files), "run and compared": len(ran), "formats": sorted({file["format"] for file in files})}
+
+
+def bench(where: Where) -> dict[str, Any]:
+    """Every backend that is here, student against ensemble."""
+    run = _run_of("whole", where)
+    if not (run / "export/check/manifest.json").is_file():
+        raise Skipped("there is no artifact: the part export did not pass")
+    rehearsal = [] if where.on_gpu else ["--backends", "torch,onnxruntime", "--batch", "1"]
+    document = json.loads(_call("bench", "export/check", "--quick", "--json", *rehearsal, cwd=run))
+    rows = document["rows"]
+    not_run = [row for row in rows if row.get("reason_not_run")]
+    reasons = sorted({row["reason_not_run"].split(": ")[-1][:100] for row in not_run})
+    return {"rows": len(rows), "not run": len(not_run), "why": "; ".join(reasons) or "-"}
+
+
+def data_loading(where: Where) -> dict[str, Any]:
+    """Images per second from memory to the device, cropped and flipped, over one epoch of 5,120."""
+    import torch
+
+    from edc.data import load_data, train_batches
+    from edc.recipe import DataSection
+
+    section = DataSection(kind="synthetic", num_images=5120, image_size=32, test=64)
+    data, device = load_data(section), torch.device(where.device)
+    started, num_images = time.perf_counter(), 0
+    for pixels, _ in train_batches(data.train, section, batch_size=128, seed=0, epoch=0, device=device):
+        num_images += len(pixels.to(device, non_blocking=True))
+    if where.on_gpu:
+        torch.cuda.synchronize()
+    return {"images per second": round(num_images / (time.perf_counter() - started))}
+
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part("doctor", doctor, 240),
+        Part("gpu_tests", gpu_tests, 300),
+        Part("agreement", agreement, 240),
+        Part("resume", resume, 300),
+        Part("no_waiting", no_waiting, 60),
+        Part("step_times", step_times, 240),
+        Part("export", export, 300),
+        Part("bench", bench, 600),
+        Part("data_loading", data_loading, 60),
+    )
+}
+
+
+def _stepper(device: str, form: str, kind: str, autocast: Any, *, small: bool) -> Callable[[], Any]:
+    """Returns what takes one training step (`kind`: teacher, kd, latent_be, tdiv_sdiv) and returns its loss."""
+    import torch
+
+    from edc.method.batch_ensemble import to_batch_ensemble
+    from edc.method.step import Batch, LabelStep, StudentStep
+    from edc.networks import build_network
+    from edc.recipe import NetworkSection
+
+    size, rows, ensemble_size = (16, 8, 2) if small else (32, 128, 4)
+    torch.manual_seed(0)
+
+    def network() -> Any:
+        built = build_network(
+            NetworkSection(name="wrn10x1" if small else "wrn28x4"),
+            num_classes=10,
+            image_shape=(3, size, size),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+        )
+        return built.to(device).to(memory_format=torch.channels_last)
+
+    teachers = [network().eval().requires_grad_(False) for _ in range(ensemble_size)] if kind != "teacher" else []
+    student = network().train() if kind in ("teacher", "kd") else to_batch_ensemble(network(), ensemble_size).train()
+    step: Any = LabelStep(autocast=autocast)
+    if teachers:
+        perturbation = "tdiv_sdiv" if kind == "tdiv_sdiv" else "none"
+        method = "kd" if kind == "kd" else "latent_be"
+        step = StudentStep(teachers, method=method, perturbation=perturbation, form=form, autocast=autocast)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
+    draws = torch.Generator().manual_seed(1)
+    images = torch.rand(rows, 3, size, size, generator=draws).to(device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (rows,), generator=draws).to(device)
+
+    def take() -> Any:
+        optimizer.zero_grad(set_to_none=True)
+        batch = Batch(images, labels, draws, slice(0, rows), rows)
+        total = torch.zeros((), device=device)
+        for loss in step.losses(student, student, batch):
+            loss.backward()
+            total += loss.detach()
+        optimizer.step()
+        return total
+
+    return take
+
+
+def _losses(device: str, form: str, autocast: Any, *, num_steps: int) -> list[float]:
+    take = _stepper(device, form, "latent_be", autocast, small=True)
+    return [float(take()) for _ in range(num_steps)]
+
+
+def _timed(take: Callable[[], Any], *, on_gpu: bool) -> str:
+    """Returns the figures of a step in words: medians of ten."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    num_steps = 10 if on_gpu else 2
+    for _ in range(3 if on_gpu else 1):
+        take()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    device_ms, host_ms = [], []
+    for _ in range(num_steps):
+        before = time.perf_counter()
+        if on_gpu:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+        take()
+        host_ms.append((time.perf_counter() - before) * 1e3)
+        if on_gpu:
+            end.record()
+            torch.cuda.synchronize()
+            device_ms.append(start.elapsed_time(end))
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiled:
+        take()
+    wanted = ("cudaLaunchKernel", "cuLaunchKernel") if on_gpu else ("aten::",)
+    launches = sum(event.count for event in profiled.key_averages() if event.key.startswith(wanted))
+    middle = sorted(host_ms)[num_steps // 2]
+    if not on_gpu:
+        return f"{middle:.1f} ms, {launches} operators"
+    memory = torch.cuda.max_memory_allocated() / 2**20
+    of_device = sorted(device_ms)[num_steps // 2]
+    return f"{of_device:.1f} ms, host {middle:.1f} ms, {launches} launches, {memory:.0f} MiB at most"
+
+
+def _run_of(name: str, where: Where) -> Path:
+    """Returns the folder of a finished small run, which the first part that needs it trains."""
+    folder = where.folder / name
+    _write_recipe(folder)
+    _call("distill", "check.yaml", "--device", where.device, cwd=folder)
+    return folder
+
+
+def _write_recipe(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "check.yaml").write_text(RECIPE)
+
+
+def _edc() -> list[str]:
+    return [sys.executable, "-m", "edc"]
+
+
+def _call(*arguments: str, cwd: Path) -> str:
+    """Returns what a command of edc prints on stdout."""
+    done = subprocess.run([*_edc(), *arguments], cwd=cwd, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"edc {arguments[0]} ended with code {done.returncode}")
+    return done.stdout

@@ -1,0 +1,50 @@
+"""Means and standard deviations that images are normalised by: a library's of its network, and those in use."""
+
+from edc.teachers.reading import Normalisation
+
+__all__ = ["in_use", "of_timm"]
+
+
+def of_timm(name: str, channels: int) -> Normalisation | None:
+    """Returns what timm says of its network `timm/...`; None for another network, or other images than in colour."""
+    library, _, model = name.partition("/")
+    if library != "timm":
+        return None
+    import timm
+
+    config = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    if config is None or len(config.mean) != channels or len(config.std) != channels:
+        return None
+    return tuple(config.mean), tuple(config.std)
+
+
+def in_use(name: str, of_data: Normalisation, *, every: bool) -> dict[str, Normalisation]:
+    """Returns the normalisations that a teacher of network `name` may have been trained with, by their names.
+
+    Args:
+        name: of the network; "" if it is not known.
+        of_data: the data's own.
+        every: all that timm has, and images from 0 to 1 or 255 as they are; else those that trainers use by default.
+    """
+    from timm.data import constants as known
+
+    channels = len(of_data[0])
+    found: dict[str, Normalisation] = {"the data's own": of_data}
+    if (timms := of_timm(name, channels)) is not None:
+        found["timm's of this network"] = timms
+    if channels == 3:
+        found["ImageNet's"] = known.IMAGENET_DEFAULT_MEAN, known.IMAGENET_DEFAULT_STD
+        found["0.5 (Inception's; torchvision's transform_input)"] = (
+            known.IMAGENET_INCEPTION_MEAN,
+            known.IMAGENET_INCEPTION_STD,
+        )
+    else:
+        found["0.5"] = (0.5,) * channels, (0.5,) * channels
+    if every:
+        if channels == 3:
+            found["CLIP's"] = known.OPENAI_CLIP_MEAN, known.OPENAI_CLIP_STD
+            found["DPN's"] = known.IMAGENET_DPN_MEAN, known.IMAGENET_DPN_STD
+        found["none (images from 0 to 1)"] = (0.0,) * channels, (1.0,) * channels
+        found["none (images from 0 to 255)"] = (0.0,) * channels, (1 / 255,) * channels
+    first = {value: name for name, value in reversed(found.items())}  # two names of one: the first
+    return {name: value for name, value in found.items() if first[value] == name}

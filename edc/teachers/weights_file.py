@@ -1,0 +1,228 @@
+"""The state dict of a network in a file of weights, whatever its trainer put around and beside it.
+
+timm, torchvision's references, Lightning and plain loops save {"state_dict": ...}, {"model": ...}, {"net": ...}, a
+moving average beside the raw weights, and a prefix before every key. Which of several is taken is what `weights` of a
+checkpoint says; `auto` is timm's rule: the moving average if there is one.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edc.errors import CheckpointError
+from edc.networks import Classifier, load_weights
+from edc.train.checkpoint import NotLoaded, held_in, load_document
+
+__all__ = ["Taken", "WhichWeights", "load_weights_file", "weights_for"]
+
+WhichWeights = Literal["auto", "ema", "raw", "raw_first"]
+FIRST = ("state_dict", "model", "model_state_dict", "net")
+"""Of several state dicts that fit, the one under the first of these names is meant; timm's order comes first."""
+AVERAGES = {"ema", "swa", "averaged", "average", "avg", "polyak"}
+AUXILIARY = re.compile(r"aux(_?logits|_?head|_?classifier|_?fc)?\d*\.", re.IGNORECASE)
+"""Heads that help a training and are not part of the answer."""
+NOT_NETWORKS = re.compile("optim|sched|scaler|loss|criterion", re.IGNORECASE)
+DEPTH = 3
+MOST_PREFIX = 200
+"""Characters of a key in which a prefix may end."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A state dict in a file: the keys that lead to it, joined by dots; "" if it is the whole file."""
+
+    name: str
+    state: dict[str, Tensor]
+    is_ema: bool
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The weights that are taken from a file, under the keys of the network, and what is said of that."""
+
+    state: dict[str, Tensor]
+    name: str
+    """The keys that lead to them in the file."""
+    is_ema: bool
+    has_both: bool
+    """Whether the file has a moving average and raw weights of this network."""
+    prefix: str = ""
+    """What was taken off the keys."""
+    left_out: tuple[str, ...] = ()
+    """Tensors that are not of the network, by key."""
+    unread: tuple[str, ...] = ()
+    """Averages that the file names and that are no state dict of this network."""
+
+    @property
+    def words(self) -> str:
+        """What was taken, for people; "" if there was nothing to choose."""
+        parts = [f"{'moving average' if self.is_ema else 'raw weights'} ({self.name})"] if self.has_both else []
+        if not self.has_both and self.is_ema:
+            parts = [f"moving average ({self.name or 'the whole file'}; the file has no other weights)"]
+        if self.prefix:
+            parts.append(f"{self.prefix!r} taken off its keys")
+        if self.left_out:
+            shown = ", ".join(self.left_out[:3]) + (", ..." if len(self.left_out) > 3 else "")
+            parts.append(f"left out {len(self.left_out)} tensors that are not the network's ({shown})")
+        if self.unread:
+            parts.append(f"left out {', '.join(self.unread)}: no state dict of this network")
+        return "; ".join(parts)
+
+
+def load_weights_file(
+    network: Classifier, path: Path, *, source: str, num_classes: int | None, which: WhichWeights = "auto"
+) -> Taken:
+    """Loads the weights in `path` into `network`, strictly, and returns which they were.
+
+    Args:
+        source: what messages call the file.
+        num_classes: as for `edc.networks.load_weights`.
+
+    Raises:
+        CheckpointError: no weights of this network in it, several that could be meant, or not those of `which`.
+    """
+    taken = weights_for(network, path, source=source, which=which)
+    load_weights(network, taken.state, source=source, num_classes=num_classes)
+    return taken
+
+
+def weights_for(network: Classifier, path: Path, *, source: str, which: WhichWeights = "auto") -> Taken:
+    """Returns the weights in `path` for `network`; if none fit, those that fit best, which will not load strictly.
+
+    Raises:
+        CheckpointError: no state dict, several that could be meant, or not those of `which`.
+    """
+    document = load_document(path)
+    held = _held_in(document)
+    if not held:
+        raise CheckpointError(f"{path}: holds {held_in(document)}, expected a state dict (names to tensors)")
+    fitting = [taken for each in held for taken in _fits(network, each)]
+    averages, raw = ([taken for taken in fitting if taken.is_ema is is_ema] for is_ema in (True, False))
+    wanted = {"auto": averages or raw, "ema": averages, "raw": raw, "raw_first": raw or averages}[which]
+    if fitting and not wanted:
+        names = ", ".join(repr(taken.name or "the whole file") for taken in fitting)
+        other = "moving average" if which == "ema" else "raw weights"
+        raise CheckpointError(f"{source}: weights: found {which!r}, but the file has no {other}; it has {names}")
+    if not fitting:
+        return _nearest(network, held)
+    taken = _the_one(wanted, source)
+    unread = () if averages else tuple(_named_averages(document))
+    return Taken(taken.state, taken.name, taken.is_ema, bool(averages and raw), taken.prefix, taken.left_out, unread)
+
+
+def _the_one(fitting: Sequence[Taken], source: str) -> Taken:
+    """Returns the weights that are meant; raises if that cannot be told."""
+    first, *others = sorted(fitting, key=lambda taken: _rank(taken.name))
+    different = [each for each in others if not _equal(first.state, each.state)]
+    if different and _rank(first.name) == _rank(different[0].name):
+        names = ", ".join(repr(f"{taken.name} {taken.prefix}".strip()) for taken in (first, *different))
+        raise CheckpointError(
+            f"{source}: holds several state dicts of this network ({names}), and nothing says which is meant; save the "
+            "one to a file of its own"
+        )
+    return first
+
+
+def _held_in(document: Any) -> list[_Held]:
+    """Returns the state dicts in a document, those near its top first."""
+    held = list(_walk(document, (), set()))
+    if isinstance(document, dict) and "current_model_state" in document:  # Lightning's weight averaging
+        held = [_Held(one.name, one.state, one.is_ema or one.name == "state_dict") for one in held]
+    return held
+
+
+def _walk(document: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[_Held]:
+    """Yields the state dicts in a document; `seen`, because a pickle can hold itself."""
+    if (
+        not isinstance(document, Mapping)
+        or id(document) in seen
+        or len(names) > DEPTH
+        or any(NOT_NETWORKS.search(name) for name in names)
+    ):
+        return
+    seen.add(id(document))
+    state = {key: value for key, value in document.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if state:
+        is_ema = any(_is_average(name) for name in names) or "n_averaged" in state  # of torch's AveragedModel
+        yield _Held(".".join(names), state, is_ema)
+    for key, value in document.items():
+        if isinstance(key, str):
+            yield from _walk(value, (*names, key), seen)
+
+
+def _is_average(name: str) -> bool:
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)
+    return any(word.lower() in AVERAGES for word in words)
+
+
+def _named_averages(document: Any) -> list[str]:
+    keys = document if isinstance(document, Mapping) else ()
+    return [
+        key
+        for key in keys
+        if isinstance(key, str) and _is_average(key) and isinstance(document[key], Mapping | NotLoaded | list)
+    ]
+
+
+def _rank(name: str) -> int:
+    last = name.rpartition(".")[2]
+    return FIRST.index(last) if last in FIRST else len(FIRST)
+
+
+def _fits(network: Classifier, held: _Held) -> list[Taken]:
+    """Returns how `held` fits `network` whole: with the normalisation that edc saves, else without."""
+    for target in (network, network.network):
+        found = _fits_in(target, held)
+        if found:
+            return found
+    return []
+
+
+def _fits_in(target: nn.Module, held: _Held) -> list[Taken]:
+    expected, found = target.state_dict(), []
+    needed = {key: value for key, value in expected.items() if not key.endswith("num_batches_tracked")}
+    for prefix, num_keys in _prefixes(held.state, needed).items():
+        inside = {key.removeprefix(prefix): value for key, value in held.state.items() if key.startswith(prefix)}
+        if num_keys < len(needed) or any(inside[key].shape != value.shape for key, value in needed.items()):
+            continue
+        unknown = [key for key in inside if key not in expected and not (held.is_ema and key == "n_averaged")]
+        if all(AUXILIARY.match(key) for key in unknown):
+            outside = [key for key in held.state if not key.startswith(prefix) and key != "n_averaged"]
+            left_out = (*(prefix + key for key in unknown), *outside)
+            is_ema = held.is_ema or any(_is_average(part) for part in prefix.split("."))
+            known = {key: value for key, value in inside.items() if key in expected}
+            found.append(Taken(known, held.name, is_ema, False, prefix, left_out))
+    return found
+
+
+def _prefixes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Counter[str]:
+    """Returns how many keys of `state` become expected ones when a prefix, "" among them, is taken off."""
+    found: Counter[str] = Counter()
+    for key in state:
+        starts = [0, *(match.end() for match in re.finditer(r"\.", key[:MOST_PREFIX]))]
+        found.update(key[:start] for start in starts if key[start:] in expected)
+    return found
+
+
+def _nearest(network: Classifier, held: Sequence[_Held]) -> Taken:
+    """Returns what has the most keys in common with the network, for a message of how it differs."""
+    expected = network.state_dict() | network.network.state_dict()
+
+    def in_common(one: _Held) -> tuple[int, int]:
+        return max(_prefixes(one.state, expected).values(), default=0), -_rank(one.name)
+
+    best = max(held, key=in_common)
+    prefix = max(_prefixes(best.state, expected).items(), key=lambda found: found[1], default=("", 0))[0]
+    if prefix == "network.":  # as edc saves it
+        prefix = ""
+    return Taken({key.removeprefix(prefix): value for key, value in best.state.items()}, best.name, best.is_ema, False)
+
+
+def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
