@@ -10,6 +10,7 @@ from scipy.special import log_softmax, logsumexp
 from torch import nn
 
 from edc.deploy import ensemble as in_torch
+from edc.deploy.fuse import tempered_ensemble
 from edc.metrics import ensemble_log_probs
 
 
@@ -37,7 +38,7 @@ def test_temperature_divides_each_members_logits_before_the_mean(temperature: fl
     fixed = [Fixed(torch.from_numpy(each)) for each in logits]
     for network in (
         in_torch.ensemble_network(fixed, temperature=temperature),
-        in_torch.tempered_ensemble(fixed, temperature, input_shape=(1, 1, 1)),  # nothing in it to fold into
+        tempered_ensemble(fixed, temperature, input_shape=(1, 1, 1)),  # nothing in it to fold into
     ):
         np.testing.assert_allclose(network(images), wanted, rtol=1e-5, atol=1e-6)
 
@@ -57,7 +58,7 @@ def test_temperature_is_folded_into_the_members_classifiers_where_it_costs_nothi
     members = [nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double() for _ in range(3)]
     images = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 1, 2, 2)))
     with torch.inference_mode():
-        folded = in_torch.tempered_ensemble(members, 2.5, input_shape=(1, 2, 2))
+        folded = tempered_ensemble(members, 2.5, input_shape=(1, 2, 2))
         wanted = by_scipy(np.stack([member(images).numpy() for member in members]) / 2.5)
         np.testing.assert_allclose(folded(images), wanted, rtol=1e-5, atol=1e-6)
     assert folded.temperature == 1

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from edc.deploy.fuse import scale_classifier
-from edc.errors import FailedError
-
-__all__ = ["EnsembleNetwork", "ensemble_log_probs", "ensemble_network", "tempered_ensemble"]
+__all__ = ["EnsembleNetwork", "ensemble_log_probs", "ensemble_network"]
 
 
 def ensemble_log_probs(member_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -50,21 +47,3 @@ def ensemble_network(members: Sequence[nn.Module], *, temperature: float = 1.0) 
     if not members:
         raise ValueError("an ensemble needs at least one member")
     return EnsembleNetwork(members, temperature=temperature).eval()
-
-
-def tempered_ensemble(
-    members: Sequence[nn.Module], temperature: float, *, input_shape: tuple[int, int, int]
-) -> nn.Module:
-    """Returns what `ensemble_network` does, with the temperature in the members' classifiers, where it costs nothing.
-
-    If a member's logits do not come from one linear layer, the division stays in the network.
-    """
-    if temperature == 1:
-        return ensemble_network(members)
-    try:
-        scaled = [
-            scale_classifier(each, calibration_temperature=temperature, input_shape=input_shape) for each in members
-        ]
-    except FailedError:
-        return ensemble_network(members, temperature=temperature)
-    return ensemble_network(scaled)

@@ -26,8 +26,8 @@ from edc.deploy.artifact.manifest import (
     write_manifest,
 )
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
-from edc.deploy.ensemble import ensemble_log_probs, ensemble_network, tempered_ensemble
-from edc.deploy.fuse import fuse_batchnorm, scale_classifier
+from edc.deploy.ensemble import ensemble_log_probs, ensemble_network
+from edc.deploy.fuse import fuse_batchnorm, scale_classifier, tempered_ensemble
 from edc.deploy.gates import Gates
 from edc.deploy.onnx.from_network import fits_in_a_file
 from edc.deploy.onnx.parity import compare_outputs, network_outputs
