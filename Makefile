@@ -11,6 +11,8 @@
 # make clean      removes the environment and all caches
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that run the tests, one thread each: 6 minutes with two of them on two cores, 12 with one.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 CASES ?= 10000
 
@@ -22,7 +24,7 @@ demo: $(VENV)/.installed
 	$(BIN)/edc bench export/digits --quick
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
@@ -31,7 +33,7 @@ fuzz: $(VENV)/.installed-test
 	EDC_FUZZ=$(CASES) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
 
 coverage: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term
 
 gpu-check: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/gpu_check.py $(CHECK)

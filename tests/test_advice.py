@@ -10,6 +10,7 @@ from conftest import Workshop
 from rich.console import Console
 from scipy import stats
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, logsumexp
 
 from edc.cli.tables.advice import print_advice
 from edc.data import load_training_data
@@ -32,6 +33,21 @@ def nlls(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return of(minimize_scalar(lambda at: of(at).mean(), bracket=(best - 0.02, best, best + 0.02)).x)
 
 
+def ensemble_nlls(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The same of members (M, N, K): after the mean of their probabilities, or before it and after it, the better."""
+
+    def mean_at(log_t: float) -> np.ndarray:
+        return logsumexp(log_softmax(members / np.exp(log_t), -1), 0) - np.log(len(members))
+
+    def of(log_t: float) -> float:
+        return -mean_at(log_t)[np.arange(len(labels)), labels].mean()
+
+    grid = np.linspace(-2.9, 2.9, 581)
+    best = grid[np.argmin([of(at) for at in grid])]
+    before = minimize_scalar(of, bounds=(best - 0.02, best + 0.02), method="bounded", options={"xatol": 1e-7}).x
+    return min((nlls(mean_at(at), labels) for at in (0.0, before)), key=np.mean)
+
+
 @pytest.fixture(scope="module")
 def recipe(workshop: Workshop) -> Recipe:
     return RunFolder(workshop.run).recipe()
@@ -49,7 +65,7 @@ def test_figures_are_those_of_the_teachers_answers(workshop, recipe, accelerator
         labels[name] = images.labels.numpy()
     right = {name: log_probs[name].argmax(-1) == labels[name] for name in labels}
     ensemble = np.log(np.exp(log_probs["validation"]).mean(0))
-    of_ensemble = nlls(ensemble, labels["validation"])
+    of_ensemble = ensemble_nlls(log_probs["validation"], labels["validation"])
     of_teachers = np.mean([nlls(each, labels["validation"]) for each in log_probs["validation"]], 0)
     gain = (ensemble.argmax(-1) == labels["validation"]) - right["validation"].mean(0)
     assert (found.num_teachers, found.num_train, found.num_validation) == (2, len(data.train), len(data.validation))

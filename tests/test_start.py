@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
+from reference import member_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -15,7 +16,7 @@ from training_cases import DATA, raise_signal_at
 
 from edc.data import DataSet, load_data
 from edc.errors import CheckpointError, EdcError, Interrupted, RecipeError, RunError
-from edc.method.batch_ensemble import ensemble_size_of, member_state
+from edc.method.batch_ensemble import ensemble_size_of
 from edc.networks import Classifier, build_network
 from edc.recipe import NetworkSection, Recipe
 from edc.runs.cost import estimate_costs

@@ -24,7 +24,6 @@ __all__ = [
     "ensemble_size_of",
     "fold",
     "member_logits",
-    "member_state",
     "select_members",
     "shared_layers",
     "to_batch_ensemble",
@@ -214,11 +213,6 @@ def _plain_copy(network: nn.Module) -> nn.Module:
             if isinstance(child, BatchEnsembleLayer):
                 setattr(parent, name, plain.setdefault(child, child.plain()))
     return holder["network"]
-
-
-def member_state(network: nn.Module, m: int) -> dict[str, Tensor]:
-    """Returns the state dict of member m as a plain network."""
-    return _plain_state(network, {name: layer.member(m) for name, layer in _layers(network)})
 
 
 def _plain_state(network: nn.Module, replacements: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

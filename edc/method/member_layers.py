@@ -134,12 +134,6 @@ class BatchEnsembleLayer(nn.Module):
         bias = {} if self.bias is None else {"bias": self.bias.detach() * s.mean(0)}
         return {"weight": weight.detach(), **bias}
 
-    def member(self, m: int) -> dict[str, Tensor]:
-        """Returns `weight` and `bias` of member m as a plain layer."""
-        r, s = 1 + self.rho.detach()[m], 1 + self.sigma.detach()[m]
-        bias = {} if self.bias is None else {"bias": self.bias.detach() * s}
-        return {"weight": self.member_weight(r, s).detach(), **bias}
-
 
 class BatchEnsembleConv2d(BatchEnsembleLayer):
     """A Conv2d (grouped and depthwise too) shared by M members: (A * N, C_in, H, W) to (A * N, C_out, H', W')."""

@@ -153,9 +153,9 @@ def _row(
     """
     num_members = len(predictions.test)
     result = metrics.evaluate(
-        metrics.ensemble_log_probs(predictions.test),
+        predictions.test,
         test_labels,
-        validation_log_probs=metrics.ensemble_log_probs(predictions.validation),
+        validation_log_probs=predictions.validation,
         validation_labels=validation_labels,
     )
     result = dataclasses.replace(
@@ -165,7 +165,9 @@ def _row(
     )
     row = {**identity_of(subject), "parameters": parameters, "forwards": num_members, **_plain(result)}
     calibrated, validation = (
-        metrics.calibrated_log_probs(members, result.calibration_temperature)
+        metrics.calibrated_log_probs(
+            members, result.calibration_temperature, member_temperature=result.member_temperature
+        )
         for members in (predictions.test, predictions.validation)
     )
     results[subject] = per_image_of(metrics.ensemble_log_probs(predictions.test), calibrated, test_labels)

@@ -14,7 +14,6 @@ from edc import metrics
 from edc.data import DataSet
 from edc.errors import EdcError
 from edc.method.losses import wide
-from edc.metrics.calibrate import fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.intervals import Interval, mean_interval
 from edc.recipe import Recipe
@@ -94,8 +93,8 @@ def _looked_at(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, acceler
     train_acc = None if recipe.data.unlabelled else float(_right(answers["train"], labels["train"]).mean())
     one, ensemble = answers["validation"], ensemble_log_probs(answers["validation"])
     right, ensemble_right = _right(one, labels["validation"]), _right(ensemble[None], labels["validation"])[0]
-    nlls = np.stack([_calibrated_nlls(teacher, labels["validation"]) for teacher in one])
-    ensemble_nlls = _calibrated_nlls(ensemble, labels["validation"])
+    nlls = np.stack([_calibrated_nlls(teacher[None], labels["validation"]) for teacher in one])
+    ensemble_nlls = _calibrated_nlls(one, labels["validation"])
     return Advice(
         case="unknown" if train_acc is None else "fitted" if train_acc >= FITTED_FROM else "not_fitted",
         num_teachers=len(teachers),
@@ -118,7 +117,8 @@ def _right(log_probs: Array, labels: metrics.Labels) -> Array:
 
 
 def _calibrated_nlls(log_probs: Array, labels: metrics.Labels) -> Array:
-    """Returns -log p(label) of each image (N,) after the temperature that is best on these images; takes (N, K)."""
-    calibrated = metrics.log_probs_from_logits(log_probs / fit_temperature(log_probs, labels))
+    """Returns -log p(label) of each image (N,) of members (M, N, K), calibrated on these images."""
+    before, after = metrics.fit_temperatures(log_probs, labels)
+    calibrated = metrics.calibrated_log_probs(log_probs, after, member_temperature=before)
     nlls: Array = -calibrated[np.arange(len(labels)), labels]
     return nlls
