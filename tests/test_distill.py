@@ -196,10 +196,12 @@ def test_row_is_what_the_weights_on_disk_compute(summary, expected, subject):
 
     befores = [1.0] if len(members["test"]) == 1 else [1.0, best(lambda t: tempered("validation", t, 1.0))]
     ways = [(before, best(lambda t, b=before: tempered("validation", b, t))) for before in befores]
-    before, after = min(ways, key=lambda way: tempered("validation", *way))
-    assert found["member_temperature"] == pytest.approx(before, rel=0.02)
-    assert found["calibration_temperature"] == pytest.approx(after, rel=0.02)
     ts = found["member_temperature"], found["calibration_temperature"]
+    # The NLL may have several minima in the members' temperature: none found here is lower than the one that was taken.
+    lowest = min(tempered("validation", *way) for way in ways)
+    assert tempered("validation", *ts) <= lowest * (1 + 1e-6)
+    if len(members["test"]) == 1:
+        assert ts == pytest.approx(ways[0], rel=0.02)
     assert found["calibrated"]["nll"] == pytest.approx(tempered("test", *ts), rel=1e-4)
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from command_line import edc
 from pydantic import ValidationError
+from reference import member_state
 from small_networks import randomise, small_network
 from torch import Tensor, nn
 
-from edc.method.batch_ensemble import member_logits, member_state, select_members, to_batch_ensemble
+from edc.method.batch_ensemble import member_logits, select_members, to_batch_ensemble
 from edc.method.perturb import draw_others, perturb
 from edc.method.step import Batch, StudentStep, draw_owners
 from edc.recipe import Recipe, StudentSection

@@ -334,7 +334,7 @@ def test_own_teachers_that_are_no_network_of_the_students(data, own, tmp_path, a
         network(3).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1, max=64)},)
     )
     torch.export.save(program, tmp_path / "whole.pt2")
-    whole = {"file": str(tmp_path / "whole.pt2"), "mean": [0, 0, 0], "std": [1, 1, 1]}
+    whole = {"file": str(tmp_path / "whole.pt2"), "trust": True, "mean": [0, 0, 0], "std": [1, 1, 1]}
     students = {"kd": {"method": "kd", "start": "teacher"}}
     one = recipe([own[0], whole], students=students)
     message = r"^students\.kd\.start: found 'teacher', but teachers\.checkpoints\.1 is a whole network \(exported_pro"

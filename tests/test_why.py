@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Workshop
+from reference import member_state
 from small_networks import randomise, small_network
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from training_cases import TRAINING, broken_data, write_broken_images
 from edc.data import DataSet, ExtraImages, MemoryImages
 from edc.data.batches import images_at
 from edc.errors import DataError
-from edc.method.batch_ensemble import fold, member_state, to_batch_ensemble
+from edc.method.batch_ensemble import fold, to_batch_ensemble
 from edc.method.step import draw_owners
 from edc.metrics.agreement import mean_kl
 from edc.recipe import StudentSection, TrainingSection
