@@ -157,6 +157,16 @@ def test_checkpoint_that_unpacks_to_a_thousand_times_its_size_is_not_opened(tmp_
         load_state(tmp_path / "a.pt")
 
 
+def test_archive_of_several_disks_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
+    locator = b"PK\x06\x07" + bytes(12) + (7).to_bytes(4, "little")  # of an archive on seven disks
+    end = (tmp_path / "a.pt").read_bytes()
+    at = end.rindex(b"PK\x05\x06")
+    (tmp_path / "a.safetensors").write_bytes(end[:at] + locator + end[at:])
+    with pytest.raises(CheckpointError, match="not readable as weights"):
+        load_state(tmp_path / "a.safetensors")
+
+
 def test_checkpoint_that_holds_itself_is_refused(tmp_path):
     content: dict[str, Any] = {}
     content["state_dict"] = content["model"] = content["net"] = content
