@@ -2,6 +2,7 @@
 # make test       lint, types and the default test suite
 # make test-slow  the minutes-long rest
 # make torture    hours: kills, signals, double starts and full disks over distill, export and bench; goes on where it stopped
+# make fuzz       10,000 files of strangers of every kind, the default suite's few multiplied (docs/trust.md); an hour or more
 # make coverage   the default test suite traced line by line; fails below the floor that pyproject.toml sets
 # make gpu-check  all that only a GPU can show, with a table at the end; CHECK=--cpu rehearses it without one
 # make lint       what ruff and mypy have to say
@@ -11,9 +12,12 @@
 # make clean      removes the environment and all caches
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that run the tests, one thread each: 6 minutes with two of them on two cores, 12 with one.
+WORKERS ?= 2
 BIN := $(VENV)/bin
+CASES ?= 10000
 
-.PHONY: demo test test-slow torture coverage gpu-check lint format lock dist clean
+.PHONY: demo test test-slow fuzz torture coverage gpu-check lint format lock dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edc distill recipes/digits.yaml
@@ -21,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/edc bench export/digits --quick
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
@@ -29,8 +33,11 @@ test-slow: $(VENV)/.installed-test
 torture: $(VENV)/.installed-test
 	$(BIN)/python tests/torture.py torture
 
+fuzz: $(VENV)/.installed-test
+	EDC_FUZZ=$(CASES) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
+
 coverage: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term
 
 gpu-check: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/gpu_check.py $(CHECK)

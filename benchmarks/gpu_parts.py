@@ -169,7 +169,8 @@ def bench(where: Where) -> dict[str, Any]:
     run = _run_of("whole", where)
     if not (run / "export/check/manifest.json").is_file():
         raise Skipped("there is no artifact: the part export did not pass")
-    document = json.loads(_call("bench", "export/check", "--quick", "--json", cwd=run))
+    rehearsal = [] if where.on_gpu else ["--backends", "torch,onnxruntime", "--batch", "1"]
+    document = json.loads(_call("bench", "export/check", "--quick", "--json", *rehearsal, cwd=run))
     rows = document["rows"]
     not_run = [row for row in rows if row.get("reason_not_run")]
     reasons = sorted({row["reason_not_run"].split(": ")[-1][:100] for row in not_run})
@@ -203,7 +204,7 @@ PARTS = {
         Part("no_waiting", no_waiting, 60),
         Part("step_times", step_times, 240),
         Part("export", export, 300),
-        Part("bench", bench, 400),
+        Part("bench", bench, 600),
         Part("data_loading", data_loading, 60),
     )
 }

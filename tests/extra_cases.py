@@ -12,6 +12,7 @@ from edc.data import DataSet, load_training_data
 from edc.method.batch_ensemble import fold, to_batch_ensemble
 from edc.recipe import ExtraSection, StudentSection, TrainingSection
 from edc.runs.student import student_step
+from edc.runs.why.observer import Observer
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.loop import fit
 
@@ -36,11 +37,20 @@ def train_mixed(
     """Returns the student, in float64, and the losses of this process's rows."""
     teachers = TeacherEnsemble([plain(1, torch.float64), plain(2, torch.float64)])
     learn = Recorded(student_step(STUDENT, teachers, training=TRAINING), before_step=before_step, first_step=first_step)
+    data = mixed_data()
+
+    def plain_of(trained: nn.Module) -> nn.Module:
+        return fold(trained, plain(0, torch.float64))
+
+    observer = Observer(
+        STUDENT, data, teachers, plain_of=plain_of, training=TRAINING, num_workers=0, accelerator=accelerator
+    )
     network = fit(
         to_batch_ensemble(plain(0, torch.float64), 2),
-        mixed_data(),
+        data,
         learn=learn,
-        plain_of=lambda trained: fold(trained, plain(0, torch.float64)),
+        plain_of=plain_of,
+        observe=observer,
         data_section=SECTION,
         training=TRAINING,
         seed=7,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 EPS, BN_MOMENTUM = 1e-5, 0.1
 GROUPS = {"body.0.depthwise": 12, "head.mix": 3}
@@ -211,4 +211,23 @@ def folded(net: Network, kind: str) -> dict[str, Tensor]:
         state[f"{name}.weight"] = result
         if f"{name}.bias" in state:
             state[f"{name}.bias"] = net.w[f"{name}.bias"].detach() * s.mean(0)
+    return state
+
+
+def member_state(network: nn.Module, m: int) -> dict[str, Tensor]:
+    """The state dict of member m as a plain network: each weight W[o, c] * s_m[o] * r_m[c], each bias times s_m.
+
+    Of any network with members, whose state has `rho` = r - 1 (M, C_in) and `sigma` = s - 1 (M, C_out) beside `weight`.
+    """
+    state = dict(network.state_dict())
+    for key in [key for key in state if key.rpartition(".")[2] == "rho"]:
+        layer = key.removesuffix("rho")
+        r, s = 1 + state.pop(f"{layer}rho")[m], 1 + state.pop(f"{layer}sigma")[m]
+        weight = state[f"{layer}weight"]
+        groups = getattr(network.get_submodule(layer.removesuffix(".")), "groups", 1)
+        of_row = torch.stack([r.view(groups, -1)[o * groups // len(weight)] for o in range(len(weight))])
+        factors = s[:, None] * of_row
+        state[f"{layer}weight"] = weight * factors.view(*factors.shape, *[1] * (weight.ndim - 2))
+        if f"{layer}bias" in state:
+            state[f"{layer}bias"] = state[f"{layer}bias"] * s
     return state

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from reference import member_state
 from small_networks import SmallNetwork, randomise, small_network
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from edc.method.batch_ensemble import (
     ensemble_size_of,
     fold,
     member_logits,
-    member_state,
     select_members,
     shared_layers,
     to_batch_ensemble,
@@ -109,7 +109,7 @@ def test_member_weight_is_the_slow_weight_times_the_outer_product(case):
     c_out, c_in = layer.weight.shape[:2]
     r, s = 1 + network.rho, 1 + network.sigma
     for m in range(M):
-        weight = member_state(network, m)["weight"]
+        weight = network.member_weight(r[m], s[m]).detach()
         for o in range(c_out):
             for c in range(c_in):
                 first = o // (c_out // groups) * c_in

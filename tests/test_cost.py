@@ -57,7 +57,29 @@ def test_units_count_the_passes_that_happen(method, perturbation, units, form):
     assert passes["forward"] + passes["input backward"] + 2 * passes["training"] == units
 
 
-def test_estimate_has_a_line_for_every_training(accelerator):
+@pytest.mark.parametrize("perturbation", ["tdiv", "tdiv_sdiv"])
+@pytest.mark.parametrize("pair", ["step", "row"])
+def test_a_pair_for_each_row_runs_as_many_rows_as_one_for_all(perturbation, pair):
+    rows = Counter()
+
+    def count(module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        rows["forward"] += len(output)
+        if output.requires_grad:
+            output.register_hook(lambda _: rows.update({"training" if module.training else "to images": len(output)}))
+
+    teachers, network = TeacherEnsemble([plain(m) for m in range(4)]), to_batch_ensemble(plain(9), 4).train()
+    for member in (*teachers.members, network):
+        member.register_forward_hook(count)
+    batch = Batch(small_data().train.images[:16].float() / 255, torch.zeros(16), torch.Generator(), slice(None), 16)
+    section = StudentSection(perturbation=perturbation, answers="split", pair=pair)
+    for loss in student_step(section, teachers, training=TRAINING).losses(network, network, batch):
+        loss.backward()
+    units = (rows["forward"] + rows["to images"] + 2 * rows["training"]) / 16
+    assert units == units_per_step(section, 4)
+
+
+def test_estimate_has_a_line_for_every_training(accelerator, monkeypatch):
+    monkeypatch.setattr("edc.runs.student.Observer.__call__", None)  # a trial of steps is not observed
     recipe = Recipe.model_validate(
         {
             "name": "r",

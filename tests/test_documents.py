@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edc.errors import EdcError, RecipeError, cut, shown
+from edc.benchmark.regression.saved_bench import load_saved
+from edc.deploy.artifact.manifest import load_manifest
+from edc.errors import ArtifactError, EdcError, RecipeError, RequestError, cut, shown
 from edc.recipe.loading import load_recipe
 from edc.system.documents import json_from_text, read_text, yaml_from_text
 
@@ -112,6 +114,12 @@ def test_what_waits_or_never_ends_is_no_document(tmp_path: Path):
     for path in (tmp_path / "recipe.yaml", tmp_path / "zero.yaml", Path("/dev/zero")):
         with pytest.raises(RecipeError, match=r"cannot be read as a recipe .*not a regular file"):
             load_recipe(path)
+    for name in ("manifest.json", "bench.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(ArtifactError, match=r"manifest.json: cannot be read: not a regular file"):
+        load_manifest(tmp_path)
+    with pytest.raises(RequestError, match=r"bench.json: cannot be read .not a regular file"):
+        load_saved(tmp_path)
 
 
 def test_file_over_its_limit_is_not_read_to_its_end(tmp_path: Path):

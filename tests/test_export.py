@@ -119,7 +119,9 @@ def test_baseline_is_the_teachers_and_the_mean_of_their_probabilities(workshop: 
     for m, wanted in enumerate(teachers):
         got = onnx_logits(workshop.artifact / f"baseline/teacher_{m}.onnx", images)
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
-    wanted = np.log(np.exp([log_softmax(logits) for logits in teachers]).mean(0))
+    temperature = load_manifest(workshop.artifact).member_temperature
+    assert temperature == row_of(workshop, "ensemble")["member_temperature"] != 1
+    wanted = np.log(np.exp([log_softmax(logits / temperature) for logits in teachers]).mean(0))
     got = onnx_logits(workshop.artifact / "baseline/ensemble.onnx", images)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
 

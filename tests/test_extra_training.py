@@ -3,7 +3,8 @@
 import json
 import math
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,19 @@ from conftest import TINY_RECIPE
 from extra_cases import SECTION, STEPS, TRAINING, mixed_data, train_mixed
 from processes import found_by
 from test_split import M, batch_of, gradient_of, student_of, teachers
-from torch import Tensor
-from training_cases import raise_signal_at
+from torch import Tensor, nn
+from training_cases import plain, raise_signal_at
 
 from edc.data import ExtraImages, MemoryImages, steps_per_epoch, train_batches
 from edc.data.extra import is_extra_row
-from edc.errors import DataError, Interrupted
+from edc.errors import DataError, Interrupted, RunError
 from edc.method.batch_ensemble import member_logits
 from edc.method.losses import NO_LABEL
 from edc.method.step import Batch, StudentStep, draw_owners
+from edc.recipe import Recipe
+from edc.runs.distill import _claim
+from edc.runs.folder import RunFolder
+from edc.train.loop import fit
 
 # The loss -------------------------------------------------------------------------------------------------------------
 
@@ -166,6 +171,79 @@ def test_labelled_rows_of_a_batch_need_as_many_images():
         steps_per_epoch(LABELLED, 50, EXTRA)
 
 
+HALVES = ExtraImages(EXTRA.parts, 0.5)
+
+
+def kinds_of(epoch: int, *, shuffled: bool = True, **options) -> list[list[tuple[int, bool]]]:
+    """Returns the image, and whether it has a label, of each row of each batch of 20: half of them have one."""
+    section = SECTION.model_copy(update={"augmentation": "none"})
+    common = {"batch_size": 20, "seed": 3, "epoch": epoch, "extra": HALVES, "shuffled": shuffled}
+    return [
+        [(image, label != NO_LABEL) for image, label in zip(pixels[:, 0, 0, 0].tolist(), labels.tolist(), strict=True)]
+        for pixels, labels in train_batches(LABELLED, section, **common, **options)
+    ]
+
+
+def test_shuffled_rows_make_neighbours_of_both_kinds_as_a_random_permutation_does():
+    """Spread evenly, every pair of neighbours is one labelled and one extra image: nothing else would be mixed."""
+    pairs = Counter()
+    for epoch in range(100):
+        for batch, even in zip(kinds_of(epoch), kinds_of(epoch, shuffled=False), strict=True):
+            assert sorted(batch) == sorted(even)
+            assert {(a, b) for (_, a), (_, b) in zip(even[::2], even[1::2], strict=True)} == {(True, False)}
+            pairs.update(a + b for (_, a), (_, b) in zip(batch[::2], batch[1::2], strict=True))
+    total = 100 * 2 * 10
+    assert sum(pairs.values()) == total
+    for num_labelled, share in ((0, 9 / 38), (1, 20 / 38), (2, 9 / 38)):  # of two of 20 rows, 10 of which have a label
+        assert abs(pairs[num_labelled] - share * total) < 3.5 * math.sqrt(share * (1 - share) * total)
+
+
+def test_shuffled_rows_of_processes_and_of_a_resumed_epoch_are_those_of_one():
+    whole, halves = kinds_of(2), [kinds_of(2, rank=rank, num_processes=2) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+    assert kinds_of(2, first_batch=1) == whole[1:]
+
+
+@dataclass
+class KeptLabels:
+    """A step that keeps the labels that it gets, and learns nothing."""
+
+    labels: list[list[int]]
+
+    def num_parts(self, _network: nn.Module) -> int:
+        return 1
+
+    def losses(self, model: nn.Module, _network: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        self.labels.append(batch.labels.tolist())
+        yield 0 * model(batch.images).sum()
+
+
+@pytest.mark.parametrize(("views", "is_shuffled"), [((), False), (("randaugment",), False), (("cutmix",), True)])
+def test_training_shuffles_rows_where_views_mix_them(tmp_path, accelerator, views, is_shuffled):
+    learn = KeptLabels([])
+    training = TRAINING.model_copy(update={"epochs": 1, "warmup_epochs": 0})
+    common = {"data_section": SECTION, "training": training, "seed": 7, "label": "kept", "accelerator": accelerator}
+    fit(plain(0), mixed_data(), learn=learn, plain_of=lambda trained: trained, folder=tmp_path, views=views, **common)
+    evenly = is_extra_row(16, 6).tolist()
+    assert len(learn.labels) == 2
+    assert [[label == NO_LABEL for label in batch] == evenly for batch in learn.labels] == [not is_shuffled] * 2
+
+
+def test_a_student_that_began_to_mix_neighbours_of_other_kinds_is_not_continued(tmp_path):
+    students = {"a": {"method": "kd", "views": ["mixup"]}}
+    document = {"name": "r", "data": SECTION.model_dump(), "network": "wrn10x1", "students": students}
+    recipe, run = Recipe.model_validate(document), RunFolder(tmp_path / "run")
+    _claim(recipe, mixed_data(), run, [])
+    inputs = json.loads(run.inputs_path.read_text())
+    run.inputs_path.write_text(json.dumps({key: inputs[key] for key in inputs if "mix" not in key}))
+    _claim(recipe, mixed_data(), run, [])  # nothing has begun
+    run.inputs_path.write_text(json.dumps({key: inputs[key] for key in inputs if "mix" not in key}))
+    run.student_path("a").mkdir(parents=True)
+    (run.student_path("a") / "checkpoint.pt").touch()
+    with pytest.raises(RunError, match="began to learn from other content of the pairs of labelled and extra images"):
+        _claim(recipe, mixed_data(), run, [])
+
+
 # Training -------------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +266,12 @@ def test_schedule_counts_the_steps_that_an_epoch_has_with_extra_images(undisturb
     assert last == pytest.approx(0.5 * (1 + math.cos(math.pi * 5 / 6)), rel=1e-9)
 
 
+def observed_in(folder: Path) -> list[dict[str, object]]:
+    """Returns the lines of a training, without the time that it took."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
 @pytest.mark.parametrize("stop_at", [2, 5])
 @pytest.mark.usefixtures("one_thread")
 def test_interrupted_and_resumed_training_ends_bit_equal(undisturbed, tmp_path, accelerator, stop_at):
@@ -195,18 +279,28 @@ def test_interrupted_and_resumed_training_ends_bit_equal(undisturbed, tmp_path, 
         train_mixed(tmp_path, accelerator, before_step=raise_signal_at(stop_at))
     network, losses = train_mixed(tmp_path, accelerator, first_step=stop_at + 1)
     assert losses == undisturbed[1][stop_at + 1 :]
+    assert observed_in(tmp_path) == observed_in(undisturbed[2])
     for key, value in network.state_dict().items():
         assert torch.equal(value, undisturbed[0][key]), key
 
 
 def test_two_processes_train_what_one_does(undisturbed, tmp_path):
-    state, losses, _ = undisturbed
+    state, losses, folder = undisturbed
     two = found_by("extra_worker.py", tmp_path, num_processes=2)
     assert two[0]["losses"] != two[1]["losses"]
     np.testing.assert_allclose(np.mean([found["losses"] for found in two], axis=0), losses, rtol=0, atol=1e-8)
     for key, value in state.items():
         torch.testing.assert_close(two[0]["state"][key], value, rtol=0, atol=1e-7)
         assert torch.equal(two[0]["state"][key], two[1]["state"][key]), key
+    lines, lines_of_two = observed_in(folder), observed_in(tmp_path / "mixed")
+    assert [line.get("observed", {}).keys() for line in lines] == [
+        line.get("observed", {}).keys() for line in lines_of_two
+    ]
+    seen = [(line, two) for line, two in zip(lines, lines_of_two, strict=True) if "observed" in line]
+    assert [line["epoch"] for line, _ in seen] == [0, 3], "of so few steps the first and the last are looked at"
+    for line, two in seen:
+        assert len(line["observed"]) == 12
+        assert line["observed"] == pytest.approx(two["observed"], abs=1e-6)
 
 
 def test_training_with_extra_images_is_another(undisturbed, tmp_path, accelerator, monkeypatch):
@@ -258,3 +352,4 @@ def test_dry_run_counts_the_steps_that_the_run_makes(tmp_path):
     assert shown.exit_code == 0, shown.stderr
     steps = Counter({cost["name"]: cost["num_steps"] for cost in shown.document["costs"]})
     assert steps == {"2 teachers": 8, "kd": 4, "latent_be": 6}
+    assert shown.document["teachers"] == {"cannot_say": "0 of 2 teachers are trained"}

@@ -14,8 +14,8 @@ network: wrn10x1
 training: {epochs: 1, warmup_epochs: 0, batch_size: 16}
 teachers:
   checkpoints:
-    - {file: a.ts, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25], trust: true}
-    - {file: b.ts, mean: [0.4, 0.5, 0.6], std: [0.25, 0.25, 0.25], trust: true}
+    - {file: a.ts, mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25], trust: true, allow_weak: true}
+    - {file: b.ts, mean: [0.4, 0.5, 0.6], std: [0.25, 0.25, 0.25], trust: true, allow_weak: true}
 students:
   kd: {method: kd, perturbation: tdiv}
 """

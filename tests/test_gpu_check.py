@@ -54,6 +54,7 @@ def test_docs_list_exactly_the_tests_that_are_left_for_a_gpu():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_it_runs_on_the_cpu_to_its_end(tmp_path):
     code, parts, table = check(tmp_path / "found", "--limit-scale", "3")
     print(table)

@@ -84,7 +84,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(written):
             "teachers.checkpoints.1.netwrk: unknown key; did you mean 'network'?",
         ),
         ("training: {epochs: 0}", "training.epochs: found 0; input should be greater than 0"),
-        ("training: {precision: fp8}", "training.precision: found 'fp8'; input should be 'fp32' or 'bf16'"),
+        ("training: {precision: fp8}", "training.precision: found 'fp8'; input should be 'fp32', 'tf32' or 'bf16'"),
         ("seed: one", "seed: found 'one'; input should be a valid integer"),
         ("training:", "training: found None; input should be a valid dictionary"),
     ],

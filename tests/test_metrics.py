@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 from sklearn.metrics import log_loss
 
 from edc import metrics
@@ -166,15 +167,23 @@ def test_evaluate_fits_on_validation_and_reports_test():
     assert found.validation_acc == np.mean(validation.argmax(1) == validation_labels)
 
 
+def calibrated_nll(test: np.ndarray, validation: np.ndarray) -> float:
+    """Returns the NLL of an ensemble (M, N, K) in the way of calibrating it that is better on `validation`."""
+    befores = [1.0, metrics.fit_member_temperature(validation, LABELS)] if len(validation) > 1 else [1.0]
+    ways = []
+    for before in befores:
+        means = [np.log(softmax(x / before).mean(0)) for x in (validation, test)]
+        after = fit_temperature(means[0], LABELS)
+        ways.append(tuple(log_loss(LABELS, softmax(mean / after)) for mean in means))
+    return min(ways)[1]
+
+
 def test_ensemble_nll_by_size_is_the_mean_over_all_subsets():
     test, validation = np.log(softmax(some_logits(3, 8, 3))), np.log(softmax(some_logits(3, 8, 3, seed=4)))
     found = metrics.ensemble_nll_by_size(test, LABELS, validation_log_probs=validation, validation_labels=LABELS)
     subsets = {1: [[0], [1], [2]], 2: [[0, 1], [0, 2], [1, 2]], 3: [[0, 1, 2]]}
     for m, rows in subsets.items():
-        values = []
-        for row in rows:
-            t = fit_temperature(np.log(np.exp(validation[row]).mean(0)), LABELS)
-            values.append(log_loss(LABELS, softmax(np.log(np.exp(test[row]).mean(0)) / t)))
+        values = [calibrated_nll(test[row], validation[row]) for row in rows]
         assert found[m - 1] == pytest.approx(np.mean(values), abs=1e-10)
 
 
@@ -197,3 +206,60 @@ def test_ensemble_nll_by_size_is_the_mean_over_all_subsets():
 )
 def test_dee_is_the_smallest_ensemble_size_with_that_nll(nll, by_size, expected):
     assert metrics.dee(nll, by_size) == pytest.approx(expected, abs=1e-12)
+
+
+def overconfident_members(num_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Members (3, N, 4) that are each four times as sure as they should be, and the labels."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 4, num_images)
+    truth = 1.5 * np.eye(4)[labels] + random.normal(size=(num_images, 4))
+    logits = 4 * (truth + 0.8 * random.normal(size=(3, num_images, 4)))
+    return scipy.special.log_softmax(logits, axis=-1), labels
+
+
+def test_temperature_before_the_mean_is_the_best_on_a_fine_grid():
+    """Against a search in scipy's words, one temperature after another."""
+    members, labels = overconfident_members(400, 0)
+    grid = np.exp(np.linspace(np.log(0.5), np.log(12), 2000))
+    nlls = [-np.log(scipy.special.softmax(members / t, axis=-1).mean(0)[np.arange(400), labels]).mean() for t in grid]
+    best = grid[int(np.argmin(nlls))]
+    assert 1.5 < best < 8
+    assert metrics.fit_member_temperature(members, labels) == pytest.approx(best, rel=2e-3)
+
+
+def test_members_are_calibrated_in_the_way_that_is_better_on_validation_images():
+    (members, labels), (validation, validation_labels) = overconfident_members(400, 0), overconfident_members(300, 1)
+    found = metrics.evaluate(members, labels, validation_log_probs=validation, validation_labels=validation_labels)
+    mean, validation_mean = (np.log(np.exp(x).mean(0)) for x in (members, validation))
+    after = metrics.fit_temperature(validation_mean, validation_labels)
+    before = metrics.fit_member_temperature(validation, validation_labels)
+    test_before, validation_before = (
+        np.log(scipy.special.softmax(x / before, axis=-1).mean(0)) for x in (members, validation)
+    )
+    rest = metrics.fit_temperature(validation_before, validation_labels)
+    tempered = {
+        "mean": [scipy.special.log_softmax(x / after, axis=-1) for x in (mean, validation_mean)],
+        "members": [scipy.special.log_softmax(x / rest, axis=-1) for x in (test_before, validation_before)],
+    }
+    on_validation = {way: metrics.nll(both[1], validation_labels) for way, both in tempered.items()}
+    assert on_validation["members"] < on_validation["mean"] - 1e-3, "the case shows nothing"
+    assert found.member_temperature == pytest.approx(before)
+    assert found.calibration_temperature == pytest.approx(rest)
+    assert found.calibrated.nll == pytest.approx(metrics.nll(tempered["members"][0], labels), abs=1e-12)
+    assert found.raw.nll == pytest.approx(metrics.nll(mean, labels), abs=1e-12)
+    one = metrics.evaluate(
+        members[:1], labels, validation_log_probs=validation[:1], validation_labels=validation_labels
+    )
+    assert one.member_temperature == 1
+    by_size = metrics.ensemble_nll_by_size(
+        members, labels, validation_log_probs=validation, validation_labels=validation_labels
+    )
+    assert by_size[0] == pytest.approx(
+        np.mean(
+            [
+                metrics.evaluate(m, labels, validation_log_probs=v, validation_labels=validation_labels).calibrated.nll
+                for m, v in zip(members, validation, strict=True)
+            ]
+        )
+    )
+    assert by_size[2] == pytest.approx(found.calibrated.nll)

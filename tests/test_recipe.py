@@ -206,6 +206,7 @@ def test_digest_ignores_how_a_run_is_operated_and_is_the_one_it_was_before_it_di
     for student in whole["students"].values():
         assert student.pop("answers") == "all"  # fields that came later
         assert student.pop("extra") is True
+        assert student.pop("pair") == "step"
         assert student.pop("views") == []
     assert whole["data"].pop("extra") == []
     assert whole["data"].pop("extra_share") == 0.5

@@ -174,11 +174,13 @@ def test_figures_by_image_and_on_validation_are_those_of_the_networks(done, subj
     np.testing.assert_array_equal(labels, labels_of(data.test))
 
     def calibrated(split: str) -> tuple[np.ndarray, np.ndarray]:
-        members, t = log_probs_of(done, subject, split), row["calibration_temperature"]
-        probabilities = np.exp(members).mean(0)
-        tempered = members / t if row.get("temperature_of") == "members" else np.log(probabilities)[None] / t
-        powered = np.exp(tempered - tempered.max(-1, keepdims=True))
-        return probabilities, (powered / powered.sum(-1, keepdims=True)).mean(0)
+        members = np.exp(log_probs_of(done, subject, split))
+        mean = powered(members, row["member_temperature"]).mean(0)
+        return members.mean(0), powered(mean, row["calibration_temperature"])
+
+    def powered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+        unscaled = probabilities ** (1 / temperature)
+        return unscaled / unscaled.sum(-1, keepdims=True)
 
     for split, true in (("test", labels), ("validation", labels_of(data.validation))):
         raw, after = calibrated(split)

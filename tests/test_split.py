@@ -7,10 +7,13 @@ from collections import Counter
 import pytest
 import torch
 from command_line import edc
+from pydantic import ValidationError
+from reference import member_state
 from small_networks import randomise, small_network
 from torch import Tensor, nn
 
 from edc.method.batch_ensemble import member_logits, select_members, to_batch_ensemble
+from edc.method.perturb import draw_others, perturb
 from edc.method.step import Batch, StudentStep, draw_owners
 from edc.recipe import Recipe, StudentSection
 from edc.runs.cost import units_per_step
@@ -131,9 +134,10 @@ def test_division_is_even_and_uniform():
     assert chi_square < 59.7  # the 0.999 quantile with 30 degrees of freedom
 
 
-def test_two_halves_of_a_batch_have_the_division_of_the_whole():
+@pytest.mark.parametrize("pair", ["step", "row"])
+def test_two_halves_of_a_batch_have_the_division_of_the_whole(pair):
     network, ensemble = student_of("latent_be"), teachers()
-    step = StudentStep(ensemble, answers="split", perturbation="tdiv_sdiv")
+    step = StudentStep(ensemble, answers="split", perturbation="tdiv_sdiv", pair=pair)
     loss, whole = gradient_of(step, network, batch_of(12))
     losses, halves = zip(
         *(gradient_of(step, network, batch_of(12, rows=rows)) for rows in (slice(0, 6), slice(6, 12))), strict=True
@@ -150,6 +154,88 @@ def test_cost_does_not_depend_on_the_number_of_teachers(method, perturbation, un
         section = StudentSection(method=each, perturbation=perturbation, answers="split")
         assert units_per_step(section, ensemble_size) == units
     assert units_per_step(StudentSection(answers="split", perturbation="tdiv_sdiv"), ensemble_size) == 10
+
+
+# A pair of teachers for each row --------------------------------------------------------------------------------------
+
+
+def drawn_pairs(num_rows: int, seed: int = 3) -> list[tuple[int, int]]:
+    """The pair of each row, drawn as a step draws it: owners, then a shift for each block of M rows."""
+    generator = torch.Generator().manual_seed(seed)
+    owners = draw_owners(num_rows, M, generator)
+    shifts = torch.randint(1, M, (-(-num_rows // M),), generator=generator)
+    return [(i, (i + int(shifts[n // M])) % M) for n, i in enumerate(owners.tolist())]
+
+
+@pytest.mark.parametrize("kind", ["tdiv", "tdiv_sdiv"])
+def test_with_pair_row_each_image_moves_to_where_its_own_teacher_is_surprised_by_another(kind):
+    """Image by image: H of the pair, its gradient, one step of one grey level; members as plain networks."""
+    network, ensemble = student_of("latent_be"), teachers()
+    members = []
+    for m in range(M):
+        members.append(small_network(99).eval())
+        members[m].load_state_dict(member_state(network, m))
+    generator = torch.Generator().manual_seed(3)
+    owners, images = draw_owners(7, M, generator), batch_of(7).images * 0.5 + 0.25
+    found = perturb(images, kind, teachers=ensemble, student=network, generator=generator, owners=owners)
+    pairs = drawn_pairs(7)
+    assert len(set(pairs)) > M, "all rows have the shift of one pair"
+    for n, (i, j) in enumerate(pairs):
+        x = images[n : n + 1].clone().requires_grad_()
+        networks = [ensemble] + [members] * (kind == "tdiv_sdiv")
+        surprises = [-(each[j](x).softmax(-1).detach() * each[i](x).log_softmax(-1)).sum() for each in networks]
+        (gradient,) = torch.autograd.grad(surprises[0] - sum(surprises[1:]), x)
+        expected = x[0] + math.sqrt(gradient.numel()) / 255 * gradient[0] / gradient.norm()
+        torch.testing.assert_close(found[n], expected.detach(), rtol=0, atol=1e-10)
+
+
+def test_with_pair_row_the_moved_image_is_answered_by_its_own_teacher():
+    network, ensemble, batch = student_of("latent_be"), teachers(), batch_of(7)
+    generator = torch.Generator().manual_seed(3)
+    owners = draw_owners(7, M, generator)
+    moved = perturb(batch.images, "tdiv", teachers=ensemble, generator=generator, owners=owners)
+    logits, targets = member_logits(network, moved), torch.stack([t(moved) for t in ensemble])
+    expected = torch.zeros((), dtype=torch.float64)
+    for n, m in enumerate(owners.tolist()):
+        target = (targets[m, n] / 4).softmax(-1)
+        expected += 16 * -(target * (logits[m, n] / 4).log_softmax(-1)).sum() / 7
+    step = StudentStep(ensemble, answers="split", perturbation="tdiv", pair="row")
+    (loss,) = step.losses(network, network, batch)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+
+
+def test_the_other_teacher_of_a_row_is_uniform_and_each_has_as_many_rows_in_a_block():
+    generator, counts = torch.Generator().manual_seed(0), Counter()
+    for _ in range(2000):
+        owners = draw_owners(10, 4, generator)
+        others = draw_others(owners, 4, generator, rows=slice(None), num_rows=10)
+        assert sorted(others[:4].tolist()) == sorted(others[4:8].tolist()) == [0, 1, 2, 3]
+        counts.update(zip(range(10), owners.tolist(), others.tolist(), strict=True))
+    assert all(i != j for _, i, j in counts)
+    expected = 2000 / 12
+    chi_square = sum(
+        (counts[row, i, j] - expected) ** 2 / expected
+        for row in range(10)
+        for i, j in itertools.permutations(range(4), 2)
+    )
+    assert chi_square < 160  # the 0.9995 quantile with 110 degrees of freedom is 163
+
+
+@pytest.mark.parametrize("fields", [{}, {"perturbation": "ods", "answers": "split"}, {"perturbation": "tdiv_sdiv"}])
+def test_pair_row_without_a_teacher_of_its_own_or_without_a_pair_is_refused(fields):
+    with pytest.raises(ValidationError, match="pair: found 'row', which has no effect with answers"):
+        StudentSection(pair="row", **fields)
+
+
+def test_default_pair_makes_no_other_run_than_before_the_field_existed_and_row_costs_the_same():
+    document = {"name": "r", "data": {"kind": "digits"}, "network": "wrn10x1"}
+    old, step, row = (
+        Recipe.model_validate(document | {"students": {"a": {"answers": "split", "perturbation": "tdiv", **more}}})
+        for more in ({}, {"pair": "step"}, {"pair": "row"})
+    )
+    assert "pair" not in step.identity()["students"]["a"]
+    assert old.digest() == step.digest() != row.digest()
+    assert units_per_step(row.students["a"], 4) == units_per_step(step.students["a"], 4) == 7
 
 
 def test_default_makes_no_other_run_than_before_the_field_existed():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
+from reference import member_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -15,7 +16,7 @@ from training_cases import DATA, raise_signal_at
 
 from edc.data import DataSet, load_data
 from edc.errors import CheckpointError, EdcError, Interrupted, RecipeError, RunError
-from edc.method.batch_ensemble import ensemble_size_of, member_state
+from edc.method.batch_ensemble import ensemble_size_of
 from edc.networks import Classifier, build_network
 from edc.recipe import NetworkSection, Recipe
 from edc.runs.cost import estimate_costs
@@ -53,6 +54,11 @@ def own(tmp_path: Path) -> list[str]:
     return [saved(tmp_path / f"own/{m}.safetensors", network(m + 1).state_dict()) for m in range(M)]
 
 
+def untrained(checkpoint: Any) -> dict[str, Any]:
+    """Returns the checkpoint, allowed to be near chance."""
+    return (checkpoint if isinstance(checkpoint, dict) else {"file": checkpoint}) | {"allow_weak": True}
+
+
 def recipe(own: list[Any], **changes: Any) -> Recipe:
     """Returns a recipe with the user's own teachers, or without: then M are trained."""
     document: dict[str, Any] = {
@@ -60,7 +66,7 @@ def recipe(own: list[Any], **changes: Any) -> Recipe:
         "data": DATA.model_dump(exclude_unset=True),
         "network": "cifar_resnet8",
         "training": {"epochs": 2, "warmup_epochs": 1, "batch_size": 16, "learning_rate": 0.02},
-        "teachers": {"checkpoints": own} if own else {"ensemble_size": M},
+        "teachers": {"checkpoints": [untrained(each) for each in own]} if own else {"ensemble_size": M},
         "students": {"kd": {"method": "kd"}, "be": {"method": "latent_be"}},
     }
     return Recipe.model_validate(document | changes)
@@ -328,7 +334,7 @@ def test_own_teachers_that_are_no_network_of_the_students(data, own, tmp_path, a
         network(3).eval(), (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1, max=64)},)
     )
     torch.export.save(program, tmp_path / "whole.pt2")
-    whole = {"file": str(tmp_path / "whole.pt2"), "mean": [0, 0, 0], "std": [1, 1, 1]}
+    whole = {"file": str(tmp_path / "whole.pt2"), "trust": True, "mean": [0, 0, 0], "std": [1, 1, 1]}
     students = {"kd": {"method": "kd", "start": "teacher"}}
     one = recipe([own[0], whole], students=students)
     message = r"^students\.kd\.start: found 'teacher', but teachers\.checkpoints\.1 is a whole network \(exported_pro"

@@ -151,7 +151,7 @@ def test_bench_feeds_pixels_to_files_that_take_pixels(tmp_path):
     take_uint8_pixels(tiny.path)
     for backend in ("onnxruntime", "openvino"):
         worker = Worker(open_backend(backend, threads=1), images, threads=1)
-        report = worker.answer(Load("row", OnnxSource((tiny.path,), PIXELS)))
+        report = worker.answer(Load("row", OnnxSource((tiny.path,), feed=PIXELS)))
         assert isinstance(report, LoadReport), report
         np.testing.assert_allclose(worker.answer(Infer("row", images)), tiny.logits(images), atol=1e-4)
         inputs = worker.inputs_of(2, worker.sources["row"])

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from reference import member_state
 from tiny_run import make_tiny_run
 
 from edc.benchmark.backends.contract import TorchSource
 from edc.benchmark.backends.torch_eager import TorchEager
 from edc.errors import DataError, RunError
-from edc.method.batch_ensemble import member_state
 from edc.runs.folder import RunFolder
 from edc.runs.networks import load_subject, subjects_of
 from edc.runs.rows import identity_of, rows_by_subject

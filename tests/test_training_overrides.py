@@ -177,7 +177,7 @@ def test_a_started_students_first_step_is_the_one_by_hand_in_float64(tmp_path: P
     otherwise = {"batch_size": 64, "epochs": 1, "warmup_epochs": 0, "learning_rate": 0.3, "weight_decay": 0.01}
     one = recipe(
         data=DATA.model_dump(exclude_unset=True) | {"augmentation": "none"},
-        teachers={"checkpoints": files[:2]},
+        teachers={"checkpoints": [{"file": file, "allow_weak": True} for file in files[:2]]},
         students={"kd": {"method": "kd", "start": files[2], "temperature": 3, "training": otherwise}},
     )
     distill(one, run=tmp_path / "runs/run", accelerator=accelerator)

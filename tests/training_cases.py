@@ -143,7 +143,7 @@ def run_case(
         folder=folder,
         label=case,
         accelerator=accelerator,
-        randaugment="randaugment" in section.views,
+        views=section.views,
         ema=section.ema,
     )
     return trained, recorded.seen

@@ -140,8 +140,12 @@ def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend:
         }
         for subject, of_subject in subjects.items():
             if of_subject:
-                subject = replace(subject, precision=_CLASSES[precision])  # noqa: PLW2901
-                found += _forms(subject, of_subject, is_engine=library is not None, how=manifest.preprocessing)
+                # What divides the members' logits is part of a merged ensemble's own graph.
+                temperature = manifest.member_temperature if subject == _IN_TURN else 1.0
+                form = replace(subject, precision=_CLASSES[precision])
+                found += _forms(
+                    form, of_subject, temperature, is_engine=library is not None, how=manifest.preprocessing
+                )
     if library and not found:  # one row that says so, rather than none that does not
         found = [(subject, EngineSource(subject, ())) for subject in (_MERGED, student)]
     return found
@@ -153,12 +157,14 @@ def _num_teachers(manifest: Manifest) -> int:
     return 1 + max((member for member in members if member is not None), default=-1)
 
 
-def _forms(subject: Subject, files: list[EngineFile], *, is_engine: bool, how: Preprocessing) -> list[_Found]:
+def _forms(
+    subject: Subject, files: list[EngineFile], member_temperature: float, *, is_engine: bool, how: Preprocessing
+) -> list[_Found]:
     feed = None if (how.dtype, how.layout, how.value_range) == ("float32", "NCHW", (0.0, 1.0)) else how
     if not is_engine:
-        return [(subject, OnnxSource(tuple(file.path for file in files), feed))]
+        return [(subject, OnnxSource(tuple(file.path for file in files), member_temperature, feed))]
     forms = (replace(subject, cuda_graph=cuda_graph) for cuda_graph in (False, True))
-    return [(form, EngineSource(form, tuple(files), feed)) for form in forms]
+    return [(form, EngineSource(form, tuple(files), member_temperature, feed)) for form in forms]
 
 
 def _ensemble_digests(manifest: Manifest) -> set[str]:

@@ -79,7 +79,11 @@ def distill(
     device: Device = "auto",
     threads: Threads = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the resolved recipe and what it will cost; change nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the resolved recipe, what it will cost, and what its teachers are like; change nothing.",
+        ),
     ] = False,
     profile: Annotated[
         bool,
@@ -175,12 +179,14 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
 
     import yaml
 
+    from edc.cli.tables.advice import print_advice
     from edc.cli.tables.run import print_costs
     from edc.data import load_training_data
     from edc.data.overlap import warn_of_overlap
     from edc.runs.cost import estimate_costs
     from edc.runs.distill import require_trainable
     from edc.runs.student import as_begun
+    from edc.runs.why.advice import advice_of
     from edc.system.files import require_free_disk
     from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
 
@@ -191,15 +197,18 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     by_main(lambda: warn_of_overlap(data), accelerator)
     costs = estimate_costs(as_begun(recipe, run=run, accelerator=accelerator), data, accelerator=accelerator)
+    advice = advice_of(recipe, data, run=run, accelerator=accelerator)
     if not accelerator.is_main_process:
         return
     document = recipe.model_dump(mode="json", exclude_none=True)
     if as_json:
         rows = [{**dataclasses.asdict(cost), "seconds": cost.seconds} for cost in costs]
-        print_json({"recipe": document, "digest": recipe.digest(), "costs": rows})
+        found = {"cannot_say": advice} if isinstance(advice, str) else dataclasses.asdict(advice)
+        print_json({"recipe": document, "digest": recipe.digest(), "costs": rows, "teachers": found})
         return
     print(yaml.safe_dump(document, sort_keys=False))
     print_costs(costs, console=table_console(as_json))
+    print_advice(advice, console=table_console(as_json))
 
 
 def _show_profile(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from edc.cli.options import RUNS, Json, RunsFolder, print_json, say, table_console
+from edc.errors import RequestError
 
 __all__ = ["add_commands", "show_runs"]
 
@@ -33,6 +34,12 @@ def show(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE.svg", help="Draw quality against the cost of training.")
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--page", metavar="FILE.html", help="Write a page of one run: what students and ensemble have in common."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the table of a finished run, or what several seeds of one recipe show together.
@@ -43,7 +50,15 @@ def show(
     from edc.runs.folder import RunFolder, newest_run
 
     folders = [RunFolder(path) for path in runs_shown or []] or [newest_run(runs)]
+    if page:
+        if len(folders) > 1:
+            raise RequestError(f"--page: found {len(folders)} runs; a page shows one, so name one")
+        from edc.cli.page.write import write_run_page
+
+        write_run_page(page, folders[0])
     show_runs(folders, against=against, plot=plot, as_json=as_json)
+    if page:
+        say(f"page: {page}")
 
 
 def show_runs(

@@ -22,7 +22,7 @@ from edc.system.machine import num_cpus
 from edc.system.memory import keep_no_freed_memory
 from edc.system.signals import STOP_SIGNALS
 
-__all__ = ["crop_and_flip", "evaluation_batches", "rand_augmented", "train_batches"]
+__all__ = ["crop_and_flip", "evaluation_batches", "images_at", "rand_augmented", "train_batches"]
 
 
 def train_batches(
@@ -37,6 +37,7 @@ def train_batches(
     rank: int = 0,
     num_processes: int = 1,
     randaugment: bool = False,
+    shuffled: bool = False,
     device: torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
@@ -48,6 +49,7 @@ def train_batches(
         extra: images without labels (`NO_LABEL`) that have their share of each batch; an epoch is one of `images`.
         randaugment: changes each image (see `rand_augmented`) before a crop with padding and its flip, and after a
             random area has been cut out of a file's image.
+        shuffled: whether extra images stand in random rows, as views that mix neighbouring rows need it.
 
     Shapes: images (batch_size / num_processes, C, H, W) uint8, labels (batch_size / num_processes,) int64.
 
@@ -60,7 +62,7 @@ def train_batches(
         )
     sources, pinned = (images, *extra.parts) if extra else (images,), _are_pinned_for(device)
     mine = slice(rank * batch_size // num_processes, (rank + 1) * batch_size // num_processes)
-    rows_of = rows_of_batches(images, extra, batch_size=batch_size, seed=seed, epoch=epoch)
+    rows_of = rows_of_batches(images, extra, batch_size=batch_size, seed=seed, epoch=epoch, shuffled=shuffled)
     rows = (rows_of(number)[mine] for number in range(first_batch, steps_per_epoch(images, batch_size, extra)))
     loaded: Iterator[tuple[Tensor, Tensor]]
     in_memory = [source for source in sources if isinstance(source, MemoryImages)]
@@ -111,6 +113,22 @@ def evaluation_batches(
     elif batches:
         requests = ([(0, i, None, None) for i in batch.tolist()] for batch in batches)
         yield from _loaded((images,), requests, num_workers, replace=False, pinned=pinned)
+
+
+def images_at(sources: Sequence[Images], indices: Tensor, *, num_workers: int = 0) -> Tensor:
+    """Returns the images at `indices` of all sources together (N, C, H, W) uint8, in the evaluation crop.
+
+    Unreadable ones are replaced as in training.
+    """
+    ends = torch.tensor([len(images) for images in sources]).cumsum(0)
+    numbers = torch.searchsorted(ends, indices.contiguous(), right=True)
+    own = indices - (ends - ends.diff(prepend=torch.zeros(1, dtype=torch.int64)))[numbers]
+    requests = [(number, index, None, None) for number, index in zip(numbers.tolist(), own.tolist(), strict=True)]
+    batches = [requests[start : start + 32] for start in range(0, len(requests), 32)]
+    if all(isinstance(images, MemoryImages) for images in sources):
+        num_workers = 0
+    parts = [pixels for pixels, _ in _loaded(sources, batches, num_workers, replace=True, pinned=False)]
+    return torch.cat(parts) if parts else torch.empty(0, *sources[0].image_shape, dtype=torch.uint8)
 
 
 def _gathered(sources: Sequence[MemoryImages], rows: Rows, view_seeds: Sequence[int] | None) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,10 @@
 """Extra images, which have no labels: the images themselves, and their rows in a batch.
 
 Each batch has the same number of them in the same rows, spread evenly, so every process and every micro-batch has its
-share. An epoch goes once through the labelled images. A turn is one pass through the extra images, in a new order, and
-can continue in the next epoch. All of it is a function of seed, epoch and position.
+share. Where views mix neighbouring rows, the rows of each batch are in random order instead: spread evenly, every
+labelled image could be mixed with an extra one alone. An epoch goes once through the labelled images. A turn is one
+pass through the extra images, in a new order, and can continue in the next epoch. All of it is a function of seed,
+epoch and position.
 """
 
 import hashlib
@@ -50,7 +52,7 @@ class Rows:
     indices: Tensor
     turns: Tensor
 
-    def __getitem__(self, rows: slice) -> "Rows":
+    def __getitem__(self, rows: slice | Tensor) -> "Rows":
         return Rows(self.sources[rows], self.indices[rows], self.turns[rows])
 
     def requests(
@@ -89,9 +91,13 @@ def steps_per_epoch(images: Images, batch_size: int, extra: ExtraImages | None =
 
 
 def rows_of_batches(
-    images: Images, extra: ExtraImages | None, *, batch_size: int, seed: int, epoch: int
+    images: Images, extra: ExtraImages | None, *, batch_size: int, seed: int, epoch: int, shuffled: bool = False
 ) -> Callable[[int], Rows]:
-    """Returns a function from the number of a batch in the epoch to the images in its rows."""
+    """Returns a function from the number of a batch in the epoch to the images in its rows.
+
+    Args:
+        shuffled: whether labelled and extra rows stand in random order, drawn for each batch, not spread evenly.
+    """
     order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch))
     if extra is None:
         zeros, epochs = torch.zeros(batch_size, dtype=torch.int64), torch.full((batch_size,), epoch)
@@ -106,7 +112,10 @@ def rows_of_batches(
         indices[~is_extra], turns[~is_extra] = order[number * num_labelled :][:num_labelled], epoch
         first = (epoch * num_steps + number) * num_extra
         sources[is_extra], indices[is_extra], turns[is_extra] = in_turn(first, num_extra)
-        return Rows(sources, indices, turns)
+        rows = Rows(sources, indices, turns)
+        if not shuffled:
+            return rows
+        return rows[torch.randperm(batch_size, generator=generator_for(seed, "rows", epoch, number))]
 
     return rows_of
 

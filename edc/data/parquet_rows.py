@@ -18,7 +18,7 @@ def table_of(files: list[Path], columns: list[str]) -> Any:
     pa, pq = _pyarrow()
     try:
         return pa.concat_tables([pq.read_table(file, columns=columns) for file in files])
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{files[0].parent}: not readable as parquet ({first_line(error)})") from None
 
 
@@ -26,7 +26,7 @@ def schema_of(file: Path) -> Any:
     pa, pq = _pyarrow()
     try:
         return pq.read_schema(file)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{file}: not readable as parquet ({error})") from None
 
 
@@ -136,7 +136,7 @@ def _row_group(path: str, group: int, column: str) -> Any:
     pa, _ = _pyarrow()
     try:
         return _parquet_file(path).read_row_group(group, columns=[column], use_threads=False)[column]
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: row group {group} cannot be read ({error})") from None
 
 
@@ -145,7 +145,7 @@ def _parquet_file(path: str) -> Any:
     pa, pq = _pyarrow()
     try:
         return pq.ParquetFile(path, memory_map=True)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: not readable as parquet ({error})") from None
 
 

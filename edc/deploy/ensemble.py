@@ -9,15 +9,20 @@ from torch import Tensor, nn
 __all__ = ["EnsembleNetwork", "ensemble_log_probs", "ensemble_network"]
 
 
-def ensemble_log_probs(member_logits: Tensor) -> Tensor:
+def ensemble_log_probs(member_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Returns the log of the mean of the members' probabilities, as `edc.metrics.ensemble_log_probs` does in numpy.
 
     softmax(output) is the ensemble's mean probability exactly, so the output can stand wherever a single network's
     logits do. The logarithms are never taken of a probability that has already rounded to zero.
 
+    Args:
+        temperature: divides each member's logits.
+
     Shapes:
         member_logits (M, N, K) -> (N, K)
     """
+    if temperature != 1:
+        member_logits = member_logits / temperature
     return torch.logsumexp(torch.log_softmax(member_logits, dim=-1), dim=0) - math.log(len(member_logits))
 
 
@@ -28,16 +33,17 @@ class EnsembleNetwork(nn.Module):
         images (N, C, H, W) -> (N, K)
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], *, temperature: float = 1.0) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.temperature = nn.ModuleList(members), temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        return ensemble_log_probs(torch.stack([member(images).float() for member in self.members]))
+        logits = torch.stack([member(images).float() for member in self.members])
+        return ensemble_log_probs(logits, temperature=self.temperature)
 
 
-def ensemble_network(members: Sequence[nn.Module]) -> nn.Module:
+def ensemble_network(members: Sequence[nn.Module], *, temperature: float = 1.0) -> nn.Module:
     """Returns one network that computes the mean probability of `members`, as `EnsembleNetwork` describes."""
     if not members:
         raise ValueError("an ensemble needs at least one member")
-    return EnsembleNetwork(members).eval()
+    return EnsembleNetwork(members, temperature=temperature).eval()

@@ -27,7 +27,7 @@ from edc.deploy.artifact.manifest import (
 )
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
 from edc.deploy.ensemble import ensemble_log_probs, ensemble_network
-from edc.deploy.fuse import fuse_batchnorm, scale_classifier
+from edc.deploy.fuse import fuse_batchnorm, scale_classifier, tempered_ensemble
 from edc.deploy.gates import Gates
 from edc.deploy.onnx.from_network import fits_in_a_file
 from edc.deploy.onnx.parity import compare_outputs, network_outputs
@@ -39,7 +39,7 @@ from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder, run_folder
 from edc.runs.own_teachers import own_teachers_of
-from edc.runs.rows import rows_by_subject
+from edc.runs.rows import member_temperature, rows_by_subject
 from edc.runs.student import deployable, load_student
 from edc.subject import Subject
 from edc.teachers.ensemble import load_teachers
@@ -110,7 +110,8 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     summary = run.summary()
     recipe = run.recipe(data_root=options.data_root).deploying(summary)
     require_replaceable(folder)
-    row = rows_by_subject(summary)[Subject("student", name=recipe.deploy)]
+    rows = rows_by_subject(summary)
+    row = rows[Subject("student", name=recipe.deploy)]
     with artifact_lock(folder):
         data = load_data(recipe.data)
         run.warn_of_other_images(data.fingerprint())
@@ -130,6 +131,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
                 classes=data.class_names,
                 preprocessing=preprocessing,
                 calibration_temperature=row["calibration_temperature"],
+                member_temperature=member_temperature(rows[Subject("ensemble")]),
                 temperature_folded=options.fold_temperature,
                 differences=_differences(student, networks[0], samples.parity, row["calibration_temperature"], options),
                 files=tuple(files),
@@ -259,7 +261,9 @@ def _networks(
     ensemble = Subject("ensemble", ensemble_form="merged")
     known = _metrics(rows[ensemble.network])
     known |= {f"calibrated_nll_of_{m}": nll for m, nll in enumerate(by_size, start=1)}
-    merged, merged_fused = ensemble_network(teachers), ensemble_network(fused)
+    temperature = member_temperature(rows[ensemble.network])
+    merged = ensemble_network(teachers, temperature=temperature)
+    merged_fused = tempered_ensemble(fused, temperature, input_shape=shape)
     if not fits_in_a_file(merged_fused):
         console.print(f"no merged ensemble: {TOO_LARGE}", highlight=False)
         return networks

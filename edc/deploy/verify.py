@@ -3,15 +3,18 @@
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
-from edc.deploy.artifact.manifest import Manifest, load_manifest, verify_files
+from edc.deploy.artifact.manifest import ArtifactFile, Manifest, load_manifest, verify_files
 from edc.deploy.engine.description import sidecar_path
 from edc.deploy.onnx.checked import REFUSALS
 from edc.deploy.onnx.precision import require_precision
-from edc.errors import ArtifactError, first_line
+from edc.errors import ArtifactError, cut, first_line, shown
+from edc.system.onnx_content import outside_arithmetic, read_onnx, weights_outside
 
 __all__ = ["verify"]
+
+DAMAGE: tuple[type[Exception], ...] = (OSError, ValueError, LookupError, TypeError, RuntimeError)
+"""What ONNX's readers raise, beside REFUSALS, for a graph that contradicts itself."""
 
 
 def verify(artifact: Path, *, run: Path | None = None, data_root: Path | None = None) -> list[str]:
@@ -28,29 +31,57 @@ def verify(artifact: Path, *, run: Path | None = None, data_root: Path | None = 
     num_onnx = 0
     for file in manifest.files:
         if file.format == "onnx":
-            _check_onnx(artifact / file.path, file.precision)
+            _check_onnx(artifact / file.path, file)
             num_onnx += 1
         elif file.format in ("tensorrt", "tensorrt_rtx") and not sidecar_path(artifact / file.path).is_file():
             raise ArtifactError(f"{file.path}: an engine without its description {sidecar_path(Path(file.path)).name}")
-    done.append(f"onnx: {num_onnx} files pass the checker, keep no data outside, and have the precision they claim")
+    done.append(f"onnx: {num_onnx} files pass the checker, stand alone, and are what the manifest says")
     if run is not None:
         done.append(_parity_again(artifact, manifest, run, data_root))
     return done
 
 
-def _check_onnx(path: Path, precision: str) -> None:
+def _check_onnx(path: Path, file: ArtifactFile) -> None:
+    """Raises unless the file is sound ONNX that stands alone, is arithmetic alone, and is what the manifest says."""
     try:
-        model = onnx.load(path, load_external_data=False)
-        outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
-        if not outside:  # the checker would follow the reference
-            onnx.checker.check_model(model, full_check=True)
-    except (*REFUSALS, DecodeError, OSError) as error:
+        model = read_onnx(path)
+        if outside := weights_outside(model):  # the checker would follow the reference
+            name, place = outside[0]
+            raise ArtifactError(
+                f"{path}: keeps the weight {shown(name)} outside the file, in {shown(place)}; not trusted"
+            )
+        if foreign := outside_arithmetic(model):
+            found = cut(", ".join(foreign), 200)
+            raise ArtifactError(
+                f"{path}: has {found}, which edc never writes: control flow or code of others; not trusted"
+            )
+        onnx.checker.check_model(model, full_check=True)
+        _require_interface(model, path, file)
+        if file.precision in ("fp32", "fp16", "int8-cpu", "int8-trt"):
+            require_precision(path, file.precision)
+    except (*REFUSALS, *DAMAGE) as error:
         raise ArtifactError(f"{path}: not a valid ONNX file ({first_line(error)})") from None
-    if outside:
-        place = next((entry.value for entry in outside[0].external_data if entry.key == "location"), "?")
-        raise ArtifactError(f"{path}: keeps the weight {outside[0].name} outside the file, in {place!r}; not trusted")
-    if precision in ("fp32", "fp16", "int8-cpu", "int8-trt"):
-        require_precision(path, precision)  # type: ignore[arg-type]
+
+
+def _require_interface(model: onnx.ModelProto, path: Path, file: ArtifactFile) -> None:
+    """Raises unless the graph takes and returns the tensors that the manifest lists; a free dimension has any name."""
+    initialised = {tensor.name for tensor in model.graph.initializer}
+    taken = [value for value in model.graph.input if value.name not in initialised]
+    for what, values, listed in (("inputs", taken, file.inputs), ("outputs", model.graph.output, file.outputs)):
+        found = [_described(value) for value in values]
+        expected = [
+            (tensor.name, tensor.dtype, [size if isinstance(size, int) else None for size in tensor.shape])
+            for tensor in listed
+        ]
+        if listed and found != expected:
+            raise ArtifactError(f"{path}: its {what} are {shown(found)}, the manifest says {shown(expected)}")
+
+
+def _described(value: onnx.ValueInfoProto) -> tuple[str, str, list[int | None]]:
+    tensor = value.type.tensor_type
+    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    dimensions = [dimension.dim_value if dimension.HasField("dim_value") else None for dimension in tensor.shape.dim]
+    return value.name, {"float": "float32"}.get(dtype, dtype), dimensions
 
 
 def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path | None) -> str:

@@ -24,7 +24,6 @@ __all__ = [
     "ensemble_size_of",
     "fold",
     "member_logits",
-    "member_state",
     "select_members",
     "shared_layers",
     "to_batch_ensemble",
@@ -36,10 +35,10 @@ def to_batch_ensemble(
 ) -> nn.Module:
     """Returns a copy of `network` in which every Conv2d and Linear, at any depth, has `ensemble_size` members.
 
-    All members start equal to `network`. Some layers stay shared, and `shared_layers` names them: subclasses with their
-    own forward, layers whose weight is read without calling them (torch's attention and encoder layers), and layers
-    that share one weight. With `example` also layers that a forward does not call, or calls on something other than
-    the batch. A table of relative positions, for example, has the same rows for every member.
+    All members start equal to `network`. Some layers stay shared, and `shared_layers` names them: subclasses that
+    compute something else, layers whose weight is read without calling them (torch's attention and encoder layers), and
+    layers that share one weight. With `example` also layers that a forward does not call, or calls on something other
+    than the batch. A table of relative positions, for example, has the same rows for every member.
 
     Args:
         example: a batch (N, C, H, W) to try the network on.
@@ -70,7 +69,7 @@ def to_batch_ensemble(
 
 def _convertible_layers(network: nn.Module, example: Tensor | None) -> set[nn.Module]:
     """Returns the layers that can have members: plain ones that are called, each with a weight of its own."""
-    layers: set[nn.Module] = {module for module in network.modules() if type(module) in (nn.Conv2d, nn.Linear)}
+    layers: set[nn.Module] = {module for module in network.modules() if _is_plain(module)}
     for module in network.modules():
         if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
             layers -= set(module.children())  # torch's fast paths read their weights and pass their forward by
@@ -80,6 +79,24 @@ def _convertible_layers(network: nn.Module, example: Tensor | None) -> set[nn.Mo
         return layers
     once, twice = (_rows_seen(network, layers, images) for images in (example, torch.cat([example, example])))
     return {layer for layer, rows in once.items() if twice[layer] == [2 * number for number in rows]}
+
+
+COMPUTE_AS_THEIR_BASE = ("timm.layers.linear.Linear",)
+"""Subclasses with a forward of their own that computes the base's (timm's casts its weight, in scripted code alone)."""
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Returns whether `module` computes what Conv2d or Linear do with a weight that is a parameter, whatever its class.
+
+    Weights that another module computes (of `nn.utils.parametrize`, for example) are no parameters.
+    """
+    kind: Any = type(module)
+    is_plain = f"{kind.__module__}.{kind.__qualname__}" in COMPUTE_AS_THEIR_BASE
+    if isinstance(module, nn.Conv2d):
+        is_plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+    elif isinstance(module, nn.Linear):
+        is_plain = is_plain or kind.forward is nn.Linear.forward
+    return is_plain and module._parameters.get("weight") is not None
 
 
 def _rows_seen(network: nn.Module, layers: set[nn.Module], images: Tensor) -> dict[nn.Module, list[int]]:
@@ -196,11 +213,6 @@ def _plain_copy(network: nn.Module) -> nn.Module:
             if isinstance(child, BatchEnsembleLayer):
                 setattr(parent, name, plain.setdefault(child, child.plain()))
     return holder["network"]
-
-
-def member_state(network: nn.Module, m: int) -> dict[str, Tensor]:
-    """Returns the state dict of member m as a plain network."""
-    return _plain_state(network, {name: layer.member(m) for name, layer in _layers(network)})
 
 
 def _plain_state(network: nn.Module, replacements: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-__all__ = ["Answers", "FoldKind", "MemberForm", "Method", "MixedView", "Perturbation", "View"]
+__all__ = ["Answers", "FoldKind", "MemberForm", "Method", "MixedView", "Pair", "Perturbation", "View"]
 
 Method = Literal["kd", "latent_be"]
 """`kd`: one plain student learns from the mean of the teachers' answers. `latent_be`: M members share weights. Each
@@ -15,6 +15,10 @@ same, at 4 forward passes per step; `all` costs 16 (or 7 with `kd`) at M = 4."""
 
 Perturbation = Literal["none", "gaussian", "ods", "tdiv", "tdiv_sdiv"]
 """The direction in which images are moved: see `perturb`."""
+
+Pair = Literal["step", "row"]
+"""Which two teachers (and members) a perturbation sets against each other. `step`: one pair for all images of a step.
+`row`: the teacher that answers the image (`answers: split`), and another one, drawn for each image."""
 
 MixedView = Literal["mixup", "cutmix"]
 """How images of a batch are mixed before they are perturbed, the same for teachers and student: see `mixed`."""

@@ -56,12 +56,20 @@ class BatchEnsembleLayer(nn.Module):
         self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
         self.rho = nn.Parameter(layer.weight.new_zeros(ensemble_size, in_size))
         self.sigma = nn.Parameter(layer.weight.new_zeros(ensemble_size, len(layer.weight)))
+        self.was_shared = type(layer) not in (nn.Conv2d, nn.Linear)
+        """Whether edc 0.1.0, which converted no subclass, left it shared: weights of then have no factors of it."""
         self.ensemble_size = ensemble_size
         self.form = form
         self.selected: Tensor | None = None
         """Which members (A,) the next batch is for; None: all. A tensor, so that a compiled layer fits every member."""
         self.rows: tuple[int, ...] | None = None
         """How many rows of the next batch each of these members has; None: all have the same number."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if self.was_shared and f"{prefix}weight" in state_dict:
+            for name, factor in (("rho", self.rho), ("sigma", self.sigma)):
+                state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(factor))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Returns r (A, C_in) and s (A, C_out) of the selected members, with their gradients scaled by M."""
@@ -125,12 +133,6 @@ class BatchEnsembleLayer(nn.Module):
             weight = torch.stack(members).mean(0)
         bias = {} if self.bias is None else {"bias": self.bias.detach() * s.mean(0)}
         return {"weight": weight.detach(), **bias}
-
-    def member(self, m: int) -> dict[str, Tensor]:
-        """Returns `weight` and `bias` of member m as a plain layer."""
-        r, s = 1 + self.rho.detach()[m], 1 + self.sigma.detach()[m]
-        bias = {} if self.bias is None else {"bias": self.bias.detach() * s}
-        return {"weight": self.member_weight(r, s).detach(), **bias}
 
 
 class BatchEnsembleConv2d(BatchEnsembleLayer):

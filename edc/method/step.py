@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from edc.method.batch_ensemble import batchnorm_momentum_shared, ensemble_size_of, select_members
-from edc.method.kinds import Answers, MemberForm, Method, MixedView, Perturbation
+from edc.method.kinds import Answers, MemberForm, Method, MixedView, Pair, Perturbation
 from edc.method.losses import kd_losses, label_loss, latent_be_losses, student_loss, wide
 from edc.method.perturb import perturb, sent_to
 from edc.method.views import mixed
@@ -94,6 +94,7 @@ class StudentStep:
     answers: Answers = "all"
     views: Sequence[MixedView] = ()
     perturbation: Perturbation = "none"
+    pair: Pair = "step"
     grey_levels: float = 1.0
     temperature: float = 4.0
     alpha: float = 1.0
@@ -105,6 +106,8 @@ class StudentStep:
     def losses(self, model: nn.Module, network: nn.Module, batch: Batch) -> Iterator[Tensor]:
         precision, groups = autocast_to(self.autocast, batch.images.device), self._groups(network)
         images, labels = self._viewed(batch)
+        by_row = self.answers == "split" and self.pair == "row"
+        owners = self._owners(batch) if by_row else None
         with precision, record_function("edc:perturbation"):
             images = perturb(
                 images,
@@ -115,8 +118,11 @@ class StudentStep:
                 generator=batch.generator,
                 rows=batch.rows,
                 num_rows=batch.num_rows,
+                owners=owners,
             )
-        parts, parts_labels = self._shared_out(images, labels, batch)  # per teacher: the images that it answers
+        if self.answers == "split" and not by_row:
+            owners = self._owners(batch)
+        parts, parts_labels = self._shared_out(images, labels, owners)  # per teacher: the images that it answers
         with precision, record_function("edc:teachers"):
             answered = [answers(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True)]
         sizes = tuple(len(part) for part in parts)
@@ -157,12 +163,16 @@ class StudentStep:
             labels = F.one_hot(labels, self.num_classes).to(images.dtype)
         return mixed(images, labels, self.views, generator=batch.generator, rows=batch.rows, num_rows=batch.num_rows)
 
-    def _shared_out(self, images: Tensor, labels: Tensor, batch: Batch) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Returns the images that each teacher answers, and their labels: the whole batch, or its share."""
+    def _owners(self, batch: Batch) -> Tensor:
+        return draw_owners(batch.num_rows, len(self.teachers), batch.generator)[batch.rows]
+
+    def _shared_out(
+        self, images: Tensor, labels: Tensor, owners: Tensor | None
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Returns the images that each teacher answers, and their labels: the whole batch, or those that it owns."""
         num_teachers = len(self.teachers)
-        if self.answers == "all":
+        if owners is None:
             return [images] * num_teachers, [labels] * num_teachers
-        owners = draw_owners(batch.num_rows, num_teachers, batch.generator)[batch.rows]
         order, sizes = owners.argsort(stable=True), owners.bincount(minlength=num_teachers).tolist()
         order = sent_to(order, images.device)
         return torch.split(images[order], sizes), torch.split(labels[order], sizes)

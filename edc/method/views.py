@@ -8,8 +8,10 @@ beyond the image's edge is cut off. Both follow one formula, where s is the shar
 
     x' = s * x + (1 - s) * x_partner        y' = mean(s) * y + (1 - mean(s)) * y_partner
 
-Rows 2k and 2k + 1 are partners. Batches are in random order already, so a partner is a random image. No image of
-another process or micro-batch is needed if each has an even number of rows.
+Rows 2k and 2k + 1 are partners. Batches must be in random order, so that a partner is a random image; edc's are
+(`edc.data.extra` shuffles extra rows among the others). No image of another process or micro-batch is needed if each
+has an even number of rows, so that the pairs do not depend on how a batch is divided; partners that are drawn
+within each part would.
 
 The student learns the teachers' answers to x', so distillation needs no label: function matching (Beyer et al. 2022,
 arXiv 2106.05237).

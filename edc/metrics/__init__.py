@@ -1,6 +1,6 @@
 """Metrics of predictions: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
 
-from edc.metrics.calibrate import fit_temperature
+from edc.metrics.calibrate import fit_member_temperature, fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.metrics import (
     Labels,
@@ -14,6 +14,7 @@ from edc.metrics.metrics import (
     ece,
     ensemble_nll_by_size,
     evaluate,
+    fit_temperatures,
     log_probs_from_logits,
     nll,
     quality,
@@ -34,7 +35,9 @@ __all__ = [
     "ensemble_log_probs",
     "ensemble_nll_by_size",
     "evaluate",
+    "fit_member_temperature",
     "fit_temperature",
+    "fit_temperatures",
     "log_probs_from_logits",
     "nll",
     "quality",

@@ -22,16 +22,24 @@ def log_softmax(logits: NDArray[Dtype]) -> NDArray[Dtype]:
     return log_probs
 
 
-def ensemble_log_probs(members: Sequence[NDArray[Dtype]] | NDArray[Dtype]) -> NDArray[Dtype]:
+def ensemble_log_probs(
+    members: Sequence[NDArray[Dtype]] | NDArray[Dtype], *, temperature: float = 1.0
+) -> NDArray[Dtype]:
     """Returns the log of the mean of the members' probabilities, in the type of what it is given.
 
-        output = log( 1/M sum_m softmax(logits_m) ) = logsumexp_m( log_softmax(logits_m) ) - log M
+        output = log( 1/M sum_m softmax(logits_m / t) ) = logsumexp_m( log_softmax(logits_m / t) ) - log M
 
     Its time counts when an ensemble is run member by member, so it takes only a few calls.
+
+    Args:
+        temperature: t, which divides each member's logits.
 
     Shapes:
         members (M, N, K), logits or log-probabilities -> (N, K)
     """
-    log_probs = log_softmax(np.stack(tuple(members)))
+    logits = np.stack(tuple(members))
+    if temperature != 1:
+        logits /= temperature
+    log_probs = log_softmax(logits)
     result: NDArray[Dtype] = np.logaddexp.reduce(log_probs, axis=0) - math.log(len(members))
     return result

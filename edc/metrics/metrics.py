@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edc.metrics.calibrate import fit_temperature
+from edc.metrics.calibrate import fit_member_temperature, fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs, log_softmax
 from edc.metrics.reliability import NUM_BINS, ece_of_bins, reliability_bins
 
@@ -27,6 +27,7 @@ __all__ = [
     "diversity",
     "ece",
     "evaluate",
+    "fit_temperatures",
     "log_probs_from_logits",
     "nll",
 ]
@@ -47,11 +48,17 @@ class Quality:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Quality as it is and after one temperature fitted on validation; `dee` is filled in against the ensemble."""
+    """Quality as it is and calibrated on validation images; `dee` is filled in against the ensemble.
+
+    Calibrated: each member's logits are divided by `member_temperature`, and the logarithm of the mean of their
+    probabilities by `calibration_temperature`. The first is 1 where a network has one member, and where it does not
+    help.
+    """
 
     raw: Quality
     calibrated: Quality
     calibration_temperature: float
+    member_temperature: float
     validation_acc: float
     validation_nll: float
     dee: float | None = None
@@ -111,20 +118,43 @@ def quality(log_probs: Array, labels: Labels) -> Quality:
 
 
 def evaluate(log_probs: Array, labels: Labels, *, validation_log_probs: Array, validation_labels: Labels) -> Metrics:
-    """Returns test quality raw and with the temperature that minimises the validation NLL."""
-    temperature = fit_temperature(validation_log_probs, validation_labels)
+    """Returns test quality raw, and with the temperatures of `fit_temperatures`.
+
+    Of several members the mean of their probabilities counts.
+
+    Shapes: log-probabilities (N, K), or (M, N, K) of M members.
+    """
+    members, validation_members = (x[None] if x.ndim == 2 else x for x in (log_probs, validation_log_probs))
+    validation_mean = ensemble_log_probs(validation_members)
+    before, after = fit_temperatures(validation_members, validation_labels)
     return Metrics(
-        raw=quality(log_probs, labels),
-        calibrated=quality(log_probs_from_logits(log_probs / temperature), labels),
-        calibration_temperature=temperature,
-        validation_acc=accuracy(validation_log_probs, validation_labels),
-        validation_nll=nll(validation_log_probs, validation_labels),
+        raw=quality(ensemble_log_probs(members), labels),
+        calibrated=quality(calibrated_log_probs(members, after, member_temperature=before), labels),
+        calibration_temperature=after,
+        member_temperature=before,
+        validation_acc=accuracy(validation_mean, validation_labels),
+        validation_nll=nll(validation_mean, validation_labels),
     )
 
 
-def calibrated_log_probs(members: Array, temperature: float) -> Array:
-    """Returns the log of the mean probabilities (N, K) of members (M, N, K), calibrated by a temperature."""
-    return log_probs_from_logits(ensemble_log_probs(members) / temperature)
+def fit_temperatures(members: Array, labels: Labels) -> tuple[float, float]:
+    """Returns the temperatures before and after the mean that calibrate members (M, N, K) best on these images.
+
+    Two ways are tried: one temperature after the mean, and one before it (then another after it, which is near 1). The
+    way with the lower NLL is taken, the first one if they are equal.
+    """
+    after = fit_temperature(ensemble_log_probs(members), labels)
+    if len(members) == 1:
+        return 1.0, after
+    before = fit_member_temperature(members, labels)
+    rest = fit_temperature(ensemble_log_probs(members, temperature=before), labels)
+    ways = [(1.0, after), (before, rest)]
+    return min(ways, key=lambda way: nll(calibrated_log_probs(members, way[1], member_temperature=way[0]), labels))
+
+
+def calibrated_log_probs(members: Array, temperature: float, *, member_temperature: float = 1.0) -> Array:
+    """Returns the log of the mean probabilities (N, K) of members (M, N, K), calibrated as `Metrics` describes."""
+    return log_probs_from_logits(ensemble_log_probs(members, temperature=member_temperature) / temperature)
 
 
 def ensemble_nll_by_size(
@@ -132,6 +162,7 @@ def ensemble_nll_by_size(
 ) -> list[float]:
     """Returns the calibrated NLL of an m-teacher ensemble for m = 1..M, averaged over all subsets of that size.
 
+    Each is calibrated as `evaluate` does.
     With many teachers only the first 20 subsets of a size are taken. Shapes: teacher log-probabilities (M, N, K).
     """
     by_size = []
@@ -140,10 +171,9 @@ def ensemble_nll_by_size(
         subsets = [list(subset) for subset in combinations(range(num_teachers), m)][:20]
         values = []
         for subset in subsets:
-            validation = ensemble_log_probs(validation_log_probs[subset])
-            temperature = fit_temperature(validation, validation_labels)
-            test = ensemble_log_probs(teacher_log_probs[subset])
-            values.append(nll(log_probs_from_logits(test / temperature), labels))
+            before, after = fit_temperatures(validation_log_probs[subset], validation_labels)
+            calibrated = calibrated_log_probs(teacher_log_probs[subset], after, member_temperature=before)
+            values.append(nll(calibrated, labels))
         by_size.append(float(np.mean(values)))
     return by_size
 

@@ -13,7 +13,7 @@ from edc.recipe.sections import StudentSection
 from edc.recipe.teachers_section import TeachersSection
 from edc.recipe.training_section import TrainingSection
 
-__all__ = ["units_per_step", "with_numbers_of_epochs"]
+__all__ = ["units_of_perturbation", "units_per_step", "with_numbers_of_epochs"]
 
 AS_LONG_AS, TIMES = "as_long_as", "times"
 
@@ -23,11 +23,16 @@ def units_per_step(student: StudentSection, ensemble_size: int) -> int:
 
     With `answers: split` it is 4 and 10, for any M.
     """
-    perturbation = {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
+    perturbation = units_of_perturbation(student)
     if student.answers == "split":
         return 1 + 3 + perturbation
     num_members = ensemble_size if student.method == "latent_be" else 1
     return ensemble_size + 3 * num_members + perturbation
+
+
+def units_of_perturbation(student: StudentSection) -> int:
+    """Returns the forward-pass units that moving the images of a step takes."""
+    return {"none": 0, "gaussian": 0, "ods": 2, "tdiv": 3, "tdiv_sdiv": 6}[student.perturbation]
 
 
 def with_numbers_of_epochs(recipe: Mapping[str, Any]) -> dict[str, Any]:

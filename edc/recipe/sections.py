@@ -4,15 +4,18 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from edc.method.kinds import Answers, FoldKind, Method, MixedView, Perturbation, View
+from edc.method.kinds import Answers, FoldKind, Method, MixedView, Pair, Perturbation, View
 from edc.recipe.data_section import Count, Section
 from edc.recipe.network_section import Start
 from edc.recipe.training_section import TrainingOverrides, UnitInterval, require_one_of_epochs
 
 __all__ = ["ADDED_LATER", "StudentSection"]
 
-ADDED_LATER = ("answers", "extra", "views")
+ADDED_LATER = ("answers", "extra", "pair", "views")
 """Fields of a student that recipes of edc 0.1.0 did not have: their defaults do not change a run."""
+
+PAIRED = ("tdiv", "tdiv_sdiv")
+"""Perturbations that set two teachers against each other."""
 
 
 class StudentSection(Section):
@@ -29,6 +32,10 @@ class StudentSection(Section):
     random operations on the pixels of each image. `mixup`, `cutmix`: each image is mixed with another of its batch,
     with alpha < 1 their labels too; the batches of each process, and micro-batches, must then be even."""
     perturbation: Perturbation = "none"
+    pair: Pair = "step"
+    """Which two teachers, and members, a perturbation sets against each other. `step`: one pair for all images of a
+    step. `row`: with `answers: split`, the teacher that answers the image, and another one, drawn for each image. Both
+    cost the same."""
     perturbation_grey_levels: PositiveFloat = 1.0
     """Root-mean-square size of the perturbation, in grey levels of 255."""
     temperature: PositiveFloat = 4.0
@@ -62,6 +69,12 @@ class StudentSection(Section):
     def _check(self) -> Self:
         if self.perturbation == "tdiv_sdiv" and self.method != "latent_be":
             raise ValueError("perturbation 'tdiv_sdiv' needs members to disagree: use method 'latent_be', or 'tdiv'")
+        if self.pair == "row" and (self.answers != "split" or self.perturbation not in PAIRED):
+            found = f"answers {self.answers!r} and perturbation {self.perturbation!r}"
+            raise ValueError(
+                f"pair: found 'row', which has no effect with {found}; it needs answers 'split', where a row has a "
+                f"teacher of its own, and perturbation {' or '.join(map(repr, PAIRED))}"
+            )
         if len(set(self.views)) < len(self.views):
             raise ValueError(f"views: found {', '.join(self.views)}; expected each of them once")
         if "randaugment" in self.views[1:]:

@@ -70,7 +70,7 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
             costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
         for name, student in recipe.students.items():
             few, num_steps = _timed(recipe, student, learned_by(student, data), accelerator)
-            learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator)
+            learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator, observed=False)
             seconds = _seconds_per_step(learn, accelerator.device)
             form = form_of(recipe, name, run=run)
             costs.append(Cost(name, units_per_step(student, size), num_steps, seconds, form))

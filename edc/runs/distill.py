@@ -23,12 +23,16 @@ from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
 from edc.teachers.ensemble import fetch_teacher_weights, load_teachers, teacher_digests
 from edc.teachers.reading import OwnTeacher
+from edc.teachers.roll_call.call import call_roll
 from edc.train.distributed import by_main, locked_by_main, one_of_a_machine_first, raised_together
 from edc.train.evaluate import norms_of
 from edc.train.placement import require_tf32_has_effect
 from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
 
 __all__ = ["distill", "distill_all", "require_trainable"]
+
+
+PAIRS_MIXED = "the pairs of labelled and extra images that views mix (drawn anew since edc shuffles them)"
 
 
 def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Accelerator | None = None) -> dict[str, Any]:
@@ -44,20 +48,24 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     own_teachers = [one.network for one in own]
     with raised_together(accelerator):
         require_teachers_to_start_from(recipe, data, own_teachers)
+    loading: Any = {"teachers_path": run.teachers_path, "accelerator": accelerator}
+    if own:  # before anything is written
+        teachers = load_teachers(recipe, data, own=own_teachers, **loading)
+        roll = call_roll(recipe, data, teachers, own, accelerator=accelerator)
     one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
     by_main(lambda: warn_of_overlap(data), accelerator)
     by_main(lambda: run.require_claimable(recipe), accelerator)
     busy = f"{run.path}: another process is at work on this run; wait for it, or choose another folder with --run"
     with locked_by_main(run.lock_path, held_by_other=busy, accelerator=accelerator, vanishes=True):
         by_main(lambda: _claim(recipe, data, run, own), accelerator)
-        teachers = load_teachers(
-            recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own_teachers
-        )
+        if not own:
+            teachers = load_teachers(recipe, data, **loading)
+            roll = call_roll(recipe, data, teachers, (), accelerator=accelerator)
         students = {
             name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator)
             for name in recipe.students
         }
-        summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator)
+        summary = summarise(recipe, data, teachers, students, run=run, accelerator=accelerator, roll=roll)
         by_main(lambda: run.write_summary(summary), accelerator)
         accelerator.wait_for_everyone()
     return summary
@@ -81,6 +89,9 @@ def distill_all(recipes: Mapping[RunFolder, Recipe], *, accelerator: Accelerator
 def _claim(recipe: Recipe, data: DataSet, run: RunFolder, own: Sequence[OwnTeacher]) -> None:
     teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
     extra = {"the extra images": data.extra.fingerprint()} if data.extra else {}
+    if data.extra and any(section.extra and section.mixed_views for section in recipe.students.values()):
+        # Until rows were shuffled for it, every labelled image was mixed with an extra one: another training.
+        extra[PAIRS_MIXED] = "drawn at random"
     inputs = {"the images": data.fingerprint()} | extra | teachers | readings_of(own, run)
     run.claim(recipe, inputs | start_digests(recipe))
 

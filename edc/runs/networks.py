@@ -13,6 +13,7 @@ from edc.method.batch_ensemble import ensemble_size_of
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
 from edc.runs.own_teachers import own_teachers_of
+from edc.runs.rows import member_temperature, rows_by_subject
 from edc.runs.student import deployable, load_student
 from edc.subject import Subject
 from edc.teachers.ensemble import load_teachers, obtain_teacher, teacher_key
@@ -25,11 +26,13 @@ class SubjectNetworks:
     """Networks in eval mode on the CPU whose members' probabilities are averaged.
 
     Several plain networks run in turn (an ensemble); or one network holds `members_per_network` members, for which it
-    takes member-major rows m * N + n (a student before its fold).
+    takes member-major rows m * N + n (a student before its fold). `member_temperature` divides each member's logits
+    before that: the one in the run's summary, 1 if it has none yet.
     """
 
     networks: tuple[nn.Module, ...]
     members_per_network: int = 1
+    member_temperature: float = 1.0
 
 
 def subjects_of(recipe: Recipe) -> tuple[Subject, ...]:
@@ -63,13 +66,19 @@ def load_subject(run: Path, subject: Subject, *, data_root: Path | None = None) 
         return SubjectNetworks(_teachers(folder, recipe, data, [network.member]))
     if network.name is not None:
         return _student(folder, recipe, data, network.name, is_folded=network.role == "student")
-    return SubjectNetworks(_teachers(folder, recipe, data, range(recipe.teachers.size)))
+    teachers = _teachers(folder, recipe, data, range(recipe.teachers.size))
+    return SubjectNetworks(teachers, member_temperature=_member_temperature(folder, network))
+
+
+def _member_temperature(folder: RunFolder, network: Subject) -> float:
+    return member_temperature(rows_by_subject(folder.summary())[network]) if folder.summary_path.is_file() else 1.0
 
 
 def _student(folder: RunFolder, recipe: Recipe, data: DataSet, name: str, *, is_folded: bool) -> SubjectNetworks:
     network = load_student(recipe, name, data, run=folder)
     if not is_folded:
-        return SubjectNetworks((network,), members_per_network=ensemble_size_of(network))
+        temperature = _member_temperature(folder, Subject("members", name=name))
+        return SubjectNetworks((network,), ensemble_size_of(network), member_temperature=temperature)
     return SubjectNetworks((deployable(network, recipe, name, data, accelerator=Accelerator(cpu=True)),))
 
 

@@ -125,6 +125,7 @@ def profile_step(recipe: Recipe, *, folder: Path, teachers_path: Path, accelerat
             teachers,
             run=RunFolder(Path(temporary)),
             accelerator=accelerator,
+            observed=False,
         )
     trace = folder / "trace.json.gz"
 

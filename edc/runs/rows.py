@@ -6,7 +6,7 @@ from typing import Any
 from edc.recipe import Recipe
 from edc.subject import Subject
 
-__all__ = ["deployed_student", "identity_of", "rows_by_subject", "teacher_sets"]
+__all__ = ["deployed_student", "identity_of", "member_temperature", "rows_by_subject", "teacher_sets"]
 
 
 def identity_of(subject: Subject) -> dict[str, Any]:
@@ -40,6 +40,11 @@ def rows_by_subject(summary: dict[str, Any]) -> dict[Subject, dict[str, Any]]:
                 name = row["subject"] if name is None else name
         found[Subject(row["kind"], name=name, member=member)] = row
     return found
+
+
+def member_temperature(row: dict[str, Any]) -> float:
+    """Returns what divides the logits of each member of a row before their mean; an older edc divided by nothing."""
+    return float(row.get("member_temperature", 1.0))
 
 
 def deployed_student(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> str:

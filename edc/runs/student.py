@@ -19,6 +19,7 @@ from edc.recipe import Recipe, StudentSection, TrainingSection
 from edc.runs.choice import TRAINED_WEIGHTS, choose
 from edc.runs.folder import RunFolder
 from edc.runs.start import start_student
+from edc.runs.why.observer import Observer
 from edc.seeding import derive_seed
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.checkpoint import load_finished
@@ -98,6 +99,7 @@ def student_step(
         answers=section.answers,
         views=section.mixed_views,
         perturbation=section.perturbation,
+        pair=section.pair,
         grey_levels=section.perturbation_grey_levels,
         temperature=section.temperature,
         alpha=section.alpha,
@@ -125,10 +127,14 @@ def train_student(
     *,
     run: RunFolder,
     accelerator: Accelerator,
+    observed: bool = True,
 ) -> nn.Module:
     """Returns student `name` (with its members) trained to the end, continuing where an earlier call stopped.
 
     If validation images choose between candidates, it is returned as the chosen one.
+
+    Args:
+        observed: whether to write what it has in common with its ensemble, see `edc.runs.why.observer`.
     """
     section = recipe.students[name]
     folder = run.student_path(name)
@@ -141,11 +147,14 @@ def train_student(
     if not_members and accelerator.is_main_process:
         console.print(f"{name}: shared by all members, not converted: {', '.join(not_members)}", highlight=False)
     busy = f"{folder}: another process is training this student"
+    fitted = partial(
+        _fitted, network, recipe, name, data, teachers, folder=folder, accelerator=accelerator, observed=observed
+    )
     with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
         if not section.chooses:
-            return _fitted(network, recipe, name, data, teachers, folder=folder, accelerator=accelerator)
+            return fitted()
         if not by_main((folder / WEIGHTS).is_file, accelerator):
-            _fitted(network, recipe, name, data, teachers, folder=folder, accelerator=accelerator)
+            fitted()
             choose(
                 recipe,
                 name,
@@ -169,6 +178,7 @@ def _fitted(
     *,
     folder: Path,
     accelerator: Accelerator,
+    observed: bool,
 ) -> nn.Module:
     """Returns student `name` trained to its best epoch."""
     section, training = recipe.students[name], recipe.training_of(recipe.students[name])
@@ -179,18 +189,30 @@ def _fitted(
         console.print(f"{name}: members {form}, {reason}", highlight=False)
     if training.compile:
         _compile_teachers(recipe, data, teachers, training, accelerator)
+    learned = learned_by(section, data)
+    plain_of = partial(fold_student, recipe=recipe, name=name, data=data)
+    observer = Observer(
+        section,
+        learned,
+        teachers,
+        plain_of=plain_of,
+        training=training,
+        num_workers=recipe.data.num_workers,
+        accelerator=accelerator,
+    )
     return fit(
         network,
-        learned_by(section, data),
+        learned,
         learn=student_step(section, teachers, training=training, num_classes=data.num_classes, form=form),
-        plain_of=lambda trained: fold_student(trained, recipe, name, data),
+        plain_of=plain_of,
         data_section=recipe.data,
         training=training,
         seed=derive_seed("student", recipe.seed),
         folder=folder,
         label=name,
         accelerator=accelerator,
-        randaugment="randaugment" in section.views,
+        views=section.views,
+        observe=observer if observed else None,
         ema=section.ema,
         weights=TRAINED_WEIGHTS if section.chooses else WEIGHTS,
     )

@@ -15,7 +15,7 @@ from torch import nn
 
 import edc
 from edc import metrics
-from edc.data import DataSet, steps_per_epoch
+from edc.data import DataSet, Images, steps_per_epoch
 from edc.method.batch_ensemble import ensemble_size_of
 from edc.method.kinds import FoldKind, MemberForm
 from edc.metrics import Labels, Metrics
@@ -30,6 +30,7 @@ from edc.runs.student import deployable, fold_student, form_of, learned_by
 from edc.subject import Subject
 from edc.system.machine import cpu_name
 from edc.teachers.ensemble import TeacherEnsemble
+from edc.teachers.roll_call.call import RollCall
 from edc.train.distributed import by_main
 from edc.train.evaluate import labels_of, predict_logits
 
@@ -47,23 +48,29 @@ def summarise(
     *,
     run: RunFolder,
     accelerator: Accelerator,
+    roll: RollCall | None = None,
 ) -> dict[str, Any]:
     """Returns the document of summary.json: a row for each teacher, the ensemble, each student unfolded and folded.
 
     `fold_choice` holds the validation NLL of both folds of each student with members, so that the choice between them
     is a measurement, and never one on test images. `chosen` holds what they have chosen of each student that
-    has several candidates. `member_form` of a student's rows is the form it was trained in.
+    has several candidates. `member_form` of a student's rows is the form it was trained in. `roll_call` is how the
+    teachers were read and how right they were before anything was trained.
+
+    Args:
+        roll: of the teachers; its answers to validation images are not computed again.
     """
     test_labels, validation_labels = labels_of(data.test), labels_of(data.validation)
 
-    def predict(network: nn.Module) -> Predictions:
-        test, validation = (
-            metrics.log_probs_from_logits(predict_logits(network, split, recipe.data, recipe.training, accelerator))
-            for split in (data.test, data.validation)
-        )
-        return Predictions(test, validation)
+    def log_probs(network: nn.Module, split: Images) -> LogProbs:
+        return metrics.log_probs_from_logits(predict_logits(network, split, recipe.data, recipe.training, accelerator))
 
-    per_teacher = [predict(teacher) for teacher in teachers.members]
+    def predict(network: nn.Module, known: NDArray[np.float32] | None = None) -> Predictions:
+        validation = log_probs(network, data.validation) if known is None else metrics.log_probs_from_logits(known)
+        return Predictions(log_probs(network, data.test), validation)
+
+    known = (roll and roll.logits) or [None] * len(teachers)
+    per_teacher = [predict(teacher, logits) for teacher, logits in zip(teachers.members, known, strict=True)]
     ensemble = Predictions(
         np.concatenate([one.test for one in per_teacher]), np.concatenate([one.validation for one in per_teacher])
     )
@@ -112,6 +119,7 @@ def summarise(
         },
         "ensemble_size": recipe.teachers.size,
         "ensemble_calibrated_nll_by_size": nlls,
+        **({"roll_call": roll.document()} if roll else {}),
         "fold_choice": fold_choice,
         "chosen": {name: choice.model_dump(mode="json") for name, choice in choices.items() if choice is not None},
         "rows": rows,
@@ -145,9 +153,9 @@ def _row(
     """
     num_members = len(predictions.test)
     result = metrics.evaluate(
-        metrics.ensemble_log_probs(predictions.test),
+        predictions.test,
         test_labels,
-        validation_log_probs=metrics.ensemble_log_probs(predictions.validation),
+        validation_log_probs=predictions.validation,
         validation_labels=validation_labels,
     )
     result = dataclasses.replace(
@@ -157,7 +165,9 @@ def _row(
     )
     row = {**identity_of(subject), "parameters": parameters, "forwards": num_members, **_plain(result)}
     calibrated, validation = (
-        metrics.calibrated_log_probs(members, result.calibration_temperature)
+        metrics.calibrated_log_probs(
+            members, result.calibration_temperature, member_temperature=result.member_temperature
+        )
         for members in (predictions.test, predictions.validation)
     )
     results[subject] = per_image_of(metrics.ensemble_log_probs(predictions.test), calibrated, test_labels)

@@ -6,7 +6,7 @@ from typing import Any
 
 from edc.system.documents import require_regular
 
-__all__ = ["MOST_ONNX_BYTES", "outside_arithmetic", "read_onnx"]
+__all__ = ["MOST_ONNX_BYTES", "outside_arithmetic", "read_onnx", "weights_outside"]
 
 MOST_ONNX_BYTES = 2 << 30
 """Of one protobuf message."""
@@ -67,3 +67,20 @@ def _nodes(nodes: Any, level: int) -> Iterator[Any]:
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
                 yield from _nodes(graph.node, level + 1)
+
+
+def weights_outside(model: Any) -> list[tuple[str, str]]:
+    """Returns the name of each tensor that the model keeps outside its file, wherever in the graph, and its place."""
+    nodes = [node for graph in (model.graph, *model.functions) for node in _nodes(graph.node, 1)]
+    values = [attribute for node in nodes for attribute in node.attribute]
+    graphs = [model.graph, *(graph for value in values for graph in (value.g, *value.graphs))]
+    tensors = [tensor for graph in graphs for tensor in graph.initializer]
+    tensors += [tensor for value in values for tensor in (value.t, *value.tensors)]
+    sparse = [tensor for graph in graphs for tensor in graph.sparse_initializer]
+    sparse += [tensor for value in values for tensor in (value.sparse_tensor, *value.sparse_tensors)]
+    tensors += [part for tensor in sparse for part in (tensor.values, tensor.indices)]
+    return [
+        (tensor.name, next((entry.value for entry in tensor.external_data if entry.key == "location"), "?"))
+        for tensor in tensors
+        if tensor.external_data or tensor.data_location == tensor.EXTERNAL
+    ]

@@ -6,14 +6,14 @@ usually told to send some time before the time limit (`--signal=USR1@120`).
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from edc.errors import Interrupted
 
-__all__ = ["STOP_SIGNALS", "ignore_stops", "nothing_kept", "stop_at_once", "stop_requests"]
+__all__ = ["STOP_SIGNALS", "ignore_stops", "interrupted_by", "nothing_kept", "stop_at_once", "stop_requests"]
 
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
@@ -115,3 +115,8 @@ def _handled(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def interrupted_by(stop: Sequence[int]) -> Interrupted:
+    """Returns what to raise when everything is saved; without a signal here, it reached another process."""
+    return Interrupted(stop[0] if stop else signal.SIGTERM, saved=True)

@@ -5,12 +5,12 @@ write files. An exported program unpickles what its archive holds. An ONNX file 
 others is a program, too. Such a file is opened only if its checkpoint says `trust: true` (docs/trust.md).
 """
 
-import zipfile
 from pathlib import Path
 from typing import Literal
 
 from edc.errors import CheckpointError, RecipeError, cut, first_line
 from edc.recipe import CheckpointSection
+from edc.system.archives import zip_entries
 from edc.system.onnx_content import outside_arithmetic, read_onnx
 
 __all__ = ["FileFormat", "format_of", "trusted_format"]
@@ -23,19 +23,11 @@ def format_of(path: Path) -> FileFormat:
     """Returns what kind of file `path` is, by its content where the suffix does not say."""
     if path.suffix == ".onnx":
         return "onnx"
-    entries = set() if path.suffix == ".safetensors" else _entries(path)
+    archived = [] if path.suffix == ".safetensors" else zip_entries(path)
+    entries = {entry.filename.partition("/")[2] for entry in archived}
     if "archive_format" in entries or (entries and path.suffix == ".pt2"):
         return "exported_program"
     return "torchscript" if "constants.pkl" in entries else "state_dict"  # load_state says what is wrong with another
-
-
-def _entries(path: Path) -> set[str]:
-    """Returns the names in a zip archive, without their first folder; none of another or a damaged file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.partition("/")[2] for name in archive.namelist()}
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOFError):
-        return set()
 
 
 def trusted_format(checkpoint: CheckpointSection, *, source: str) -> FileFormat:

@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
 
 from edc.errors import CheckpointError, RecipeError
 from edc.networks import build_network
@@ -11,7 +15,7 @@ from edc.teachers.file_teacher import FileTeacher, in_order_of_data
 from edc.teachers.from_file import require_classifier
 from edc.teachers.reading import OwnTeacher, Reading
 
-__all__ = ["load_library_teacher", "name_of_library_weights"]
+__all__ = ["has_library_weights", "load_library_teacher", "name_of_library_weights"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,22 @@ def _weights_of(name: str, source: str) -> _Weights:
     preset = default.transforms()
     name = f"torchvision/{model} {default}"
     return _Weights(name, len(default.meta["categories"]), preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+
+
+def has_library_weights(name: str) -> bool:
+    """Returns whether the library has fetched its weights of network `name` already, so that no network is needed."""
+    library, _, model = name.partition("/")
+    if library == "timm":
+        import timm
+        from huggingface_hub import try_to_load_from_cache
+
+        config = timm.get_pretrained_cfg(model)
+        files = ("model.safetensors", "pytorch_model.bin")
+        if config and config.hf_hub_id:
+            return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
+        url = str(config.url or "") if config else ""
+    else:
+        from torchvision import models
+
+        url = str(models.get_model_weights(model).DEFAULT.url)
+    return bool(url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name).is_file()

@@ -46,4 +46,5 @@ def in_use(name: str, of_data: Normalisation, *, every: bool) -> dict[str, Norma
             found["DPN's"] = known.IMAGENET_DPN_MEAN, known.IMAGENET_DPN_STD
         found["none (images from 0 to 1)"] = (0.0,) * channels, (1.0,) * channels
         found["none (images from 0 to 255)"] = (0.0,) * channels, (1 / 255,) * channels
-    return found
+    first = {value: name for name, value in reversed(found.items())}  # two names of one: the first
+    return {name: value for name, value in found.items() if first[value] == name}

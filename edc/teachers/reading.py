@@ -1,11 +1,11 @@
-"""How a teacher of the user's is read: what of it the recipe said, and what its file, its library or the data did."""
+"""How a teacher is read (what of it the recipe says, and what its file, library or the data), and how right it is."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-__all__ = ["OwnTeacher", "Reading"]
+__all__ = ["Answered", "Normalisation", "OwnTeacher", "Reading"]
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -65,3 +65,26 @@ class OwnTeacher:
 
     network: nn.Module
     reading: Reading
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one teacher made of the validation images."""
+
+    member: int
+    name: str
+    acc: float
+    chance: float
+    """Accuracy of answers as frequent as its own that do not look at the images."""
+    nll: float
+    reading: Reading
+
+    @property
+    def margin(self) -> float:
+        return self.acc - self.chance
+
+    def document(self) -> dict[str, Any]:
+        """Returns its part of summary.json."""
+        reading = self.reading.identity() | {"normalisation_of": self.reading.normalisation_of}
+        reading |= {"classes": self.reading.classes, "weights": self.reading.weights, "notes": list(self.reading.notes)}
+        return {"member": self.member, "name": self.name, "acc": self.acc, "nll": self.nll, **reading}

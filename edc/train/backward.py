@@ -1,20 +1,24 @@
-"""The gradients of one step, computed in as few parts as memory allows.
+"""The gradients of one step, computed in as few parts as memory allows; and its loss, read back later.
 
 A batch larger than `micro_batch_size` is cut first; a step then gives its loss in parts (`edc.method.step`). Each part
 has its own backward pass, so only one part's activations exist at a time. In a distributed run only the last part waits
 for the other processes.
 """
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from edc.errors import DivergedError
 from edc.method.step import Batch, Step
 
-__all__ = ["backward_through"]
+__all__ = ["backward_through", "read_back"]
 
 
 def backward_through(
@@ -44,3 +48,29 @@ def backward_through(
                     accelerator.backward(loss)
             losses.append(loss.detach())
     return torch.stack(losses).sum()
+
+
+def read_back(
+    pending: Sequence[Tensor],
+    last_step: int,
+    *,
+    steps_per_epoch: int,
+    label: str,
+    checkpoint: Path,
+    accelerator: Accelerator,
+) -> list[float]:
+    """Returns the losses of the steps up to `last_step`, the means over all processes; waits for them.
+
+    Raises:
+        DivergedError: one of them is not finite.
+    """
+    losses: list[float] = accelerator.reduce(torch.stack(list(pending)).float(), "mean").tolist()
+    for number, loss in enumerate(losses, start=last_step - len(losses) + 1):
+        if not math.isfinite(loss):
+            saved = checkpoint.is_file()
+            kept = f"{checkpoint} holds the last good state" if saved else "there was no checkpoint yet"
+            raise DivergedError(
+                f"{label}: the loss became {loss} at step {number} (epoch {number // steps_per_epoch}); {kept}. "
+                "Try a smaller training.learning_rate, a longer warm-up, or precision fp32."
+            )
+    return losses

@@ -3,7 +3,6 @@
 import pickle
 import re
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edc.errors import CheckpointError, first_line, shown
+from edc.system.archives import unpacks_to_much_more, zip_entries
 from edc.system.files import write_atomically
 from edc.system.saved import fault_of
 from edc.train.average import RunningAverage
@@ -171,6 +171,8 @@ def load_document(path: Path) -> Any:
     """
     if not path.is_file():
         raise CheckpointError(f"{path.absolute()}: no such checkpoint")
+    if unpacks_to_much_more(path):
+        raise CheckpointError(f"{path}: unpacks to many times its size, which no file of torch.save does; not opened")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -259,7 +261,7 @@ def _what_it_is(path: Path) -> str:
         head = file.read(512)
     text = head.decode("utf-8", "ignore")
     is_text = len(text.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in text)
-    named_safetensors, is_zip = path.suffix == ".safetensors", zipfile.is_zipfile(path)
+    named_safetensors, is_zip = path.suffix == ".safetensors", bool(zip_entries(path))
     is_safetensors = head[8:9] == b"{"  # after eight bytes of its length comes a header in JSON
     kinds = [
         (not head, "it is empty"),

@@ -1,5 +1,8 @@
 """Predictions of trained networks on a split."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -13,7 +16,7 @@ from edc.recipe import DataSection, TrainingSection
 from edc.train.distributed import raised_together
 from edc.train.placement import autocast, float32_as, to_device
 
-__all__ = ["evaluate_accuracy", "labels_of", "norms_of", "predict_logits", "reestimate_batchnorm"]
+__all__ = ["evaluate_accuracy", "gathered", "labels_of", "norms_of", "predict_logits", "reestimate_batchnorm"]
 
 
 def evaluate_accuracy(
@@ -65,10 +68,22 @@ def predict_logits(
             member_logits(network, to_device(pixels, accelerator.device, training)).float().cpu().numpy()
             for pixels, _ in batches
         ]
+    return gathered(mine, len(images), accelerator)
+
+
+def gathered(
+    mine: Sequence[NDArray[np.floating[Any]]], num_images: int, accelerator: Accelerator
+) -> NDArray[np.float32]:
+    """Returns logits (M, num_images, K) in order, on every process.
+
+    Args:
+        mine: those of this process (M, n, K), one part after another, of rows rank, rank + P, ...
+    """
+    num_processes = accelerator.num_processes
     shares = [np.concatenate(mine, axis=1)] if mine else []
     if num_processes > 1:
         shares = gather_object(shares)
-    result = np.empty((shares[0].shape[0], len(images), shares[0].shape[2]), np.float32)
+    result = np.empty((shares[0].shape[0], num_images, shares[0].shape[2]), np.float32)
     for first, share in enumerate(shares):  # process r had rows r, r + P, ...
         result[:, first::num_processes] = share
     return result

@@ -5,9 +5,8 @@ best epoch, is `plain_of(network)`: the network itself, or the fold of its membe
 """
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,15 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from edc.data import DataSet, steps_per_epoch, train_batches
-from edc.errors import DivergedError, EdcError, Interrupted
+from edc.errors import EdcError
+from edc.method.kinds import View
 from edc.method.step import Batch, Step
 from edc.recipe import DataSection, TrainingSection
 from edc.seeding import derive_seed, generator_for
 from edc.system.memory import freed_memory_kept
-from edc.system.signals import stop_requests
+from edc.system.signals import interrupted_by, stop_requests
 from edc.train.average import RunningAverage, copy_of_state
-from edc.train.backward import backward_through
+from edc.train.backward import backward_through, read_back
 from edc.train.checkpoint import Position, append_metrics, load_finished, resumed, save_checkpoint, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
@@ -43,6 +43,9 @@ WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "ema.safetensors"
 STEPS_BETWEEN_LOOKS = 20
 """Steps between reading losses back, because on a GPU every look waits for the queue. Processes meet there."""
 
+Observe = Callable[[nn.Module, int], Mapping[str, float]]
+"""Returns figures of the network that is trained, after the epoch with this number."""
+
 
 def fit(
     network: nn.Module,
@@ -56,7 +59,8 @@ def fit(
     folder: Path,
     label: str,
     accelerator: Accelerator,
-    randaugment: bool = False,
+    views: Sequence[View] = (),
+    observe: Observe | None = None,
     ema: float | None = None,
     weights: str = WEIGHTS,
 ) -> nn.Module:
@@ -68,7 +72,8 @@ def fit(
     Args:
         learn: one step, which gives the loss to minimise.
         plain_of: returns the network whose validation accuracy counts.
-        randaugment: whether images are augmented so besides, see `train_batches`.
+        views: those of the student; the data's part in them is described at `train_batches`.
+        observe: what to write besides of the network after an epoch that validates; it may leave it in eval mode.
         ema: the decay of a moving average of the network, which is validated as the network is; None: there is none.
 
     Raises:
@@ -96,7 +101,8 @@ def fit(
         plain_of=plain_of,
         data_section=data_section,
         training=training,
-        randaugment=randaugment,
+        views=views,
+        observe=observe,
         seed=seed,
         folder=folder,
         label=label,
@@ -108,7 +114,7 @@ def fit(
         by_main(lambda: _save_best(job, finished), accelerator)
         accelerator.wait_for_everyone()
         if anyone(bool(stop), accelerator):  # this training is complete, the next must not start
-            raise _interrupted(stop)
+            raise interrupted_by(stop)
     network.load_state_dict(position.best_state)
     optimizer.zero_grad(set_to_none=True)  # a teacher would keep them in memory through all later trainings
     return network
@@ -136,7 +142,8 @@ class _Job:
     plain_of: Callable[[nn.Module], nn.Module]
     data_section: DataSection
     training: TrainingSection
-    randaugment: bool
+    views: Sequence[View]
+    observe: Observe | None
     seed: int
     folder: Path
     label: str
@@ -217,13 +224,23 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
             raise_together(failed[0] if failed else None, accelerator)
             for images in job.data.trained_on:
                 pool_bad_images(images, accelerator)
-            progress.loss = _look_at_losses(job, pending, step)
+            losses = read_back(
+                pending,
+                step,
+                steps_per_epoch=job.steps,
+                label=job.label,
+                checkpoint=job.checkpoint,
+                accelerator=accelerator,
+            )
+            position.loss_sum += math.fsum(losses)
+            progress.loss = losses[-1]
+            pending.clear()
         progress.step(step + 1, num_images=training.batch_size)
         if stopping:
             position.seconds += time.monotonic() - started
             by_main(job.save_checkpoint, accelerator)
             accelerator.wait_for_everyone()  # a launcher kills all processes when the first of them leaves
-            raise _interrupted(stop)
+            raise interrupted_by(stop)
     position.seconds += time.monotonic() - started
 
 
@@ -239,31 +256,12 @@ def _batches(job: _Job, epoch: int, failed: list[EdcError]) -> Iterator[tuple[Te
         first_batch=job.position.batch,
         rank=job.accelerator.process_index,
         num_processes=job.accelerator.num_processes,
-        randaugment=job.randaugment,
+        randaugment="randaugment" in job.views,
+        shuffled=any(view != "randaugment" for view in job.views),
         device=job.accelerator.device,
     )
     share = job.training.batch_size // job.accelerator.num_processes
     return kept_coming(batches, failed, share=share, image_shape=job.data.image_shape, accelerator=job.accelerator)
-
-
-def _interrupted(stop: list[int]) -> Interrupted:
-    return Interrupted(stop[0] if stop else signal.SIGTERM, saved=True)  # without one, it reached another process
-
-
-def _look_at_losses(job: _Job, pending: list[Tensor], step: int) -> float:
-    """Reads the pending losses back, adds them up and returns the last; raises at the first that is not finite."""
-    losses: list[float] = job.accelerator.reduce(torch.stack(pending).float(), "mean").tolist()
-    for number, loss in enumerate(losses, start=step - len(losses) + 1):
-        if not math.isfinite(loss):
-            saved = job.checkpoint.is_file()
-            kept = f"{job.checkpoint} holds the last good state" if saved else "there was no checkpoint yet"
-            raise DivergedError(
-                f"{job.label}: the loss became {loss} at step {number} (epoch {number // job.steps}); {kept}. "
-                "Try a smaller training.learning_rate, a longer warm-up, or precision fp32."
-            )
-    job.position.loss_sum += math.fsum(losses)
-    pending.clear()
-    return losses[-1]
 
 
 def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: TensorBoardCurves | None) -> None:
@@ -276,6 +274,8 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: Tens
         if acc >= position.best_validation_acc:
             position.best_validation_acc, position.best_epoch = acc, epoch
             position.best_state = copy_of_state(job.network)
+        if job.observe is not None and (observed := job.observe(job.network, epoch)):
+            record["observed"] = observed
         if job.average is not None:
             record["ema_validation_acc"] = _validation_acc(job, job.average.network)
             job.average.keep_if_best(record["ema_validation_acc"])

@@ -91,6 +91,8 @@ class TensorBoardCurves:
             for name in CURVES if self.writer else ():
                 if name in record:
                     self.writer.add_scalar(name, record[name], record["step"])
+            for name, value in record.get("observed", {}).items() if self.writer else ():
+                self.writer.add_scalar(f"observed/{name}", value, record["step"])
 
 
 @contextmanager

@@ -42,6 +42,8 @@ class OnnxSource:
     """One ONNX file, or the members of an ensemble to be run in turn and their probabilities averaged."""
 
     files: tuple[Path, ...]
+    member_temperature: float = 1.0
+    """Divides each member's logits before they are averaged."""
     feed: Preprocessing | None = None
     """The input that the files take; None: images as they are, (N, C, H, W) float32 in [0, 1]."""
 
@@ -64,6 +66,8 @@ class EngineSource:
 
     subject: Subject
     files: tuple[EngineFile, ...]
+    member_temperature: float = 1.0
+    """As of `OnnxSource`."""
     feed: Preprocessing | None = None
 
 

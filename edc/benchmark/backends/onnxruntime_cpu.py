@@ -14,7 +14,7 @@ from edc.deploy.onnx.session import CPU, import_onnxruntime, ort_errors, ort_ses
 from edc.errors import ArtifactError, FailedError, first_line
 from edc.metrics.ensemble import ensemble_log_probs
 
-__all__ = ["OnnxRuntimeCpu", "OnnxRuntimeLoaded", "graph_precision", "one_line", "onnx_files"]
+__all__ = ["OnnxRuntimeCpu", "OnnxRuntimeLoaded", "graph_precision", "member_temperature_of", "one_line", "onnx_files"]
 
 
 class OnnxRuntimeCpu(Backend):
@@ -50,14 +50,20 @@ class OnnxRuntimeCpu(Backend):
             threads=self.threads if self._shares_threads else sessions[0].get_session_options().intra_op_num_threads,
             notes=("one pool of threads for all sessions",) if self._shares_threads else (),
         )
-        return OnnxRuntimeLoaded(sessions, what_ran, file_bytes=sum(path.stat().st_size for path in files))
+        file_bytes = sum(path.stat().st_size for path in files)
+        return OnnxRuntimeLoaded(
+            sessions, what_ran, file_bytes=file_bytes, member_temperature=member_temperature_of(source)
+        )
 
 
 class OnnxRuntimeLoaded(Loaded):
     """Sessions on the same images; several are averaged as probabilities."""
 
-    def __init__(self, sessions: list[Any], what_ran: WhatRan, *, file_bytes: int) -> None:
+    def __init__(
+        self, sessions: list[Any], what_ran: WhatRan, *, file_bytes: int, member_temperature: float = 1.0
+    ) -> None:
         self.what_ran, self.file_bytes = what_ran, file_bytes
+        self._temperature = member_temperature
         self._errors = ort_errors()
         self._runs: list[tuple[Callable[..., list[Floats]], str]] = [
             (session.run, session.get_inputs()[0].name) for session in sessions
@@ -69,7 +75,8 @@ class OnnxRuntimeLoaded(Loaded):
             # A single session is run without a loop, which would take half a microsecond, 3 % of the smallest network.
             if len(self._runs) == 1:
                 return self._run(None, {self._name: batch})[0]
-            return ensemble_log_probs([run(None, {name: batch})[0] for run, name in self._runs])
+            outputs = [run(None, {name: batch})[0] for run, name in self._runs]
+            return ensemble_log_probs(outputs, temperature=self._temperature)
         except self._errors as error:
             raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {one_line(error)}") from error
 
@@ -82,6 +89,11 @@ def onnx_files(source: Source) -> tuple[Path, ...]:
     if missing:
         raise ArtifactError(f"{missing[0]}: no such file; export again with: edc export")
     return source.files
+
+
+def member_temperature_of(source: Source) -> float:
+    """Returns what divides the logits of each file's network before they are averaged."""
+    return source.member_temperature if isinstance(source, OnnxSource) else 1.0
 
 
 def graph_precision(path: Path) -> str:

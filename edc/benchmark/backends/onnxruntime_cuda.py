@@ -12,7 +12,7 @@ import numpy as np
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Nanoseconds, Source, WhatRan
 from edc.benchmark.backends.on_cuda import device_is_lost, gpu_probe_ns
-from edc.benchmark.backends.onnxruntime_cpu import graph_precision, one_line, onnx_files
+from edc.benchmark.backends.onnxruntime_cpu import graph_precision, member_temperature_of, one_line, onnx_files
 from edc.deploy.artifact.feed import Fed
 from edc.deploy.onnx.precision import HEAVY_OPERATORS
 from edc.deploy.onnx.session import import_onnxruntime, ort_errors
@@ -56,7 +56,10 @@ class OnnxRuntimeCuda(Backend):
             threads=sessions[0].get_session_options().intra_op_num_threads,
             notes=("TF32 off", "I/O binding", "parts by the host's clock, each waited for"),
         )
-        return BoundSessions(sessions, what_ran, file_bytes=sum(path.stat().st_size for path in files))
+        file_bytes = sum(path.stat().st_size for path in files)
+        return BoundSessions(
+            sessions, what_ran, file_bytes=file_bytes, member_temperature=member_temperature_of(source)
+        )
 
     def _session(self, path: Path) -> Any:
         if CUDA not in self.ort.get_available_providers():
@@ -83,8 +86,17 @@ class BoundSessions(Loaded):
 
     on_gpu = True
 
-    def __init__(self, sessions: list[Any], what_ran: WhatRan, *, file_bytes: int, device: str = "cuda") -> None:
+    def __init__(
+        self,
+        sessions: list[Any],
+        what_ran: WhatRan,
+        *,
+        file_bytes: int,
+        member_temperature: float = 1.0,
+        device: str = "cuda",
+    ) -> None:
         self.what_ran, self.file_bytes, self.device = what_ran, file_bytes, device
+        self._temperature = member_temperature
         # Errors with bindings come as plain RuntimeError.
         self._errors: tuple[type[Exception], ...] = (*ort_errors(), RuntimeError)
         self._sessions = sessions
@@ -106,7 +118,7 @@ class BoundSessions(Loaded):
             self._borders_ns.append((start, copied_in, computed, perf_counter_ns()))
         except self._errors as error:
             raise FailedError(f"ONNX Runtime cannot run batch {len(batch)}: {one_line(error)}") from error
-        return outputs[0] if len(outputs) == 1 else ensemble_log_probs(outputs)
+        return outputs[0] if len(outputs) == 1 else ensemble_log_probs(outputs, temperature=self._temperature)
 
     def probe_ns(self) -> int | None:
         return gpu_probe_ns() if self.device == "cuda" else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, WhatRan
-from edc.benchmark.backends.onnxruntime_cpu import onnx_files
+from edc.benchmark.backends.onnxruntime_cpu import member_temperature_of, onnx_files
 from edc.deploy.artifact.feed import Fed
 from edc.errors import FailedError, first_line
 from edc.metrics.ensemble import ensemble_log_probs
@@ -61,7 +61,13 @@ class OpenVinoCpu(Backend):
             raise FailedError("openvino-bf16: OpenVINO finds no bfloat16 in this CPU and would run float32")
         compiled = [self._compile(path) for path in files]
         file_bytes = sum(path.stat().st_size for path in files)
-        return OpenVinoLoaded(compiled, hint=self.precision, version=self.version, file_bytes=file_bytes)
+        return OpenVinoLoaded(
+            compiled,
+            hint=self.precision,
+            version=self.version,
+            file_bytes=file_bytes,
+            member_temperature=member_temperature_of(source),
+        )
 
     def _compile(self, path: Path) -> Any:
         options = {
@@ -78,8 +84,10 @@ class OpenVinoCpu(Backend):
 class OpenVinoLoaded(Loaded):
     """One request per file; several files are averaged as probabilities."""
 
-    def __init__(self, compiled: list[Any], *, hint: Hint, version: str, file_bytes: int) -> None:
-        self.file_bytes = file_bytes
+    def __init__(
+        self, compiled: list[Any], *, hint: Hint, version: str, file_bytes: int, member_temperature: float
+    ) -> None:
+        self.file_bytes, self._temperature = file_bytes, member_temperature
         counts = sum((_precisions_of(model) for model in compiled), Counter[str]())
         self.what_ran = WhatRan(
             provider="OpenVINO " + ", ".join(compiled[0].get_property("EXECUTION_DEVICES")),
@@ -103,7 +111,7 @@ class OpenVinoLoaded(Loaded):
             outputs: list[Floats] = [request.infer({0: batch})[0] for request in self._requests]
         except RuntimeError as error:
             raise FailedError(f"OpenVINO cannot run batch {len(batch)}: {_reason(error)}") from error
-        return outputs[0] if len(outputs) == 1 else ensemble_log_probs(outputs)
+        return outputs[0] if len(outputs) == 1 else ensemble_log_probs(outputs, temperature=self._temperature)
 
 
 def _precisions_of(compiled: Any) -> Counter[str]:

@@ -53,7 +53,7 @@ class TensorRtEngines(Backend):
             ),
         )
         return CudaLoaded(
-            lambda images: _bound(runners, images, cuda_graph=source.subject.cuda_graph),
+            lambda images: _bound(runners, images, source),
             what_ran,
             file_bytes=sum(engine.bytes for engine in engines),
             max_batch=min(engine.max_batch for engine in engines),
@@ -66,8 +66,9 @@ def _how_it_is_asked(library: Library, *, cuda_graph: bool) -> str:
     return "CUDA graph by TensorRT-RTX itself" if library == "tensorrt_rtx" else "CUDA graph"
 
 
-def _bound(runners: list[EngineRunner], images: Tensor, *, cuda_graph: bool) -> Callable[[], Tensor]:
+def _bound(runners: list[EngineRunner], images: Tensor, source: EngineSource) -> Callable[[], Tensor]:
     """Returns what asks for the outputs: logits, or the log of the mean of the members' probabilities."""
+    cuda_graph = source.subject.cuda_graph
     bindings = [runner.bind(images, cuda_graph=cuda_graph) for runner in runners]
 
     def compute() -> Tensor:
@@ -75,7 +76,8 @@ def _bound(runners: list[EngineRunner], images: Tensor, *, cuda_graph: bool) -> 
             enqueue()
         if len(bindings) == 1:
             return bindings[0][0]
-        return ensemble_log_probs(torch.stack([logits for logits, _ in bindings]))
+        logits = torch.stack([logits for logits, _ in bindings])
+        return ensemble_log_probs(logits, temperature=source.member_temperature)
 
     records_its_own = all(runner.engine.library == "tensorrt_rtx" for runner in runners)
     return captured(compute) if cuda_graph and not records_its_own else compute

@@ -70,6 +70,7 @@ class Members:
     def __init__(self, networks: SubjectNetworks, *, device: str = "cpu") -> None:
         self.networks = [_ready(network, device) for network in networks.networks]
         self.members_per_network = networks.members_per_network
+        self.member_temperature = networks.member_temperature
         self.num_members = len(self.networks) * self.members_per_network
 
     @property
@@ -88,7 +89,7 @@ class Members:
         else:  # member-major rows: m * N + n
             rows = images.repeat(self.members_per_network, 1, 1, 1)
             logits = self.networks[0](rows).view(self.members_per_network, len(images), -1)
-        return ensemble_log_probs(logits)
+        return ensemble_log_probs(logits, temperature=self.member_temperature)
 
 
 def _ready(network: nn.Module, device: str) -> nn.Module:

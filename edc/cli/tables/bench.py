@@ -29,7 +29,7 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
     for columns in [quality + speed] if console.width >= ROOM_FOR_ONE_TABLE else [quality, speed]:
         _print_table(title, columns, result, console)
     console.print(
-        f"quality on {result.num_test_images:,} test images; cNLL: after one temperature fitted on validation\n"
+        f"quality on {result.num_test_images:,} test images; cNLL: calibrated on validation images\n"
         "ms: median for a whole batch; x: times as fast as the ensemble's best form, same backend and precision, "
         "median and 95 % interval over rounds\n"
         "vs ens.: points of accuracy against that ensemble; ok: not worse, by more than the margin (0.5 points); "

@@ -36,7 +36,7 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     title = f"{first['name']}: {data['kind']}, {training} and {data['test']:,} test images, "
     title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
     forms = _member_forms(summaries)
-    caption = "c: after one temperature fitted on validation; runs: forward passes per image"
+    caption = "c: calibrated on validation images; runs: forward passes per image"
     for name, by_seed in forms.items():
         label = Subject("student", name=name).label
         caption += f"\n{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members"

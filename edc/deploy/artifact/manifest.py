@@ -144,6 +144,10 @@ class Manifest(_Section):
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     preprocessing: Preprocessing
     calibration_temperature: Annotated[float, Field(gt=0, description="the student's, fitted on validation images")]
+    member_temperature: Annotated[
+        float,
+        Field(gt=0, description="divides each teacher's logits before the ensemble averages; the merged file does so"),
+    ] = 1.0
     temperature_folded: Annotated[bool, Field(description="true: the student's logits are already divided by it")]
     batchnorm_folded: bool = True
     differences: Annotated[

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edc.deploy.engine.library import Library
 from edc.errors import ArtifactError
+from edc.system.documents import json_from_text, read_text
 from edc.system.files import write_atomically
 
 __all__ = ["Engine", "read_engine", "sidecar_path", "write_description"]
@@ -63,10 +64,10 @@ def read_engine(path: Path, library: Library, *, sha256: str) -> Engine:
         if not each.is_file():
             raise ArtifactError(f"{each}: no such file; export again with: edc export --trt")
     try:
-        content = json.loads(description.read_text(encoding="utf-8"))
+        content = json_from_text(read_text(description))
         content["compute_capabilities"] = tuple(content["compute_capabilities"])
         engine = Engine(**{**content, "sha256": sha256})
-    except (ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{description}: not the description of an engine ({error}); export again") from error
     if engine.library != library:
         raise ArtifactError(f"{path}: is an engine for {engine.library}, not for {library}")

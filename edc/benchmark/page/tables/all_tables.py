@@ -71,7 +71,8 @@ def _quality(bench: Bench) -> Table:
         "MB",
     )
     note = (
-        "c: after one temperature T, fitted for this file on validation images. agree: same class as the ensemble. "
+        "c: after one temperature T, fitted for this row on validation images. An ensemble's rows include the one that "
+        "calibrates its members before their mean. agree: same class as the ensemble. "
         "DEE: how many teachers an ensemble needs for the same cNLL; >: more than the ensemble has."
     )
     number = bench.document.num_test_images

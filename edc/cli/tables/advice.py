@@ -1,0 +1,45 @@
+"""What a dry run says of the teachers; the one place for sentences about what pays in which case."""
+
+from rich.console import Console
+
+from edc.metrics.intervals import Interval
+from edc.runs.why.advice import FITTED_FROM, Advice, Case
+
+__all__ = ["print_advice"]
+
+CASES: dict[Case, str] = {
+    "fitted": "The teachers have fitted their training images.",
+    "not_fitted": f"The teachers have not fitted their training images (from {FITTED_FROM:.0%} on they have).",
+    "unknown": "Whether the teachers have fitted their training images is not known: those have no labels here.",
+}
+MEASURED = "edc recommends nothing beyond what its results/ have measured in such a case."
+PAYS: dict[Case, str] = {"fitted": MEASURED, "not_fitted": MEASURED, "unknown": MEASURED}
+"""Neutral until a page of results says more of a case."""
+
+
+def print_advice(advice: Advice | str, *, console: Console) -> None:
+    """Prints what the teachers are like, or why that cannot be said yet."""
+    if isinstance(advice, str):
+        console.print(f"teachers: cannot be looked at yet: {advice}", highlight=False, markup=False)
+        return
+    one = f"teachers (mean of {advice.num_teachers}): "
+    if advice.train_acc is not None:
+        one += f"right on {advice.train_acc:.1%} of {advice.num_train:,} training images and "
+    else:
+        one += "right "
+    one += f"on {advice.validation_acc:.1%} of {advice.num_validation:,} validation images, "
+    one += f"calibrated NLL {advice.calibrated_nll:.3f}"
+    ensemble = f"ensemble: {advice.ensemble_validation_acc:.1%}, calibrated NLL {advice.ensemble_calibrated_nll:.3f}"
+    gains = f"{_gain(advice.gain_acc, 100, 1)} points of accuracy and {_gain(advice.gain_calibrated_nll, 1, 3)} nats"
+    lines = [one, ensemble, f"to be won over one teacher, by a student worth its ensemble: {gains} (95 % intervals)"]
+    if any(not gain.excludes(0) for gain in (advice.gain_acc, advice.gain_calibrated_nll)):
+        lines.append("an interval that holds 0: on these images, that gain cannot be told from none")
+    for line in [*lines, CASES[advice.case], PAYS[advice.case]]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _gain(gain: Interval, factor: float, digits: int) -> str:
+    value = f"{factor * gain.value:+.{digits}f}"
+    if gain.low is None or gain.high is None:
+        return value
+    return f"{value} ({factor * gain.low:+.{digits}f} to {factor * gain.high:+.{digits}f})"

@@ -1,0 +1,124 @@
+"""What the teachers of a run are like on a sample of images, before any student is trained.
+
+A student can win over one teacher what the ensemble gains over one teacher. Whether the teachers have fitted their
+training images tells two cases apart. Nothing is refused, and nothing is chosen by it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from accelerate import Accelerator
+
+from edc import metrics
+from edc.data import DataSet
+from edc.errors import EdcError
+from edc.method.losses import wide
+from edc.metrics.ensemble import ensemble_log_probs
+from edc.metrics.intervals import Interval, mean_interval
+from edc.recipe import Recipe
+from edc.runs.folder import RunFolder
+from edc.runs.own_teachers import own_teachers_of
+from edc.runs.why.sample import Array, ask, read_sample
+from edc.teachers.ensemble import TeacherEnsemble, load_teachers, teacher_key
+from edc.teachers.from_library import has_library_weights
+from edc.train.distributed import by_main, one_of_a_machine_first
+
+__all__ = ["FITTED_FROM", "Advice", "Case", "advice_of"]
+
+NUM_IMAGES = 1000
+"""Images of each split that are looked at, at most."""
+FITTED_FROM = 0.95
+"""Teachers whose mean accuracy on training images is at least this have fitted them."""
+Case = Literal["fitted", "not_fitted", "unknown"]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Figures of the teachers; `train_acc` and `validation_acc` are means over them.
+
+    Calibrated NLL: each teacher, and the ensemble, with the temperature that is best on these validation images.
+    Gains are of the ensemble over the mean of its teachers, with 95 % intervals over images; more is better in both.
+    """
+
+    case: Case
+    num_teachers: int
+    num_train: int
+    num_validation: int
+    train_acc: float | None
+    """None: the training images have no labels."""
+    validation_acc: float
+    ensemble_validation_acc: float
+    calibrated_nll: float
+    ensemble_calibrated_nll: float
+    gain_acc: Interval
+    gain_calibrated_nll: Interval
+
+
+def advice_of(recipe: Recipe, data: DataSet, *, run: RunFolder, accelerator: Accelerator) -> Advice | str:
+    """Returns what the teachers are like, or why that cannot be said yet. Trains, fetches and writes nothing."""
+    missing = by_main(lambda: _missing(recipe, data, run), accelerator)
+    if missing:
+        return missing
+    try:
+        read = one_of_a_machine_first(lambda: own_teachers_of(recipe, data, run), accelerator)
+        own = [one.network for one in read]
+        teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own)
+        return _looked_at(recipe, data, teachers, accelerator)
+    except EdcError as error:
+        return str(error)
+
+
+def _missing(recipe: Recipe, data: DataSet, run: RunFolder) -> str:
+    """Returns which teachers are not there yet, in words; nothing if all are."""
+    if recipe.teachers.checkpoints:
+        unfetched = [
+            checkpoint.network.name
+            for checkpoint in recipe.teachers.checkpoints
+            if checkpoint.file is None and checkpoint.network and not has_library_weights(checkpoint.network.name)
+        ]
+        return f"the library has not fetched the weights of {', '.join(unfetched)} yet" if unfetched else ""
+    keys = [teacher_key(recipe, data, m)[0] for m in range(recipe.teachers.size)]
+    num_trained = sum((run.teachers_path / key / "weights.safetensors").is_file() for key in keys)
+    return f"{num_trained} of {len(keys)} teachers are trained" if num_trained < len(keys) else ""
+
+
+def _looked_at(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, accelerator: Accelerator) -> Advice:
+    answers, labels = {}, {}
+    for name, images in (("train", data.train), ("validation", data.validation)):
+        sample = read_sample([images], name, NUM_IMAGES, num_workers=recipe.data.num_workers, accelerator=accelerator)
+        training = recipe.training_of(recipe.teachers)
+        asked = ask(lambda pixels, _: wide(teachers(pixels)), sample, training=training, accelerator=accelerator)
+        answers[name], labels[name] = asked, images.labels[sample.indices].numpy()
+    train_acc = None if recipe.data.unlabelled else float(_right(answers["train"], labels["train"]).mean())
+    one, ensemble = answers["validation"], ensemble_log_probs(answers["validation"])
+    right, ensemble_right = _right(one, labels["validation"]), _right(ensemble[None], labels["validation"])[0]
+    nlls = np.stack([_calibrated_nlls(teacher[None], labels["validation"]) for teacher in one])
+    ensemble_nlls = _calibrated_nlls(one, labels["validation"])
+    return Advice(
+        case="unknown" if train_acc is None else "fitted" if train_acc >= FITTED_FROM else "not_fitted",
+        num_teachers=len(teachers),
+        num_train=len(labels["train"]),
+        num_validation=len(labels["validation"]),
+        train_acc=train_acc,
+        validation_acc=float(right.mean()),
+        ensemble_validation_acc=float(ensemble_right.mean()),
+        calibrated_nll=float(nlls.mean()),
+        ensemble_calibrated_nll=float(ensemble_nlls.mean()),
+        gain_acc=mean_interval(ensemble_right - right.mean(0)),
+        gain_calibrated_nll=mean_interval(nlls.mean(0) - ensemble_nlls),
+    )
+
+
+def _right(log_probs: Array, labels: metrics.Labels) -> Array:
+    """Returns 1 where the most probable class is the label, else 0. Shapes: (M, N, K) to (M, N)."""
+    right: Array = (log_probs.argmax(-1) == labels).astype(np.float64)
+    return right
+
+
+def _calibrated_nlls(log_probs: Array, labels: metrics.Labels) -> Array:
+    """Returns -log p(label) of each image (N,) of members (M, N, K), calibrated on these images."""
+    before, after = metrics.fit_temperatures(log_probs, labels)
+    calibrated = metrics.calibrated_log_probs(log_probs, after, member_temperature=before)
+    nlls: Array = -calibrated[np.arange(len(labels)), labels]
+    return nlls

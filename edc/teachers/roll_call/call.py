@@ -1,0 +1,118 @@
+"""The roll call: every teacher on validation images before a student learns from it, and how it was read.
+
+A teacher that is fed otherwise than it was trained (another normalisation, another order of classes, other weights of
+its file) loads without a word and answers wrongly. Its accuracy gives it away, and so does another reading that fits
+better. Nothing here looks at a test image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from edc import metrics
+from edc.console import console
+from edc.data import DataSet, Images
+from edc.data.data_set import take
+from edc.errors import CheckpointError
+from edc.recipe import Recipe
+from edc.teachers.ensemble import TeacherEnsemble
+from edc.teachers.reading import Answered, OwnTeacher, Reading
+from edc.teachers.roll_call.other_readings import better_readings, other_readings
+from edc.teachers.roll_call.words import print_roll_call, what_was_tried
+from edc.train.evaluate import labels_of, predict_logits
+
+__all__ = ["RollCall", "call_roll"]
+
+MOST_IMAGES = 5000
+NEAR_CHANCE = 0.1
+"""Of the way from chance to all images right: less than this is near chance."""
+FAR_BELOW = 0.5
+"""A teacher with less than this share of the best one's margin over chance is far below the others."""
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """All teachers, and their logits (1, N, K) on validation images; None if not all images were looked at."""
+
+    answered: tuple[Answered, ...]
+    num_images: int
+    logits: tuple[Logits, ...] | None
+
+    def document(self) -> dict[str, Any]:
+        return {"images": self.num_images, "teachers": [each.document() for each in self.answered]}
+
+
+def call_roll(
+    recipe: Recipe,
+    data: DataSet,
+    teachers: TeacherEnsemble,
+    own: Sequence[OwnTeacher],
+    *,
+    accelerator: Accelerator,
+) -> RollCall:
+    """Evaluates every teacher on validation images, prints the table, and returns it.
+
+    Args:
+        own: how the user's teachers were read; none if they are trained here.
+
+    Raises:
+        CheckpointError: a teacher of the user's is near chance, far below the others, or clearly better otherwise read,
+            with every reading that was tried and its accuracy, and its checkpoint has no `allow_weak`.
+    """
+    images, is_all = _some_of(data.validation)
+    labels = labels_of(images)
+    logits = [
+        predict_logits(teacher, images, recipe.data, recipe.training, accelerator) for teacher in teachers.members
+    ]
+    readings = [one.reading for one in own] or [Reading(data.mean, data.std, "the data")] * len(logits)
+    answered = tuple(_answered(m, _name(recipe, m), logits[m], labels, reading) for m, reading in enumerate(readings))
+    roll = RollCall(answered, len(images), tuple(logits) if is_all else None)
+    if accelerator.is_main_process:
+        print_roll_call(answered, num_images=len(images), are_own=bool(own), console=console)
+    refused = []
+    for m, one in enumerate(own):
+        if recipe.teachers.checkpoints[m].allow_weak:
+            continue
+        is_weak = _is_weak(answered[m], answered)
+        tried = other_readings(recipe, data, m, one, logits[m][0], images, is_weak=is_weak, accelerator=accelerator)
+        if is_weak or better_readings(tried):
+            refused.append(what_was_tried(answered[m], answered, tried, field=f"teachers.checkpoints.{m}"))
+    if refused:
+        raise CheckpointError("\n".join(refused))
+    return roll
+
+
+def _is_weak(one: Answered, all_of_them: Sequence[Answered]) -> bool:
+    best = max(each.margin for each in all_of_them)
+    return one.margin < NEAR_CHANCE * (1 - one.chance) or one.margin < FAR_BELOW * best
+
+
+def _answered(member: int, name: str, logits: Logits, labels: metrics.Labels, reading: Reading) -> Answered:
+    log_probs = metrics.log_probs_from_logits(logits[0])
+    answers, num_classes = log_probs.argmax(-1), log_probs.shape[-1]
+    frequencies = (np.bincount(each, minlength=num_classes) / len(labels) for each in (answers, labels))
+    chance = float(np.prod(list(frequencies), axis=0).sum())
+    return Answered(member, name, metrics.accuracy(log_probs, labels), chance, metrics.nll(log_probs, labels), reading)
+
+
+def _some_of(images: Images) -> tuple[Images, bool]:
+    """Returns all images, or as many as a roll call looks at, evenly spread; and whether they are all."""
+    if len(images) <= MOST_IMAGES:
+        return images, True
+    return take(images, torch.linspace(0, len(images) - 1, MOST_IMAGES).long()), False
+
+
+def _name(recipe: Recipe, member: int) -> str:
+    if not recipe.teachers.checkpoints:
+        return recipe.teacher_network.name
+    checkpoint = recipe.teachers.checkpoints[member]
+    if checkpoint.file is not None:
+        return checkpoint.file.name
+    return checkpoint.network.name if checkpoint.network else ""

@@ -1,0 +1,166 @@
+"""Other ways to read a teacher of the user's, each tried on validation images: what a user may have meant."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from edc.data import DataSet, Images
+from edc.data.data_set import take
+from edc.errors import EdcError
+from edc.recipe import CheckpointSection, Recipe
+from edc.teachers.class_order import known_orders
+from edc.teachers.ensemble import TeacherEnsemble, load_own_teacher
+from edc.teachers.normalisation import in_use
+from edc.teachers.reading import OwnTeacher
+from edc.train.evaluate import labels_of, predict_logits
+from edc.train.placement import place
+
+__all__ = ["Attempt", "better_readings", "other_readings"]
+
+MOST_IMAGES = 1000
+MOST_CLASSES_LISTED = 20
+STANDARD_ERRORS, LEAST_GAIN = 3.0, 0.01
+
+Bools = NDArray[np.bool_]
+Order = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A reading as fields of the recipe, the images on which it was tried, and which of them were right."""
+
+    fields: str
+    acc: float
+    gained: int
+    """Images that are right this way and wrong as the recipe has it."""
+    lost: int
+    num_images: int
+
+    @property
+    def is_clearly_better(self) -> bool:
+        """Whether it is right on more images by three standard errors of the paired difference, and by one in 100."""
+        gain, changed = self.gained - self.lost, self.gained + self.lost
+        return gain > STANDARD_ERRORS * changed**0.5 and gain > LEAST_GAIN * self.num_images
+
+
+def better_readings(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """Returns the attempts that are clearly better than the teacher as the recipe has it."""
+    return [attempt for attempt in attempts if attempt.is_clearly_better]
+
+
+def other_readings(
+    recipe: Recipe,
+    data: DataSet,
+    member: int,
+    own: OwnTeacher,
+    logits: NDArray[np.float32],
+    images: Images,
+    *,
+    is_weak: bool,
+    accelerator: Accelerator,
+) -> list[Attempt]:
+    """Returns other readings of a teacher with their accuracy, the best first.
+
+    The known orders of classes cost nothing and are always tried. Other usual normalisations are tried where only a
+    library or the data says the teacher's. For a weak teacher, everything is: the other weights of its file, all
+    normalisations, and the order of classes that fits its answers best.
+
+    Args:
+        logits: (N, K) of the teacher as the recipe has it, on `images`.
+    """
+    labels = labels_of(images)
+    attempts = _orders(own, logits, labels, data.class_names, "", labels == logits.argmax(-1), is_weak=is_weak)
+    if is_weak or own.reading.is_assumed:
+        few, rows = _few_of(images)
+        right = labels[rows] == logits[rows].argmax(-1)
+        for fields, section in _sections(recipe, data, member, own, every=is_weak):
+            try:
+                other = load_own_teacher(recipe, data, member, section)
+            except EdcError:  # it cannot be read so
+                continue
+            ensemble = place(TeacherEnsemble([other.network]), accelerator.device, recipe.training)
+            found = predict_logits(ensemble[0], few, recipe.data, recipe.training, accelerator)[0]
+            attempts.append(_attempt(fields, found.argmax(-1), labels[rows], right))
+            attempts += _orders(other, found, labels[rows], data.class_names, fields, right, is_weak=is_weak)
+    return sorted(attempts, key=lambda attempt: -attempt.acc)
+
+
+def _sections(
+    recipe: Recipe, data: DataSet, member: int, own: OwnTeacher, *, every: bool
+) -> Iterator[tuple[str, CheckpointSection]]:
+    """Yields other sections of the checkpoint, and the fields in which they differ."""
+    checkpoint, reading = recipe.teachers.checkpoints[member], own.reading
+    updates: list[dict[str, Any]] = [{}]
+    if every and reading.weights_name:
+        updates.append({"weights": "raw" if reading.is_ema else "ema"})
+    normalisations: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if reading.normalisation_of != "the file":
+        name = (checkpoint.network or recipe.teacher_network).name
+        for words, (mean, std) in in_use(name, (data.mean, data.std), every=every).items():
+            if not np.allclose((*mean, *std), (*reading.mean, *reading.std), atol=1e-3):
+                fields = f"mean: {_listed(mean)}, std: {_listed(std)} ({words})"
+                normalisations.append((fields, {"mean": mean, "std": std}))
+    for update in updates:
+        for fields, normalisation in normalisations:
+            changed = update | normalisation
+            if changed:
+                changes = [*(f"{key}: {value}" for key, value in update.items()), fields]
+                yield _joined(*changes), checkpoint.model_copy(update=changed)
+
+
+def _orders(
+    own: OwnTeacher,
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    fields: str,
+    right: Bools,
+    *,
+    is_weak: bool,
+) -> list[Attempt]:
+    """Returns the attempts with other orders of classes, from logits in the order of the data's."""
+    columns = np.arange(len(class_names)) if own.reading.class_order is None else np.array(own.reading.class_order)
+    place_of = np.argsort(columns)  # the data's class in each column of the teacher's answer
+    answers = columns[logits.argmax(-1)]  # as columns of the teacher's own answer
+    attempts, known = [], [place_of]
+    for rule, order in known_orders(class_names).items():
+        if tuple(columns) != tuple(order or range(len(class_names))):
+            theirs = np.argsort(order) if order else np.arange(len(class_names))
+            attempts.append(_attempt(_joined(fields, f"classes: {rule}"), theirs[answers], labels, right))
+            known.append(theirs)
+    if is_weak and not fields:
+        counts = np.zeros((len(class_names),) * 2, np.int64)
+        np.add.at(counts, (answers, labels), 1)
+        theirs = linear_sum_assignment(counts, maximize=True)[1]
+        if not any(np.array_equal(theirs, each) for each in known):
+            names = ", ".join(class_names[k] for k in theirs[:MOST_CLASSES_LISTED])
+            more = ", ..." if len(theirs) > MOST_CLASSES_LISTED else ""
+            words = f"classes: [{names}{more}] (the order that fits its answers best)"
+            attempts.append(_attempt(_joined(fields, words), theirs[answers], labels, right))
+    return attempts
+
+
+def _attempt(fields: str, answers: NDArray[np.int64], labels: NDArray[np.int64], right: Bools) -> Attempt:
+    now = answers == labels
+    gained, lost = int((now & ~right).sum()), int((right & ~now).sum())
+    return Attempt(fields, float(now.mean()), gained, lost, len(labels))
+
+
+def _few_of(images: Images) -> tuple[Images, NDArray[np.int64]]:
+    """Returns at most so many images, evenly spread, and which they are."""
+    rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).long()
+    return take(images, rows), rows.numpy()
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _listed(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.4g}' for value in values)}]"

@@ -1,0 +1,56 @@
+"""The roll call for people: its table, and the message about a teacher that is probably fed wrongly."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from edc.teachers.reading import Answered
+from edc.teachers.roll_call.other_readings import Attempt
+
+__all__ = ["print_roll_call", "what_was_tried"]
+
+MOST_SHOWN = 8
+
+
+def print_roll_call(answered: Sequence[Answered], *, num_images: int, are_own: bool, console: Console) -> None:
+    """Prints one line per teacher: what it is, how right it is, and how it is fed."""
+    table = Table(title=f"teachers on {num_images:,} validation images", title_justify="left", box=box.SIMPLE_HEAD)
+    for name, justify in (("", "right"), ("teacher", "left"), ("acc %", "right"), ("NLL", "right"), ("size", "right")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("normalised by", overflow="fold")
+    if are_own:
+        table.add_column("weights", overflow="fold")
+        table.add_column("classes", overflow="fold")
+    for one in answered:
+        reading = one.reading
+        cells = [str(one.member), one.name, f"{100 * one.acc:.2f}", f"{abs(one.nll):.3f}"]
+        cells += [str(reading.input_size or "the data's"), f"{reading.normalisation_of} ({_short(reading.mean)})"]
+        cells += [reading.weights or "as in the file", reading.classes] if are_own else []
+        table.add_row(*cells)
+    console.print(table, highlight=False)
+    for one in answered:
+        for note in one.reading.notes:
+            console.print(f"teacher {one.member}: {note}", highlight=False)
+
+
+def what_was_tried(one: Answered, all_of_them: Sequence[Answered], tried: Sequence[Attempt], *, field: str) -> str:
+    """Returns the message: how right it is, every other reading that was tried, and what to do."""
+    best = max(each.acc for each in all_of_them)
+    better = [attempt for attempt in tried if attempt.is_clearly_better]
+    others = f", the best teacher on {100 * best:.1f} %" if len(all_of_them) > 1 else ""
+    lines = [
+        f"{field}: {one.name} is right on {100 * one.acc:.1f} % of the validation images{others}; answers at random "
+        f"would be on {100 * one.chance:.1f} %. It is read with {one.reading.words}. Read otherwise it is right on:"
+    ]
+    lines += [f"  {100 * attempt.acc:5.1f} %  {attempt.fields}" for attempt in tried[:MOST_SHOWN]]
+    if len(tried) > MOST_SHOWN:
+        lines.append(f"  ... and {len(tried) - MOST_SHOWN} more ways, none better")
+    what = "Set the fields of the line that fits" if better else "No other reading is better: look at the file itself"
+    lines.append(f"  {what}, or go on with it as it is: allow_weak: true.")
+    return "\n".join(lines)
+
+
+def _short(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)

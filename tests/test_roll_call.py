@@ -1,0 +1,137 @@
+"""The roll call: a teacher that is fed wrongly stops the run before it begins, and the right reading is shown."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from edc.errors import CheckpointError
+from edc.recipe import Recipe
+from edc.runs.distill import distill
+from edc.runs.folder import RunFolder
+from edc.teachers.reading import Answered, Reading
+from edc.teachers.roll_call.words import what_was_tried
+
+NAMES = tuple(f"class{k}" for k in range(12))
+IMAGES_A_CLASS = {"train": 2, "val": 6, "test": 2}
+STEP = 20
+TIMMS = sorted(NAMES, key=lambda name: int(name.removeprefix("class")))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of one grey level each, near that of their class."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, num_images in IMAGES_A_CLASS.items():
+        for k, name in enumerate(NAMES):
+            (root / split / name).mkdir(parents=True)
+            for i in range(num_images):
+                Image.new("RGB", (8, 8), (STEP * k + i,) * 3).save(root / split / name / f"{i}.png")
+    return root
+
+
+class Levels(nn.Module):
+    """Answers with the level that is nearest to the mean of an image, normalised as it was trained; never wrong."""
+
+    def __init__(self, order: list[str], mean: float, std: float) -> None:
+        super().__init__()
+        levels = torch.tensor([STEP * NAMES.index(name) + 2.5 for name in order]) / 255
+        self.register_buffer("levels", (levels - mean) / std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -1000 * (x.mean((1, 2, 3))[:, None] - self.levels) ** 2
+
+
+def saved(path: Path, *, order: list[str] | None = None, mean: float = 0.5, std: float = 0.25) -> str:
+    network = Levels(order or sorted(NAMES), mean, std).eval()
+    program = torch.export.export(network, (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, path)
+    return str(path)
+
+
+def recipe(folder: Path, *checkpoints: dict[str, Any]) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "called",
+            "data": {"kind": "image_folder", "root": str(folder), "image_size": 8, "num_workers": 0},
+            "network": "wrn10x1",
+            "training": {"epochs": 1, "warmup_epochs": 0, "batch_size": 24},
+            "teachers": {
+                "checkpoints": [{"mean": [0.5] * 3, "std": [0.25] * 3, "trust": True} | one for one in checkpoints]
+            },
+            "students": {"kd": {"method": "kd"}},
+        }
+    )
+
+
+def stopped(one: Recipe, tmp_path: Path, accelerator: Accelerator) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        distill(one, run=RunFolder(tmp_path / "runs/called"), accelerator=accelerator)
+    assert not (tmp_path / "runs").exists()
+    return str(caught.value)
+
+
+def test_teacher_in_timms_order_of_classes_stops_the_run_and_the_message_has_the_order(folder, tmp_path, accelerator):
+    file = saved(tmp_path / "timms.pt2", order=TIMMS)
+    said = stopped(recipe(folder, {"file": file}), tmp_path, accelerator)
+    assert "timms.pt2 is right on 16.7 % of the validation images; answers at random would be on 8.3 %" in said
+    assert said.splitlines()[1].split(maxsplit=2) == ["100.0", "%", "classes: natural"]
+    assert "allow_weak: true" in said
+
+
+def test_good_ensemble_is_called_and_recorded_with_its_readings(folder, tmp_path, accelerator, capsys):
+    files = [saved(tmp_path / "timms.pt2", order=TIMMS), saved(tmp_path / "b.pt2")]
+    one = recipe(folder, {"file": files[0], "classes": "natural"}, {"file": files[1]})
+    summary = distill(one, run=RunFolder(tmp_path / "runs/called"), accelerator=accelerator)
+    called = summary["roll_call"]
+    assert called["images"] == 12 * IMAGES_A_CLASS["val"]
+    assert [(each["name"], each["acc"], each["classes"]) for each in called["teachers"]] == [
+        ("timms.pt2", 1.0, "natural"),
+        ("b.pt2", 1.0, "the data's"),
+    ]
+    rows = [row for row in summary["rows"] if row["subject"].startswith("teacher ")]
+    for row, each in zip(rows, called["teachers"], strict=True):
+        assert (row["validation"]["acc"], row["validation"]["nll"]) == (each["acc"], each["nll"])
+        assert row["raw"]["acc"] == 1.0  # on test images too
+    said = capsys.readouterr().err
+    assert "teachers on 72 validation images" in said
+    assert "natural" in said
+
+
+def test_far_weaker_teacher_stops_the_run_with_the_normalisation_that_fits(folder, tmp_path, accelerator):
+    files = [saved(tmp_path / "a.pt2"), saved(tmp_path / "imagenet.pt2", mean=0.0, std=1 / 255)]
+    said = stopped(recipe(folder, {"file": files[0]}, {"file": files[1]}), tmp_path, accelerator)
+    assert said.startswith("teachers.checkpoints.1: imagenet.pt2 is right on ")
+    assert "the best teacher on 100.0 %" in said
+    assert "  100.0 %  mean: [0, 0, 0], std: [0.003922, 0.003922, 0.003922] (none (images from 0 to 255))" in said
+
+
+def test_any_other_order_of_classes_is_found_from_the_answers(folder, tmp_path, accelerator):
+    order = [NAMES[(5 * k + 3) % 12] for k in range(12)]
+    said = stopped(recipe(folder, {"file": saved(tmp_path / "a.pt2", order=order)}), tmp_path, accelerator)
+    assert f"  100.0 %  classes: [{', '.join(order)}] (the order that fits its answers best)" in said
+
+
+def test_allowed_weak_teacher_lets_the_run_go_on(folder, tmp_path, accelerator):
+    one = recipe(folder, {"file": saved(tmp_path / "a.pt2", order=TIMMS), "allow_weak": True})
+    summary = distill(one, run=RunFolder(tmp_path / "runs/called"), accelerator=accelerator)
+    assert summary["roll_call"]["teachers"][0]["acc"] == pytest.approx(2 / 12)
+
+
+def test_message_says_that_no_other_reading_is_better():
+    one = Answered(0, "a.pt", 0.1, 0.1, 2.3, Reading((0.5,), (0.5,), "the recipe"))
+    said = what_was_tried(one, [one], [], field="teachers.checkpoints.0")
+    assert "No other reading is better: look at the file itself" in said
+
+
+def test_teachers_that_are_trained_here_are_called_and_never_stop_a_run(workshop):
+    assert "teachers on" in workshop.distilled.stderr
+    teachers = workshop.distilled.document["roll_call"]["teachers"]
+    rows = [row for row in workshop.distilled.document["rows"] if row["subject"].startswith("teacher ")]
+    assert [each["acc"] for each in teachers] == [row["validation"]["acc"] for row in rows]
+    assert np.isfinite([each["nll"] for each in teachers]).all()
