@@ -96,6 +96,16 @@ def test_losses_and_confidences_are_with_the_rows_own_temperature():
     assert BROKEN not in found.correct
 
 
+def test_agreement_is_with_the_ensemble_wherever_it_ran():
+    """A TorchScript member keeps the ensemble in torch; what both answer can be compared all the same."""
+    on_torch = RowSpec(ENSEMBLE.subject, "torch", ENSEMBLE.source)
+    outputs = two_rows().test
+    labels = two_rows().test_labels
+    predictions = predictions_of({STUDENT: outputs[STUDENT], on_torch: outputs[ENSEMBLE]}, labels)
+    found = score_all(predictions, [STUDENT, on_torch])
+    assert found.quality[STUDENT].agreement == (found.answers[STUDENT] == found.answers[on_torch]).mean() < 1
+
+
 def test_disagreements_show_images_on_which_the_answers_differ():
     predictions = two_rows()
     qualities = score_all(predictions, [STUDENT, ENSEMBLE])

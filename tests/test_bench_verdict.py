@@ -162,3 +162,12 @@ def test_interval_of_a_difference_in_loss_is_paired():
     assert found.value == pytest.approx(change.mean())
     assert (found.low, found.high) == pytest.approx((change.mean() - half, change.mean() + half), abs=5e-4)
     assert loss_difference(baseline, baseline, seed=0) == Estimate(0.0, None, None)
+
+
+def test_file_is_the_fastest_also_where_the_ensemble_cannot_run():
+    """An ensemble with a TorchScript member runs in torch alone: the student's ONNX file is still what to ship."""
+    on_torch, on_ort = row_of("kd on torch", 8.3, "not worse"), row_of("kd on onnxruntime", 0.31)
+    assert shipped(on_torch, on_ort) == ("kd on onnxruntime", 1)
+    sentences = said([on_torch, on_ort], {"kd on onnxruntime": "student.onnx"})
+    assert "in PyTorch at batch 1" in sentences[0]
+    assert "student.onnx in ONNX Runtime is the fastest at batch 1" in sentences[1]

@@ -118,3 +118,18 @@ def test_a_scale_that_is_upside_down_places_values_as_its_mirror_image_does(is_l
         up, down = Scale(1, 2, 0, 100, is_log=is_log)(value), Scale(2, 1, 0, 100, is_log=is_log)(value)
         assert up + down == pytest.approx(100)
     assert Scale(2, 1, 0, 100)(1.2) == pytest.approx(80)
+
+
+def test_networks_that_only_another_backend_runs_are_shown_with_the_others():
+    def row(identity: dict[str, object], backend: str) -> dict[str, object]:
+        return {"identity": identity, "backend": backend, "batch": 1}
+
+    student = {"role": "student", "name": "kd"}
+    ensemble = {"role": "ensemble", "ensemble_form": "in turn"}
+    rows = [row(student, "onnxruntime"), row(student, "torch"), row(ensemble, "torch")]
+    bench = Bench({"deploy": "kd", "rows": rows})
+    keys = ["kd on onnxruntime", "ensemble, in turn on torch"]  # one row of each network was measured
+    assert bench.protagonists("onnxruntime", keys) == ["kd on onnxruntime"]
+    assert bench.protagonists_anywhere("onnxruntime", keys) == keys
+    both = ["kd on onnxruntime", "kd on torch", "ensemble, in turn on torch"]
+    assert bench.protagonists_anywhere("torch", both) == ["kd on torch", "ensemble, in turn on torch"]

@@ -132,8 +132,11 @@ def score_all(predictions: Predictions, specs: Sequence[RowSpec]) -> Qualities:
 
 
 def _ensemble_outputs(predictions: Predictions, specs: Sequence[RowSpec], spec: RowSpec) -> Floats | None:
-    """Returns the outputs of the artifact's ensemble on this row's backend, in fp32 if that ran; all forms agree."""
-    forms = [other for other in specs if other.backend == spec.backend and other.is_own_ensemble]
-    forms.sort(key=lambda form: form.precision != "fp32")
+    """Returns the outputs of the artifact's ensemble, on this row's backend and in fp32 if those ran; all forms agree.
+
+    What the ensemble answers needs no backend: a row whose own backend cannot run it is compared with another's.
+    """
+    forms = [other for other in specs if other.is_own_ensemble]
+    forms.sort(key=lambda form: (form.backend != spec.backend, form.precision != "fp32"))
     outputs = (predictions.test[form] for form in forms)
     return next((each for each in outputs if not isinstance(each, NotRun)), None)

@@ -121,6 +121,19 @@ class Bench:
         students = [key for key in known if replace(known[key], precision="fp32") == self.deployed]
         return [*students[:1], *plain[0], *plain[1], *students[1:]]
 
+    def protagonists_anywhere(self, backend: str, keys: Iterable[str]) -> list[str]:
+        """Returns the keys of `protagonists`, and of those that another backend alone could run: answers need none."""
+        keys = list(keys)
+        shown = self.protagonists(backend, keys)
+        for other in dict.fromkeys(map(self.backend_of, keys)):
+            there = {self._file_of(key) for key in shown}
+            shown += [key for key in self.protagonists(other, keys) if self._file_of(key) not in there]
+        return shown
+
+    def _file_of(self, key: str) -> object:
+        identity = self.by_key[key].identity if key in self.by_key else None
+        return key if identity is None else (identity.network, identity.precision)
+
     def _all_styles(self) -> dict[Network, tuple[int, str, str]]:
         """Returns colour, shape and dash of each network: student, ensemble and teacher always have theirs."""
         networks: list[Network] = [(row.artifact, replace(row.identity, precision="fp32")) for row in self.rows]

@@ -127,7 +127,7 @@ def _cells(group: Sequence[dict[str, Any]], dee: str) -> list[str]:
         _spread([row["calibrated"]["nll"] for row in group], 3),
         _spread([row["calibrated"]["ece"] for row in group], 3),
         dee,
-        count(group[0]["parameters"]),
+        count(round(statistics.fmean(row["parameters"] for row in group))),
         str(group[0]["forwards"]),
     ]
 

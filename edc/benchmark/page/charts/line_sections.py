@@ -17,7 +17,8 @@ __all__ = ["robustness", "server", "throughput", "training"]
 def robustness(bench: Bench) -> Figure:
     keys = [key for key, details in bench.details.items() if details.robustness]
     backend = bench.main_backend(keys)
-    shown = bench.protagonists(backend, keys) if backend else []
+    shown = bench.protagonists_anywhere(backend, keys) if backend else []
+    where = " and ".join(dict.fromkeys(map(bench.backend_of, shown)))
     records = {key: bench.details[key].robustness or () for key in shown}
     corruptions = dict.fromkeys(row["corruption"] for rows in records.values() for row in rows)
     corruptions.pop("none", None)
@@ -29,7 +30,7 @@ def robustness(bench: Bench) -> Figure:
             continue
         drawings = [lines.robustness(records, bench, corruption=c, measure=measure, top_to=shared) for c in corruptions]
         titles = tuple(corruption.replace("_", " ") for corruption in corruptions)
-        panels.append(Panel((len(measures),), f"{measure.name}, on {backend}", tuple(drawings), titles=titles))
+        panels.append(Panel((len(measures),), f"{measure.name}, on {where}", tuple(drawings), titles=titles))
         measures.append(measure.name.partition(",")[0])
     return Figure(
         "robustness",
