@@ -12,7 +12,7 @@
 # make clean      removes the environment and all caches
 PYTHON ?= python3
 VENV ?= .venv
-# Processes that run the tests, one thread each: 6 minutes with two of them on two cores, 12 with one.
+# Processes that run the tests, one thread each. With two of them on two cores the suite takes nearly 8 minutes.
 WORKERS ?= 2
 BIN := $(VENV)/bin
 CASES ?= 10000

@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, in one go: `make gpu-check`, about 25 minutes, offline.
+"""Everything that only a GPU can show: `make gpu-check`, offline; the limits of its parts add up to 39 minutes.
 
     python benchmarks/gpu_check.py                 # all parts
     python benchmarks/gpu_check.py --parts step_times,bench

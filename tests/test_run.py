@@ -148,11 +148,14 @@ def test_folder_that_is_no_run_says_so(tmp_path):
 
 
 def test_newest_run_is_the_one_finished_last(tmp_path):
+    written = {}
     for age, name in enumerate(("newest", "old", "older")):
         run = make_run(tmp_path / name, name=name, num_images=20)
+        written[name] = run.summary()
         os.utime(run.summary_path, ns=(0, (10 - age) * 10**9))
     (tmp_path / "unfinished").mkdir()
-    assert newest_run(tmp_path).summary()["name"] == "newest"
+    assert newest_run(tmp_path).summary() == written["newest"]
+    assert written["newest"]["name"] == "newest"
 
 
 def test_no_finished_run_says_how_to_make_one(tmp_path):

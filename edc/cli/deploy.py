@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -84,21 +84,10 @@ def export(
     if not run:
         say(f"run: {folder.path} (the newest)")
     from edc.cli.tables.artifact import print_artifact
-    from edc.deploy.engine_files import EngineChoice, choose_library
     from edc.deploy.export import ExportOptions
     from edc.deploy.export import export as write_artifact
 
-    engines = None
-    if trt:
-        try:
-            library = choose_library(engine_library, compute_capabilities=tuple(generations))
-            # Timings hold for a GPU and a version of the library, which TensorRT checks itself.
-            cache = Path.home() / ".cache/edc/tensorrt.timing" if library == "tensorrt" else None
-            engines = EngineChoice(library, tuple(generations), strict_fp32=not tf32, timing_cache=cache)
-        except NotInstalledError as error:
-            if engine_library:
-                raise
-            say(f"{error}. Writing the ONNX files alone, which every engine library reads.")
+    engines = _engines(engine_library, tuple(generations), tf32=tf32) if trt else None
     options = ExportOptions(
         precisions=tuple(name for kind in kinds for name in (("int8-cpu", "int8-trt") if kind == "int8" else (kind,))),
         max_batch=max_batch,
@@ -123,6 +112,22 @@ def export(
         role = "" if any(file.role == "student" for file in manifest.missing) else "; --no-baseline leaves them out"
         say(f"error: {len(manifest.missing)} of the files asked for failed, the others are written{role}")
         sys.exit(FailedError.exit_code)
+
+
+def _engines(library: Any, generations: tuple[int, ...], *, tf32: bool) -> Any:
+    """Returns the `EngineChoice` of the options; None if no library is named and none is installed, and says so."""
+    from edc.deploy.engine_files import EngineChoice, choose_library
+
+    try:
+        chosen = choose_library(library, compute_capabilities=generations)
+    except NotInstalledError as error:
+        if library:
+            raise
+        say(f"{error}. Writing the ONNX files alone, which every engine library reads.")
+        return None
+    # Timings hold for a GPU and a version of the library, which TensorRT checks itself.
+    cache = Path.home() / ".cache/edc/tensorrt.timing" if chosen == "tensorrt" else None
+    return EngineChoice(chosen, generations, strict_fp32=not tf32, timing_cache=cache)
 
 
 def verify(
