@@ -217,12 +217,26 @@ INSTALL = {
 }
 
 
+@pytest.fixture
+def fresh_imports():
+    """Backends are imported anew within the test; afterwards there is one copy of each module again, the first."""
+
+    def take_out():
+        names = [name for name in sys.modules if name.startswith(("edc.benchmark.backends.", "edc.runs.networks"))]
+        return {name: sys.modules.pop(name) for name in names if name != "edc.benchmark.backends.contract"}
+
+    before = take_out()
+    yield
+    take_out()
+    for name, module in before.items():
+        package, _, attribute = name.rpartition(".")
+        sys.modules[name] = module
+        setattr(sys.modules[package], attribute, module)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_backend_that_is_absent_says_how_to_install_it(backend, monkeypatch):
+def test_a_backend_that_is_absent_says_how_to_install_it(backend, monkeypatch, fresh_imports):
     module = next(name for name in INSTALL if name == backend.replace("-rtx", "_rtx").split("-")[0])
-    for name in [name for name in sys.modules if name.startswith(("edc.benchmark.backends.", "edc.runs.networks"))]:
-        if name != "edc.benchmark.backends.contract":
-            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     line = re.escape(INSTALL[module])
     with pytest.raises(NotInstalledError, match=rf"({backend}: )?is not installed.*: {line}"):
@@ -269,8 +283,7 @@ def test_onnxruntime_cuda_that_falls_back_to_the_cpu_is_refused(tmp_path):
         backend.load(subject)
 
 
-def test_a_module_missing_for_another_reason_is_not_reported_as_the_backend(monkeypatch):
-    monkeypatch.delitem(sys.modules, "edc.benchmark.backends.onnxruntime_cpu", raising=False)
+def test_a_module_missing_for_another_reason_is_not_reported_as_the_backend(monkeypatch, fresh_imports):
     monkeypatch.setitem(sys.modules, "edc.deploy.onnx.precision", None)
     with pytest.raises(ModuleNotFoundError, match="precision"):
         open_backend("onnxruntime", threads=1)
