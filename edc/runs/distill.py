@@ -93,7 +93,7 @@ def _claim(recipe: Recipe, data: DataSet, run: RunFolder, own: Sequence[OwnTeach
         # Until rows were shuffled for it, every labelled image was mixed with an extra one: another training.
         extra[PAIRS_MIXED] = "drawn at random"
     inputs = {"the images": data.fingerprint()} | extra | teachers | readings_of(own, run)
-    run.claim(recipe, inputs | start_digests(recipe))
+    run.claim(recipe, inputs | start_digests(recipe, data, run))
 
 
 def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
