@@ -14,6 +14,7 @@ import typer
 
 from edc.cli import bench as cli_bench
 from edc.cli import deploy as cli_deploy
+from edc.cli import predict as cli_predict
 from edc.cli import recipes as cli_recipes
 from edc.cli import show as cli_show
 from edc.cli.options import (
@@ -239,6 +240,7 @@ def _is_main_process() -> bool:
 cli_show.add_commands(app)
 cli_deploy.add_commands(app)
 cli_bench.add_commands(app)
+cli_predict.add_commands(app)
 cli_recipes.add_commands(app)
 
 
