@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from edc.data.bad_images import BadImages
-from edc.data.files.decode import SIDEWAYS, Reading, converted, decode_image, opened, turn_of
+from edc.data.files.decode import SIDEWAYS, Reading, converted, decode_image, opened
 from edc.data.files.regular import content_of
 from edc.data.names import Names
 from edc.errors import DataError
@@ -192,7 +192,7 @@ def training_view(content: bytes, name: str, reading: Reading, size: int, seed: 
     A JPEG of which several pixels make one of the view is decoded at a half, a quarter or an eighth of its size.
     """
     with opened(content, name) as image:
-        turn = turn_of(image) if reading.upright else None
+        turn = reading.turn_of(image, name)
         full = image.size[::-1] if turn in SIDEWAYS else image.size
         require_proportions(full, name, size)
         left, top, width, height, flip = _draw_view(full, seed)
