@@ -114,7 +114,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     row = rows[Subject("student", name=recipe.deploy)]
     with artifact_lock(folder):
         data = load_data(recipe.data)
-        run.warn_of_other_images(data.fingerprint())
+        run.warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
         student = load_student(recipe, recipe.deploy, data, run=run)
         networks = _networks(student, run, recipe, summary, data, options)
         samples = samples_of(data, recipe, options.max_batch)

@@ -96,7 +96,7 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
         raise ArtifactError(f"{artifact}: was made from another recipe than {run} (recipe_sha256 differs)")
     recipe = folder.recipe(data_root=data_root).deploying(folder.summary())
     data = load_data(recipe.data)
-    folder.warn_of_other_images(data.fingerprint())
+    folder.warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
     images, _ = sample_images(data.validation, 512, seed=0)
     references = references_of(folder, recipe, data, fold_temperature=manifest.temperature_folded)
     checked = 0
