@@ -21,7 +21,7 @@ benchmark.packed benchmark.keys benchmark.environment benchmark.progress benchma
 benchmark.backends benchmark.workers
 benchmark.judge benchmark.measure benchmark.page benchmark.regression benchmark.specs benchmark.options
 benchmark.result benchmark.request benchmark.bench
-predict cli __init__ __main__
+predict proposal cli __init__ __main__
 """,
 )
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("edc/**/*.py")}

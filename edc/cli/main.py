@@ -14,6 +14,7 @@ import typer
 
 from edc.cli import bench as cli_bench
 from edc.cli import deploy as cli_deploy
+from edc.cli import init as cli_init
 from edc.cli import predict as cli_predict
 from edc.cli import recipes as cli_recipes
 from edc.cli import show as cli_show
@@ -241,6 +242,7 @@ cli_show.add_commands(app)
 cli_deploy.add_commands(app)
 cli_bench.add_commands(app)
 cli_predict.add_commands(app)
+cli_init.add_commands(app)
 cli_recipes.add_commands(app)
 
 

@@ -19,7 +19,7 @@ from edc.errors import CheckpointError
 from edc.networks import Classifier, load_weights
 from edc.train.checkpoint import NotLoaded, held_in, load_document
 
-__all__ = ["Taken", "WhichWeights", "load_weights_file", "weights_for"]
+__all__ = ["Held", "Taken", "WhichWeights", "fits", "load_weights_file", "state_dicts_in", "weights_for"]
 
 WhichWeights = Literal["auto", "ema", "raw"]
 FIRST = ("state_dict", "model", "model_state_dict", "net")
@@ -34,7 +34,7 @@ MOST_PREFIX = 200
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """A state dict in a file: the keys that lead to it, joined by dots; "" if it is the whole file."""
 
     name: str
@@ -99,10 +99,10 @@ def weights_for(network: Classifier, path: Path, *, source: str, which: WhichWei
         CheckpointError: no state dict, several that could be meant, or not those of `which`.
     """
     document = load_document(path)
-    held = _held_in(document)
+    held = state_dicts_in(document)
     if not held:
         raise CheckpointError(f"{path}: holds {held_in(document)}, expected a state dict (names to tensors)")
-    fitting = [taken for each in held for taken in _fits(network, each)]
+    fitting = [taken for each in held for taken in fits(network, each)]
     found = fitting or _nearest(network, held)
     averages, raw = ([taken for taken in found if taken.is_ema is is_ema] for is_ema in (True, False))
     wanted = {"auto": averages or raw, "ema": averages, "raw": raw}[which]
@@ -128,15 +128,15 @@ def _the_one(fitting: Sequence[Taken], source: str) -> Taken:
     return first
 
 
-def _held_in(document: Any) -> list[_Held]:
+def state_dicts_in(document: Any) -> list[Held]:
     """Returns the state dicts in a document, those near its top first."""
     held = list(_walk(document, (), set()))
     if isinstance(document, dict) and "current_model_state" in document:  # Lightning's weight averaging
-        held = [_Held(one.name, one.state, one.is_ema or one.name == "state_dict") for one in held]
+        held = [Held(one.name, one.state, one.is_ema or one.name == "state_dict") for one in held]
     return held
 
 
-def _walk(document: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[_Held]:
+def _walk(document: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[Held]:
     """Yields the state dicts in a document; `seen`, because a pickle can hold itself."""
     if (
         not isinstance(document, Mapping)
@@ -149,7 +149,7 @@ def _walk(document: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[_He
     state = {key: value for key, value in document.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if state:
         is_ema = any(_is_average(name) for name in names) or "n_averaged" in state  # of torch's AveragedModel
-        yield _Held(".".join(names), state, is_ema)
+        yield Held(".".join(names), state, is_ema)
     for key, value in document.items():
         if isinstance(key, str):
             yield from _walk(value, (*names, key), seen)
@@ -174,7 +174,7 @@ def _rank(name: str) -> int:
     return FIRST.index(last) if last in FIRST else len(FIRST)
 
 
-def _fits(network: Classifier, held: _Held) -> list[Taken]:
+def fits(network: Classifier, held: Held) -> list[Taken]:
     """Returns how `held` fits `network` whole: with the normalisation that edc saves, else without."""
     for target in (network, network.network):
         found = _fits_in(target, held)
@@ -183,7 +183,7 @@ def _fits(network: Classifier, held: _Held) -> list[Taken]:
     return []
 
 
-def _fits_in(target: nn.Module, held: _Held) -> list[Taken]:
+def _fits_in(target: nn.Module, held: Held) -> list[Taken]:
     expected, found = target.state_dict(), []
     needed = {key: value for key, value in expected.items() if not key.endswith("num_batches_tracked")}
     for prefix, num_keys in _prefixes(held.state, needed).items():
@@ -209,7 +209,7 @@ def _prefixes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Co
     return found
 
 
-def _nearest(network: Classifier, held: Sequence[_Held]) -> list[Taken]:
+def _nearest(network: Classifier, held: Sequence[Held]) -> list[Taken]:
     """Returns what has the most keys in common with the network: to start from, or for a message of how it differs."""
     expected = network.state_dict() | network.network.state_dict()
     found: list[tuple[int, Taken]] = []

@@ -209,6 +209,8 @@ class NotLoaded(list[Any]):
     """
 
     of = ""
+    held: object = None
+    """What the object held, by name: the options of an `argparse.Namespace`. Plain values, read as all others."""
 
     def __new__(cls, *_arguments: Any, **_options: Any) -> "NotLoaded":
         return super().__new__(cls)
@@ -216,8 +218,8 @@ class NotLoaded(list[Any]):
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
         super().__init__()
 
-    def __setstate__(self, _state: object) -> None:
-        pass
+    def __setstate__(self, state: object) -> None:
+        self.held = state
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key
 

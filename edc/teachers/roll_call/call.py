@@ -5,7 +5,7 @@ its file) loads without a word and answers wrongly. Its accuracy gives it away, 
 better. Nothing here looks at a test image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,11 @@ from edc.errors import CheckpointError
 from edc.recipe import Recipe
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.reading import Answered, OwnTeacher, Reading
-from edc.teachers.roll_call.other_readings import better_readings, other_readings
+from edc.teachers.roll_call.other_readings import Attempt, better_readings, other_readings
 from edc.teachers.roll_call.words import print_roll_call, what_was_tried
 from edc.train.evaluate import labels_of, predict_logits
 
-__all__ = ["FEW_IMAGES", "RollCall", "call_roll"]
+__all__ = ["FEW_IMAGES", "RollCall", "TeachersDoubtedError", "call_roll"]
 
 MOST_IMAGES, FEW_IMAGES = 5000, 1000
 """Up to the first number all are looked at, because the summary needs these logits anyway; of more, the second."""
@@ -50,6 +50,18 @@ class RollCall:
         return {"images": self.num_images, "teachers": [each.document() for each in self.answered]}
 
 
+class TeachersDoubtedError(CheckpointError):
+    """Teachers that are near chance, far below the others, or clearly better otherwise read.
+
+    Args:
+        doubted: by teacher, every other reading that was tried, the best first.
+    """
+
+    def __init__(self, message: str, roll: RollCall, doubted: Mapping[int, tuple[Attempt, ...]]) -> None:
+        super().__init__(message)
+        self.roll, self.doubted = roll, doubted
+
+
 def call_roll(
     recipe: Recipe,
     data: DataSet,
@@ -66,8 +78,8 @@ def call_roll(
         most_images: of more, a sample is looked at.
 
     Raises:
-        CheckpointError: a teacher of the user's is near chance, far below the others, or clearly better otherwise read,
-            with every reading that was tried and its accuracy, and its checkpoint has no `allow_weak`.
+        TeachersDoubtedError: a teacher of the user's is near chance, far below the others, or clearly better otherwise
+            read, with every reading that was tried and its accuracy, and its checkpoint has no `allow_weak`.
     """
     images, is_all = _some_of(data.validation, most_images)
     labels = labels_of(images)
@@ -79,16 +91,17 @@ def call_roll(
     roll = RollCall(answered, len(images), tuple(logits) if is_all else None)
     if accelerator.is_main_process:
         print_roll_call(answered, num_images=len(images), are_own=bool(own), console=console)
-    refused = []
+    refused, doubted = [], {}
     for m, one in enumerate(own):
         if recipe.teachers.checkpoints[m].allow_weak:
             continue
         is_weak = _is_weak(answered[m], answered)
         tried = other_readings(recipe, data, m, one, logits[m][0], images, is_weak=is_weak, accelerator=accelerator)
         if is_weak or better_readings(tried):
+            doubted[m] = tuple(tried)
             refused.append(what_was_tried(answered[m], answered, tried, field=f"teachers.checkpoints.{m}"))
     if refused:
-        raise CheckpointError("\n".join(refused))
+        raise TeachersDoubtedError("\n".join(refused), roll, doubted)
     return roll
 
 

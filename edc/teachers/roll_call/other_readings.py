@@ -42,6 +42,8 @@ class Attempt:
     """Images that are right this way and wrong as the recipe has it."""
     lost: int
     num_images: int
+    section: CheckpointSection
+    """The checkpoint with these fields."""
 
     @property
     def is_clearly_better(self) -> bool:
@@ -77,7 +79,9 @@ def other_readings(
         logits: (N, K) of the teacher as the recipe has it, on `images`.
     """
     labels = labels_of(images)
-    attempts = _orders(own, logits, labels, data.class_names, "", labels == logits.argmax(-1), is_weak=is_weak)
+    as_it_is = recipe.teachers.checkpoints[member]
+    right = labels == logits.argmax(-1)
+    attempts = _orders(own, as_it_is, logits, labels, data.class_names, "", right, is_weak=is_weak)
     for fields, section in _sections(recipe, data, member, own, every=is_weak):
         try:
             other = load_own_teacher(recipe, data, member, section)
@@ -88,8 +92,8 @@ def other_readings(
             few, rows = _few_of(images, most)
             right = labels[rows] == logits[rows].argmax(-1)
             found = predict_logits(teacher, few, recipe.data, recipe.training, accelerator)[0]
-            tried = [_attempt(fields, found.argmax(-1), labels[rows], right)]
-            tried += _orders(other, found, labels[rows], data.class_names, fields, right, is_weak=is_weak)
+            tried = [_attempt(fields, section, found.argmax(-1), labels[rows], right)]
+            tried += _orders(other, section, found, labels[rows], data.class_names, fields, right, is_weak=is_weak)
             if not any(attempt.gained > attempt.lost for attempt in tried):
                 break
         attempts += tried
@@ -125,6 +129,7 @@ def _sections(
 
 def _orders(
     own: OwnTeacher,
+    section: CheckpointSection,
     logits: NDArray[np.float32],
     labels: NDArray[np.int64],
     class_names: Sequence[str],
@@ -141,7 +146,8 @@ def _orders(
     for rule, order in known_orders(class_names).items():
         if tuple(columns) != tuple(order or range(len(class_names))):
             theirs = np.argsort(order) if order else np.arange(len(class_names))
-            attempts.append(_attempt(_joined(fields, f"classes: {rule}"), theirs[answers], labels, right))
+            by_rule = section.model_copy(update={"classes": rule})
+            attempts.append(_attempt(_joined(fields, f"classes: {rule}"), by_rule, theirs[answers], labels, right))
             known.append(theirs)
     if is_weak and not fields:
         counts = np.zeros((len(class_names),) * 2, np.int64)
@@ -151,14 +157,17 @@ def _orders(
             names = ", ".join(class_names[k] for k in theirs[:MOST_CLASSES_LISTED])
             more = ", ..." if len(theirs) > MOST_CLASSES_LISTED else ""
             words = f"classes: [{names}{more}] (the order that fits its answers best)"
-            attempts.append(_attempt(_joined(fields, words), theirs[answers], labels, right))
+            listed = section.model_copy(update={"classes": tuple(class_names[k] for k in theirs)})
+            attempts.append(_attempt(_joined(fields, words), listed, theirs[answers], labels, right))
     return attempts
 
 
-def _attempt(fields: str, answers: NDArray[np.int64], labels: NDArray[np.int64], right: Bools) -> Attempt:
+def _attempt(
+    fields: str, section: CheckpointSection, answers: NDArray[np.int64], labels: NDArray[np.int64], right: Bools
+) -> Attempt:
     now = answers == labels
     gained, lost = int((now & ~right).sum()), int((right & ~now).sum())
-    return Attempt(fields, float(now.mean()), gained, lost, len(labels))
+    return Attempt(fields, float(now.mean()), gained, lost, len(labels), section)
 
 
 def _few_of(images: Images, most: int) -> tuple[Images, NDArray[np.int64]]:

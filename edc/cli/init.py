@@ -1,0 +1,105 @@
+"""The command that writes a recipe for images and checkpoints of one's own: init."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edc.cli.options import Device, Json, Threads, accelerator_on, print_json, say, table_console
+from edc.errors import RequestError
+
+__all__ = ["add_commands"]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds the command of this file to the command line."""
+    app.command(epilog="Example: edc init photos models/fold0.ckpt models/fold1.ckpt --student timm/resnet18")(init)
+
+
+def init(
+    images: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[IMAGES]", help="A folder of images, by split and class; on a terminal it is asked for."
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[CHECKPOINT]...", help="Your teachers' files, or folders of them; none: trained here."),
+    ] = None,
+    network: Annotated[
+        list[str],
+        typer.Option("--network", metavar="NAME", help="The checkpoints' network, or FILE=NAME; may be repeated."),
+    ] = [],  # noqa: B006 - typer's way to say "none given"
+    student: Annotated[
+        str | None, typer.Option("--student", metavar="NAME", help="The student's network; default: the teachers' own.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=8, max=8192, help="Side of the images; default: as they are like.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Open checkpoints that are programs (TorchScript, .pt2): they can run code.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.yaml", help="The recipe; default: <name of IMAGES>.yaml.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the recipe if it is there.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Look at images and checkpoints, say what they are, and write a recipe for them with reasons.
+
+    Nothing is trained. Every checkpoint is tried on validation images; one that is read better otherwise is written so.
+    """
+    if images is None and sys.stdin.isatty() and sys.stderr.isatty() and not as_json:
+        images, checkpoints = _asked()
+    if images is None:
+        raise RequestError("IMAGES: missing; name a folder of images, for example: edc init photos models/*.pth")
+    if out is not None:
+        _require_free(out, force=force)
+    from edc.cli.tables.init import print_found, proposal_document
+    from edc.proposal.propose import Asked, propose
+    from edc.system.files import write_atomically
+
+    name = out.stem if out else None
+    if name is None:
+        from edc.proposal.propose import name_of
+
+        name = name_of(images)
+        _require_free(Path(f"{name}.yaml"), force=force)
+    asked = Asked(
+        images=images,
+        checkpoints=tuple(checkpoints or ()),
+        networks=tuple(network),
+        student=student,
+        image_size=image_size,
+        trust=trust,
+        name=name,
+    )
+    proposal = propose(asked, accelerator=accelerator_on(device, threads))
+    target = out or Path(f"{name}.yaml")
+    with write_atomically(target) as temporary:
+        temporary.write_text(proposal.text, encoding="utf-8")
+    if as_json:
+        print_json({"recipe": str(target), **proposal_document(proposal)})
+    print_found(proposal, console=table_console(as_json))
+    say(f"written: {target}   next: edc distill {target} --dry-run")
+
+
+def _asked() -> tuple[Path, list[Path]]:
+    """Returns what the user answers on the terminal."""
+    images: Any = typer.prompt("Folder of images (train/<class>/*, val/<class>/*)", err=True)
+    text: Any = typer.prompt("Checkpoints: files or folders, with blanks between (none: trained here)", "", err=True)
+    import shlex
+
+    return Path(images).expanduser(), [Path(part).expanduser() for part in shlex.split(text)]
+
+
+def _require_free(path: Path, *, force: bool) -> None:
+    if path.suffix not in (".yaml", ".yml"):
+        raise RequestError(f"--out: found {path}, expected a file that ends in .yaml")
+    if path.is_dir() or (path.exists() and not force):
+        what = "is a folder" if path.is_dir() else "already exists and is not overwritten without --force"
+        raise RequestError(f"{path}: {what}; name another with --out")

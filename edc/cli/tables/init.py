@@ -1,0 +1,84 @@
+"""What `edc init` found: images by split and class, and each checkpoint."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from edc.proposal.checkpoints_found import CheckpointFound
+from edc.proposal.data_found import SplitFound
+from edc.proposal.propose import Proposal
+
+__all__ = ["print_found", "proposal_document"]
+
+MOST_CLASSES, MOST_NAMED = 30, 5
+
+
+def print_found(proposal: Proposal, *, console: Console) -> None:
+    """Prints the table of classes, what is wrong with the images, and one paragraph for each checkpoint."""
+    splits, section = proposal.data.splits, proposal.data.section
+    console.print(f"images: {section.kind} in {section.root}", highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("class", overflow="fold")
+    for split in splits:
+        table.add_column(split.name, justify="right")
+    names = list(splits[0].num_by_class)
+    for name in names[:MOST_CLASSES]:
+        table.add_row(name, *(f"{split.num_by_class[name]:,}" for split in splits))
+    if len(names) > MOST_CLASSES:
+        table.add_row(f"and {len(names) - MOST_CLASSES} more", *("" for _ in splits))
+    table.add_row("all", *(f"{split.num_images:,}" for split in splits), style="bold")
+    table.add_row("most frequent", *(f"{split.majority:.1%}" for split in splits))
+    console.print(table, highlight=False)
+    lines = [line for split in splits for line in _unreadable(split)]
+    lines += [
+        f"warning: {num:,} of {looked_at:,} images looked at are in both {pair}"
+        for pair, (num, looked_at) in proposal.data.duplicates.items()
+        if num
+    ]
+    lines += [line for one in proposal.checkpoints for line in _checkpoint(one)]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _unreadable(split: SplitFound) -> list[str]:
+    found = [*split.unreadable.values()]
+    lines = [f"unreadable: {reason}" for reason in found[:MOST_NAMED]]
+    return lines + ([f"... and {len(found) - MOST_NAMED:,} more in {split.name}"] if len(found) > MOST_NAMED else [])
+
+
+def _checkpoint(one: CheckpointFound) -> list[str]:
+    network = one.section.network.name if one.section and one.section.network else one.kind
+    if one.why_not:
+        return [f"{one.file.name}: not used: {one.why_not}"]
+    right = f", right on {100 * one.answered.acc:.2f} % of the validation images" if one.answered else ""
+    return [f"{one.file.name}: {network}{right}", *(f"  {reason}" for reason in one.reasons)]
+
+
+def proposal_document(proposal: Proposal) -> dict[str, Any]:
+    """Returns what was found as a JSON document."""
+    data = proposal.data
+    splits = {
+        split.name: {
+            "images": split.num_images,
+            "by_class": split.num_by_class,
+            "majority": split.majority,
+            "images_read": split.num_read,
+            "unreadable": split.unreadable,
+        }
+        for split in data.splits
+    }
+    duplicates = {pair: {"found": num, "looked_at": most} for pair, (num, most) in data.duplicates.items()}
+    checkpoints = [
+        {
+            "file": str(one.file),
+            "kind": one.kind,
+            "section": one.section.model_dump(mode="json", exclude_none=True) if one.section else None,
+            "reasons": list(one.reasons),
+            "acc": one.answered.acc if one.answered else None,
+            "not_used": one.why_not or None,
+        }
+        for one in proposal.checkpoints
+    ]
+    return {"kind": data.section.kind, "splits": splits, "duplicates": duplicates, "checkpoints": checkpoints}

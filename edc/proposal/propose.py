@@ -1,0 +1,259 @@
+"""From a folder of images and checkpoints to a recipe: the named steps of `edc init`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from pydantic import ValidationError
+
+from edc.console import console
+from edc.data import DataSet, load_data
+from edc.errors import EdcError, RecipeError
+from edc.networks import build_network, count_parameters
+from edc.proposal.checkpoints_found import (
+    CheckpointFound,
+    files_of,
+    first_look,
+    identified,
+    require_known_files,
+    roll_called,
+)
+from edc.proposal.data_found import DataFound, is_held_out, look_at_data, place_and_kind, sides_of
+from edc.proposal.recipe_text import Choices, recipe_text
+from edc.recipe import DataSection, NetworkSection, Recipe
+from edc.recipe.loading import recipe_from_document
+from edc.runs.distill import require_trainable
+from edc.runs.start import require_teachers_to_start_from
+from edc.system.documents import yaml_from_text
+from edc.teachers.ensemble import load_own_teachers
+
+__all__ = ["Asked", "Proposal", "name_of", "propose"]
+
+FEW_VALIDATION = 100
+"""Images held out of the training split are as many, if a tenth of it would be fewer and a fifth is not."""
+SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
+"""Sizes of images that are proposed where no checkpoint says one."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user says."""
+
+    images: Path
+    checkpoints: tuple[Path, ...] = ()
+    networks: tuple[str, ...] = ()
+    """NAME for every checkpoint, or FILE=NAME for one."""
+    student: str | None = None
+    image_size: int | None = None
+    trust: bool = False
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What was found, and the recipe."""
+
+    data: DataFound
+    checkpoints: tuple[CheckpointFound, ...]
+    recipe: Recipe
+    text: str
+
+
+def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
+    """Returns a recipe that `edc distill --dry-run` accepts on this machine, with what it is based on.
+
+    Raises:
+        DataError: no data set, or validation or test images that cannot be read.
+        CheckpointError: no such checkpoints.
+        RecipeError: a network that does not exist, or does not take the images.
+    """
+    files = files_of(asked.checkpoints)
+    require_known_files(asked.networks, files)
+    for name in [text.rpartition("=")[2] for text in asked.networks] + [asked.student or "wrn10x1"]:
+        _require_network(name)
+    looks = [first_look(file) for file in files]
+    section, reasons = _data_section(asked, [look for look, _ in looks])
+    found = look_at_data(section)
+    section, reasons = _allowing_damage(section, reasons, found)
+    known: list[str] = []
+    checkpoints = []
+    for look, document in looks:
+        one = identified(look, document, found.data, asked=asked.networks, known=known, trust=asked.trust)
+        known += [one.section.network.name] if one.section and one.section.network else []
+        checkpoints.append(one)
+    del looks  # the weights
+    checkpoints = roll_called(checkpoints, section, found.data, accelerator=accelerator)
+    choices = _choices(asked, section, found, checkpoints, reasons)
+    recipe, text = _accepted(section, found, checkpoints, choices, accelerator)
+    return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text)
+
+
+def name_of(images: Path, name: str | None = None) -> str:
+    """Returns the name of a recipe: that of the folder of images unless given, in letters that a recipe may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name or images.resolve().name).lstrip("._-") or "mine"
+
+
+def _require_network(name: str) -> None:
+    """Raises `RecipeError` if a name of the user's is no network's."""
+    try:
+        section = NetworkSection(name=name)
+    except ValidationError as error:
+        raise RecipeError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+    build_network(section, num_classes=2, image_shape=(3, 224, 224), mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def _data_section(asked: Asked, looks: Sequence[CheckpointFound]) -> tuple[DataSection, dict[str, str]]:
+    """Returns the section for the images, and the reason for each of its fields."""
+    folder, kind = place_and_kind(asked.images)
+    reasons = {} if folder.is_absolute() else {"root": "seen from where edc is called, as all paths here"}
+    base: dict[str, Any] = {"kind": kind, "root": folder}
+    with console.capture():  # what it says, the look at this size says again
+        data = load_data(DataSection(**base, image_size=SIDES[0]))
+    sides = sides_of(data.train)
+    median = sides[len(sides) // 2] if sides else 224
+    said = sorted({look.said.size for look in looks if look.said.size})
+    if asked.image_size:
+        size, why = asked.image_size, "as --image-size says"
+    elif said:
+        size, why = said[-1], "as a checkpoint says"
+    else:
+        size = max([side for side in SIDES if side <= median], default=SIDES[0])
+        why = f"the median shorter side is {median} px; no checkpoint says a size, --image-size does"
+    num_labelled = len(data.train) + len(data.validation)
+    if is_held_out(kind, data) and len(data.validation) < FEW_VALIDATION:
+        base["validation"] = min(num_labelled // 5, FEW_VALIDATION)
+        reasons["validation"] = f"held out of {num_labelled} training images: a tenth would say little"
+    base["augmentation"] = "resized_crop_flip" if size >= 96 else "crop_flip"
+    reasons |= {"image_size": why, "augmentation": "leave out flips where left and right differ in meaning"}
+    return DataSection(**base, image_size=size), reasons
+
+
+def _allowing_damage(
+    section: DataSection, reasons: dict[str, str], found: DataFound
+) -> tuple[DataSection, dict[str, str]]:
+    """Returns the section that lets as many training images be unreadable as are."""
+    train = found.splits[0]
+    if not train.unreadable:
+        return section, reasons
+    share = round(1.5 * len(train.unreadable) / train.num_read + 0.0005, 3)
+    why = f"{len(train.unreadable)} of {train.num_read} training images cannot be read; others stand in for them"
+    return section.model_copy(update={"max_bad_fraction": share}), reasons | {"max_bad_fraction": why}
+
+
+def _choices(
+    asked: Asked,
+    section: DataSection,
+    found: DataFound,
+    checkpoints: Sequence[CheckpointFound],
+    reasons: dict[str, str],
+) -> Choices:
+    used = [one for one in checkpoints if not one.why_not and one.section]
+    network, start, why_network = _network(asked, found.data, used)
+    num_train = len(found.data.train)
+    batch_size = next(size for size, most in ((16, 320), (32, 2_000), (64, 20_000), (128, 1 << 62)) if num_train < most)
+    epochs, learning_rate = (30, 0.01) if start else (100, 0.05)
+    begins = "weights that know such images" if start else "random weights"
+    two = len(used) != 1
+    return Choices(
+        name=name_of(asked.images, asked.name),
+        network=network,
+        start=start,
+        why_network=why_network,
+        epochs=epochs,
+        batch_size=min(batch_size, num_train),
+        learning_rate=learning_rate,
+        warmup_epochs=2 if start else 5,
+        why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images",
+        with_members=two,
+        why_students="kd: one network learns from all. latent_be_tdiv_sdiv: members that share weights, each with its "
+        "own teacher, folded into one network; an epoch of it costs more (edc distill --dry-run says how much)."
+        if two
+        else "kd: one network learns from the one teacher; a student with members needs two or more.",
+        reasons_of_data=reasons,
+    )
+
+
+def _network(asked: Asked, data: DataSet, used: Sequence[CheckpointFound]) -> tuple[str, str | None, str]:
+    """Returns the student's network, what it starts from, and why."""
+    names = [one.section.network.name if one.section and one.section.network else "" for one in used]
+    own = {name for name in names if name}
+    if asked.student:
+        network, why = asked.student, "the student, as --student says"
+    elif own:
+        network = min(own, key=lambda name: _num_parameters(name, data))
+        why = (
+            "the student: the teachers' own network" if len(own) == 1 else "the student: the smallest of the teachers'"
+        )
+        why += ", so that serving it costs as much as one such teacher; --student names a smaller one"
+    else:
+        network = "torchvision/resnet18" if data.image_shape[1] >= 64 else "wrn16x2"
+        why = "the student: a small network that takes such images; --student names another"
+    if names and set(names) == {network}:
+        return network, "teacher", f"{why}. It starts from the best teacher on validation images"
+    best = max((one for one, name in zip(used, names, strict=True) if name == network), key=_accuracy, default=None)
+    if best is not None:
+        return network, str(best.file), f"{why}. It starts from the weights of the best teacher of that network"
+    hint = "; start: pretrained would take the library's weights, if they can be fetched" if "/" in network else ""
+    return network, None, f"{why}. It starts from random weights{hint}"
+
+
+def _accuracy(one: CheckpointFound) -> float:
+    return one.answered.acc if one.answered else 0.0
+
+
+def _num_parameters(name: str, data: DataSet) -> int:
+    shape: Any = {"num_classes": data.num_classes, "image_shape": data.image_shape, "mean": data.mean, "std": data.std}
+    return count_parameters(build_network(NetworkSection(name=name), **shape))
+
+
+def _accepted(
+    section: DataSection,
+    found: DataFound,
+    checkpoints: Sequence[CheckpointFound],
+    choices: Choices,
+    accelerator: Accelerator,
+) -> tuple[Recipe, str]:
+    """Returns the recipe, tried as a dry run tries it, and its text; without what network or data do not allow."""
+    simpler = [choices, replace(choices, with_members=False), replace(choices, start=None)]
+    simpler.append(replace(choices, with_members=False, start=None))
+    for last, one in enumerate(simpler, start=1):
+        text = recipe_text(section, checkpoints, one, head=_head(found, one, bool(checkpoints)))
+        recipe = recipe_from_document(yaml_from_text(text), source="the proposed recipe")
+        try:
+            with console.capture():
+                require_trainable(recipe, found.data, accelerator=accelerator)
+            own = [teacher.network for teacher in load_own_teachers(recipe, found.data)]
+            require_teachers_to_start_from(recipe, found.data, own)
+        except EdcError:
+            if last == len(simpler):
+                raise
+            continue
+        return recipe, text
+    raise AssertionError("the last of them returns or raises")
+
+
+def _head(found: DataFound, choices: Choices, has_checkpoints: bool) -> list[str]:
+    """Returns the comments at the head of the recipe."""
+    lines = [
+        f"Proposed by edc init for {found.section.root}; every line may be changed.",
+        "",
+        f"launch   edc distill {choices.name}.yaml   (first with --dry-run: the cost on this machine)",
+        "",
+    ]
+    for split in found.splits:
+        lines.append(f"{split.name}: {split.num_images:,} images; always the most frequent class is right on "
+                     f"{100 * split.majority:.1f} %")  # fmt: skip
+    lines += [
+        f"warning: {num:,} of {looked_at:,} images looked at are in both {pair}, which flatters all figures"
+        for pair, (num, looked_at) in found.duplicates.items()
+        if num
+    ]
+    if has_checkpoints and is_held_out(found.section.kind, found.data):
+        lines.append(
+            "warning: validation images are held out of train; if your checkpoints learned from them, they look better "
+            "on them than they are: a split of its own is better"
+        )
+    return lines
