@@ -9,18 +9,21 @@ from rich.console import Console
 from rich.table import Table
 
 from edc.cli.tables.fitting import TextRow, fitting_table
+from edc.cli.tables.run_notes import beaten_by_a_teacher, few_classes, zero_line
 from edc.console import count, duration
 from edc.errors import RunError
 from edc.runs.choice import Choice
 from edc.runs.cost import Cost
-from edc.runs.rows import rows_by_subject, teacher_sets
+from edc.runs.rows import best_teacher, rows_by_subject, teacher_sets
 from edc.subject import Subject
 
 __all__ = ["mean_rows", "print_costs", "print_summaries"]
 
-COLUMNS = ("acc %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
-GIVES_WAY = ("cECE", "NLL", "ECE", "params", "runs", "DEE")
+COLUMNS = ("acc %", "bal %", "F1 %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
+GIVES_WAY = ("cECE", "NLL", "ECE", "params", "runs", "DEE", "F1 %", "bal %")
 """In this order, where the terminal is too narrow for all."""
+BY_CLASS = ("bal %", "F1 %")
+"""Left out if an older edc did not measure them, or if they say what the accuracy says."""
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) -> None:
@@ -36,7 +39,13 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     title = f"{first['name']}: {data['kind']}, {training} and {data['test']:,} test images, "
     title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
     forms = _member_forms(summaries)
+    made = mean_rows(summaries)
+    columns = _columns(made)
     caption = "c: calibrated on validation images; runs: forward passes per image"
+    if "bal %" in columns:
+        caption += "\nbal: balanced accuracy, the mean recall over classes; F1: its mean over classes"
+    if zero := zero_line(summaries):
+        caption += f"\n{zero}"
     for name, by_seed in forms.items():
         label = Subject("student", name=name).label
         caption += f"\n{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
@@ -49,14 +58,16 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     rows = [
         TextRow(
             row["label"],
-            dict(zip(COLUMNS, row["cells"], strict=True)),
+            {column: cell for column, cell in zip(COLUMNS, row["cells"], strict=True) if column in columns},
             is_bold=row["subject"] in [Subject("student", name=name) for name in chosen],
         )
-        for row in mean_rows(summaries)
+        for row in made
     ]
-    table, left_out = fitting_table(title, rows, COLUMNS, gives_way=GIVES_WAY, console=console)
+    table, left_out = fitting_table(title, rows, columns, gives_way=GIVES_WAY, console=console)
     table.caption = caption + (f"\nleft out for want of room: {', '.join(left_out)}" if left_out else "")
     console.print(table)
+    for line in (*few_classes(summaries), *beaten_by_a_teacher(summaries)):
+        console.print(line, style="bold", highlight=False, soft_wrap=True)
     for name, by_seed in forms.items():
         if len(set(by_seed.values())) > 1:
             found = ", ".join(f"{form} at seed {seed}" for seed, form in by_seed.items())
@@ -65,6 +76,14 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
                 f"not of the seeds alone. students.{name}.member_form in the recipe fixes one form.",
                 highlight=False,
             )
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the columns of the table: those of classes only where they say what the accuracy does not."""
+    cells = {column: [row["cells"][number] for row in rows] for number, column in enumerate(COLUMNS)}
+    if not all(cells["bal %"]) or cells["bal %"] == cells["acc %"]:
+        return [column for column in COLUMNS if column not in BY_CLASS]
+    return list(COLUMNS)
 
 
 def _member_forms(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[int, str]]:
@@ -108,6 +127,13 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"subject": None, "label": f"one teacher (mean of {len(teachers)})", "cells": _cells(teachers, "1")}
     ]
+    if len(teachers) > 1 and None not in (best := [best_teacher(of_set) for of_set in of_sets]):
+        group = [of_set[subject] for of_set, subject in zip(of_sets, best, strict=True) if subject]
+        label = "teacher best on validation"
+        if best[0] and len(set(best)) == 1:
+            label = f"{best[0].label} (best on validation)"
+        cells = _cells(group, _dee(group, ensemble_size))
+        rows.append({"subject": best[0], "label": label, "cells": cells})
     for subject in by_subject[0]:
         if subject.role == "teacher":
             continue
@@ -122,6 +148,7 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _cells(group: Sequence[dict[str, Any]], dee: str) -> list[str]:
     return [
         _spread([100 * row["raw"]["acc"] for row in group], 2),
+        *(_spread_if_known([row["raw"].get(name) for row in group]) for name in ("balanced_acc", "macro_f1")),
         _spread([row["raw"]["nll"] for row in group], 3),
         _spread([row["raw"]["ece"] for row in group], 3),
         _spread([row["calibrated"]["nll"] for row in group], 3),
@@ -159,6 +186,11 @@ def _spread(values: Sequence[float], digits: int) -> str:
     """Returns the mean, and ± the standard deviation where there are several values."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ±{statistics.stdev(values):.{digits}f}"
+
+
+def _spread_if_known(shares: Sequence[float | None]) -> str:
+    known = [100 * share for share in shares if share is not None]
+    return _spread(known, 2) if known and len(known) == len(shares) else ""
 
 
 def _dee(rows: Sequence[dict[str, Any]], ensemble_size: int) -> str:

@@ -26,6 +26,26 @@ class _Scores(_Section):
     nll: Nats
     ece: float | None = None
     brier: float | None = None
+    balanced_acc: Share | None = None
+    macro_f1: Share | None = None
+
+
+class _ByClass(_Section):
+    """All as long as there are classes; an older edc wrote none."""
+
+    images: tuple[Count, ...]
+    predicted: tuple[Count, ...]
+    precision: tuple[Share | None, ...]
+    recall: tuple[Share | None, ...]
+    confusion: tuple[tuple[Count, ...], ...] | None = None
+
+    @model_validator(mode="after")
+    def _as_long(self) -> "_ByClass":
+        columns: list[tuple[Any, ...]] = [self.images, self.predicted, self.precision, self.recall]
+        columns += [self.confusion, *self.confusion] if self.confusion is not None else []
+        if len({len(column) for column in columns}) > 1 or not sum(self.images):
+            raise ValueError("images, predicted, precision, recall and confusion are not of the same classes")
+        return self
 
 
 class _Validation(_Section):
@@ -53,12 +73,22 @@ class _Row(_Section):
     validation: _Validation | None = None
     training: _Training | None = None
     member_form: Literal["joint", "sequential"] | None = None
+    by_class: _ByClass | None = None
+
+
+class _Majority(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: Annotated[str, Field(alias="class")]
+    share: Share
 
 
 class _Data(_Section):
     train: Count
     validation: Count
     test: Count
+    classes: tuple[str, ...] | None = None
+    majority: _Majority | None = None
 
 
 class SavedSummary(_Section):
@@ -79,4 +109,7 @@ class SavedSummary(_Section):
         found = rows_by_subject({"rows": [row.model_dump() for row in self.rows]})
         if len(found) < len(self.rows):
             raise ValueError("rows: two of them are about one network")
+        known = [row.by_class.images for row in self.rows if row.by_class]
+        if any(len(images) != len(self.data.classes or ()) for images in known):
+            raise ValueError("rows: by_class is of other classes than data.classes")
         return self
