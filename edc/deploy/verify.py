@@ -87,8 +87,9 @@ def _described(value: onnx.ValueInfoProto) -> tuple[str, str, list[int | None]]:
 def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path | None) -> str:
     """Compares the fp32 and fp16 files with the run's networks again."""
     from edc.data import load_data
-    from edc.deploy.export import references_of, sample_images
+    from edc.deploy.networks import references_of
     from edc.deploy.onnx.parity import check_onnx_parity
+    from edc.deploy.samples import sample_images
     from edc.runs.folder import RunFolder
 
     folder = RunFolder(run)

@@ -36,6 +36,13 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
         "?: not decided",
         highlight=False,
     )
+    if result.majority is not None:
+        name, share = result.majority
+        console.print(f"bal: balanced accuracy; always `{name}`: acc {100 * share:.2f} %", highlight=False)
+    for line in dict.fromkeys(
+        f"{row.subject.label}: {result.few_classes[row.key]}" for row in result.rows if row.key in result.few_classes
+    ):
+        console.print(line, style="bold", highlight=False)
     _print_baselines(result, console)
     _print_servers(result, console)
     for row in result.rows:
@@ -120,6 +127,8 @@ def _quality_columns(result: BenchResult) -> list[Column]:
 
     return [
         ("acc %", lambda rows: raw(rows, "acc", 2, 100)),
+        ("bal %", lambda rows: raw(rows, "balanced_acc", 2, 100)),
+        ("F1 %", lambda rows: raw(rows, "macro_f1", 2, 100)),
         ("vs ens.", lambda rows: _against_ensemble(rows[0])),
         ("NLL", lambda rows: raw(rows, "nll", 3)),
         ("ECE", lambda rows: raw(rows, "ece", 3)),

@@ -72,7 +72,10 @@ def call_roll(
         predict_logits(teacher, images, recipe.data, recipe.training, accelerator) for teacher in teachers.members
     ]
     readings = [one.reading for one in own] or [Reading(data.mean, data.std, "the data")] * len(logits)
-    answered = tuple(_answered(m, _name(recipe, m), logits[m], labels, reading) for m, reading in enumerate(readings))
+    answered = tuple(
+        _answered(m, _name(recipe, m), logits[m], labels, reading, class_names=data.class_names)
+        for m, reading in enumerate(readings)
+    )
     roll = RollCall(answered, len(images), tuple(logits) if is_all else None)
     if accelerator.is_main_process:
         print_roll_call(answered, num_images=len(images), are_own=bool(own), console=console)
@@ -94,12 +97,16 @@ def _is_weak(one: Answered, all_of_them: Sequence[Answered]) -> bool:
     return one.margin < NEAR_CHANCE * (1 - one.chance) or one.margin < FAR_BELOW * best
 
 
-def _answered(member: int, name: str, logits: Logits, labels: metrics.Labels, reading: Reading) -> Answered:
+def _answered(
+    member: int, name: str, logits: Logits, labels: metrics.Labels, reading: Reading, *, class_names: Sequence[str]
+) -> Answered:
     log_probs = metrics.log_probs_from_logits(logits[0])
     answers, num_classes = log_probs.argmax(-1), log_probs.shape[-1]
-    frequencies = (np.bincount(each, minlength=num_classes) / len(labels) for each in (answers, labels))
-    chance = float(np.prod(list(frequencies), axis=0).sum())
-    return Answered(member, name, metrics.accuracy(log_probs, labels), chance, metrics.nll(log_probs, labels), reading)
+    predicted, images = (np.bincount(each, minlength=num_classes) for each in (answers, labels))
+    chance = float((predicted / len(labels) * (images / len(labels))).sum())
+    words = metrics.in_words(images.tolist(), predicted.tolist(), class_names)
+    acc, nll = metrics.accuracy(log_probs, labels), metrics.nll(log_probs, labels)
+    return Answered(member, name, acc, chance, nll, reading, words)
 
 
 def _some_of(images: Images) -> tuple[Images, bool]:

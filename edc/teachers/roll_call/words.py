@@ -31,7 +31,7 @@ def print_roll_call(answered: Sequence[Answered], *, num_images: int, are_own: b
         table.add_row(*cells)
     console.print(table, highlight=False)
     for one in answered:
-        for note in one.reading.notes:
+        for note in (*one.reading.notes, *filter(None, [one.few_classes])):
             console.print(f"teacher {one.member}: {note}", highlight=False)
 
 
