@@ -17,7 +17,7 @@ from edc.runs.cost import Cost
 from edc.runs.rows import best_teacher, rows_by_subject, teacher_sets
 from edc.subject import Subject
 
-__all__ = ["mean_rows", "print_costs", "print_summaries"]
+__all__ = ["COLUMNS", "mean_rows", "print_costs", "print_summaries", "shown_columns"]
 
 COLUMNS = ("acc %", "bal %", "F1 %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
 GIVES_WAY = ("cECE", "NLL", "ECE", "params", "runs", "DEE", "F1 %", "bal %")
@@ -40,7 +40,7 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
     forms = _member_forms(summaries)
     made = mean_rows(summaries)
-    columns = _columns(made)
+    columns = shown_columns(made)
     caption = "c: calibrated on validation images; runs: forward passes per image"
     if "bal %" in columns:
         caption += "\nbal: balanced accuracy, the mean recall over classes; F1: its mean over classes"
@@ -78,7 +78,7 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
             )
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+def shown_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Returns the columns of the table: those of classes only where they say what the accuracy does not."""
     cells = {column: [row["cells"][number] for row in rows] for number, column in enumerate(COLUMNS)}
     if not all(cells["bal %"]) or cells["bal %"] == cells["acc %"]:
