@@ -42,10 +42,8 @@ BY_CLASS = {"balanced_acc": "bal %", "macro_f1": "F1 %"}
 
 
 def _quality(bench: Bench) -> Table:
-    scores = [row.quality.raw for row in bench.rows if row.quality]
-    of_classes = {
-        name: head for name, head in BY_CLASS.items() if any(getattr(each, name) is not None for each in scores)
-    }
+    known = {name for row in bench.rows if row.quality for name, score in row.quality.raw if score is not None}
+    of_classes = {name: heading for name, heading in BY_CLASS.items() if name in known}
 
     def line(row: SavedRow) -> Line | None:
         quality = row.quality
