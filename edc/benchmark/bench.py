@@ -134,6 +134,7 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
         robustness=measured.robustness,
         by_class=figures_by_class(rows, verdict, qualities),
         few_classes=few_classes,
+        teachers=request.teachers,
         majority=majority_of(predictions, request.manifest.classes),
         sweep_batches=tuple(_sweep_batches(request, options)),
         throughput=tuple(measured.throughput),
@@ -237,6 +238,7 @@ def _verdict(
         validation_acc={spec.key: acc for spec, acc in qualities.validation_acc.items()},
         losses={spec.key: losses for spec, losses in qualities.losses.items()},
         few_classes=few_classes,
+        teacher=request.teachers.words,
         seed=seed,
     )
 

@@ -13,6 +13,7 @@ from edc.benchmark.measure.disagreements import Disagreements
 from edc.benchmark.measure.quality import Reliability
 from edc.benchmark.measure.server import ServerLoad
 from edc.benchmark.measure.sweep import Throughput
+from edc.benchmark.teachers import Teachers
 from edc.benchmark.workers.timing import TimingPlan
 from edc.metrics import ByClass
 from edc.subject import Subject
@@ -54,6 +55,7 @@ class BenchResult:
     """Of the student, the ensemble and the teacher that the verdict is about."""
     few_classes: dict[str, str] = field(default_factory=dict)
     """Of each row that predicts one or few classes, or leaves one out, in words."""
+    teachers: Teachers = field(default_factory=Teachers)
     majority: tuple[str, float] | None = None
     """The most frequent class of the test images, and its share: the accuracy of always saying so."""
     sweep_batches: tuple[int, ...] = ()
@@ -86,6 +88,7 @@ class BenchResult:
             "num_validation_images": self.num_validation_images,
             "test_digest": self.test_digest,
             "class_names": list(self.class_names),
+            "teachers": _document(self.teachers),
             "majority": None if self.majority is None else dict(zip(("class", "share"), self.majority, strict=True)),
             "plan": dataclasses.asdict(self.plan),
             "environment": self.environment.to_json(),

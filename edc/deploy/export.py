@@ -33,7 +33,9 @@ from edc.deploy.onnx.precision import Precision
 from edc.deploy.onnx_files import Samples, with_uint8_input, write_precisions
 from edc.deploy.records import engine_records, onnx_record, other_record, write_recipe, write_triton_repository
 from edc.deploy.samples import sample_images, samples_of
+from edc.errors import RunError
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
+from edc.recipe import Recipe
 from edc.runs.folder import RunFolder, run_folder
 from edc.runs.rows import member_temperature, rows_by_subject
 from edc.runs.student import load_student
@@ -48,6 +50,8 @@ Floats = NDArray[np.float32]
 class ExportOptions:
     """What to write beside the fp32 files, and how."""
 
+    student: str | None = None
+    """Which student of the run; None: the one that the recipe deploys."""
     precisions: tuple[Precision, ...] = ("fp32",)
     max_batch: int = 64
     max_drop: float = 0.005
@@ -73,13 +77,15 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     written; the manifest's `missing` says which and why.
 
     Raises:
-        RunError: the run is missing or unfinished, or another process exports to `folder`.
+        RunError: the run is missing or unfinished, or has no such student, or another process exports to `folder`.
         ArtifactError: `folder` holds something that is not an artifact.
         ParityError: the student's float32 file does not compute what the network computes; nothing is written.
     """
     run, folder, options = run_folder(run), Path(folder), options or ExportOptions()
     summary = run.summary()
     recipe = run.recipe(data_root=options.data_root).deploying(summary)
+    if options.student is not None:
+        recipe = _deploying(recipe, options.student, run)
     require_replaceable(folder)
     rows = rows_by_subject(summary)
     row = rows[Subject("student", name=recipe.deploy)]
@@ -94,7 +100,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
         preprocessing = preprocessing_of(data, options.input_type, orientation=recipe.data.orientation or "exif")
         with appearing(folder) as temporary:
             files, missing = _write_files(networks, temporary, data, preprocessing, samples, options)
-            write_recipe(run, temporary / "recipe.yaml", summary)
+            write_recipe(run, temporary / "recipe.yaml", recipe.deploy)
             files.append(other_record(temporary / "recipe.yaml", temporary, "recipe"))
             manifest = Manifest(
                 run=run.path.name,
@@ -114,6 +120,12 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
             )
             write_manifest(temporary, manifest)
     return manifest
+
+
+def _deploying(recipe: Recipe, student: str, run: RunFolder) -> Recipe:
+    if student not in recipe.students:
+        raise RunError(f"{run.path}: has no student {student!r}; expected one of {', '.join(recipe.students)}")
+    return recipe.model_copy(update={"deploy": student, "deploy_by": None})
 
 
 def _write_files(

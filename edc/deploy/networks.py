@@ -108,4 +108,5 @@ def references_of(
 
 def _metrics(row: dict[str, Any]) -> dict[str, float]:
     calibrated = {f"calibrated_{name}": value for name, value in row["calibrated"].items()}
-    return {"parameters": row["parameters"], **row["raw"], **calibrated}
+    validation = {"validation_acc": row["validation"]["acc"]} if row.get("validation") else {}
+    return {"parameters": row["parameters"], **row["raw"], **calibrated, **validation}

@@ -83,6 +83,7 @@ def verdict_on(
     losses: Mapping[str, NDArray[np.float64]],
     seed: int,
     few_classes: Mapping[str, str] = MappingProxyType({}),
+    teacher: str = "",
 ) -> BenchVerdict | None:
     """Returns the sentences, or None if no student could be compared with an ensemble on its own backend.
 
@@ -93,6 +94,7 @@ def verdict_on(
         validation_acc: by key, the accuracy on validation images.
         losses: by key, the calibrated -log p(label) of each test image (N,).
         few_classes: by key, that a row predicts one or few classes, in words.
+        teacher: which one "one teacher" is, and what all have, in words.
     """
     shipped = row = row_to_ship(rows, students=students, validation_acc=validation_acc)
     if shipped is not None and _against(shipped, "ensemble") is None:  # the ensemble runs on another backend alone
@@ -111,7 +113,7 @@ def verdict_on(
         _speed_and_accuracy(row, baseline.subject, against.accuracy, against.speedup),
         _file_to_ship(shipped, candidates, files),
         _calibration(row, against, losses, seed=seed),
-        _one_teacher(row),
+        _one_teacher(row, teacher),
         _doubts(row, baseline),
     )
     return BenchVerdict(tuple(filter(None, sentences)), against.baseline, row.key, row.batch)
@@ -156,7 +158,7 @@ def _file_to_ship(row: Row, candidates: Mapping[int, Sequence[Row]], files: Mapp
     return sentence + "."
 
 
-def _one_teacher(row: Row) -> str:
+def _one_teacher(row: Row, who: str) -> str:
     """Returns the sentence on one teacher, which costs the same without any distillation."""
     against = _against(row, "teacher")
     if against is None or against.accuracy is None:
@@ -164,7 +166,9 @@ def _one_teacher(row: Row) -> str:
     speed = "" if against.speedup is None else f", at {_times(against.speedup)} times its speed"
     acc = 100 * against.accuracy.paired.reference_accuracy
     verdict = WORDS[against.accuracy.verdict]
-    return f"One teacher alone has {acc:.2f} %: the student differs by {_points(against.accuracy)}, {verdict}{speed}."
+    who = f" ({who})" if who else ""
+    differs = f"the student differs by {_points(against.accuracy)}, {verdict}{speed}"
+    return f"One teacher alone{who} has {acc:.2f} %: {differs}."
 
 
 def _doubts(row: Row, baseline: Row) -> str:
