@@ -23,7 +23,7 @@ from edc.recipe import Recipe
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.reading import Answered, OwnTeacher, Reading
 from edc.teachers.roll_call.other_readings import better_readings, other_readings
-from edc.teachers.roll_call.words import print_roll_call, what_was_tried
+from edc.teachers.roll_call.words import better_than_all, print_roll_call, what_was_tried
 from edc.train.evaluate import labels_of, predict_logits
 
 __all__ = ["RollCall", "call_roll"]
@@ -39,14 +39,19 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RollCall:
-    """All teachers, and their logits (1, N, K) on validation images; None if not all images were looked at."""
+    """All teachers, the accuracy of the mean of their probabilities, and their logits (1, N, K) on validation images.
+
+    The logits are None if not all images were looked at.
+    """
 
     answered: tuple[Answered, ...]
+    ensemble_acc: float
     num_images: int
     logits: tuple[Logits, ...] | None
 
     def document(self) -> dict[str, Any]:
-        return {"images": self.num_images, "teachers": [each.document() for each in self.answered]}
+        teachers = [each.document() for each in self.answered]
+        return {"images": self.num_images, "ensemble_acc": self.ensemble_acc, "teachers": teachers}
 
 
 def call_roll(
@@ -76,8 +81,12 @@ def call_roll(
         _answered(m, _name(recipe, m), logits[m], labels, reading, class_names=data.class_names)
         for m, reading in enumerate(readings)
     )
-    roll = RollCall(answered, len(images), tuple(logits) if is_all else None)
+    members = np.stack([metrics.log_probs_from_logits(each[0]) for each in logits])
+    ensemble_acc = metrics.accuracy(metrics.ensemble_log_probs(members), labels)
+    roll = RollCall(answered, ensemble_acc, len(images), tuple(logits) if is_all else None)
     if accelerator.is_main_process:
+        if words := better_than_all(answered, ensemble_acc, num_images=len(images)):
+            console.print(words, style="bold", highlight=False, soft_wrap=True)
         print_roll_call(answered, num_images=len(images), are_own=bool(own), console=console)
     refused = []
     for m, one in enumerate(own):

@@ -9,9 +9,23 @@ from rich.table import Table
 from edc.teachers.reading import Answered
 from edc.teachers.roll_call.other_readings import Attempt
 
-__all__ = ["print_roll_call", "what_was_tried"]
+__all__ = ["better_than_all", "print_roll_call", "what_was_tried"]
 
 MOST_SHOWN = 8
+
+
+def better_than_all(answered: Sequence[Answered], ensemble_acc: float, *, num_images: int) -> str:
+    """Returns that a teacher alone is right on more images than the ensemble that students learn from, if one is."""
+    best = max(answered, key=lambda one: one.acc)
+    if best.acc <= ensemble_acc:
+        return ""
+    more = round((best.acc - ensemble_acc) * num_images)
+    return (
+        f"teacher {best.member} ({best.name}) alone is better than the ensemble of {len(answered)}: right on "
+        f"{100 * best.acc:.2f} % of {num_images:,} validation images, the ensemble on {100 * ensemble_acc:.2f} % "
+        f"({more} image{'s' * (more != 1)} fewer). Students learn from the ensemble: leave weak teachers out, or serve "
+        f"that one (baseline/teacher_{best.member}.onnx in an artifact)"
+    )
 
 
 def print_roll_call(answered: Sequence[Answered], *, num_images: int, are_own: bool, console: Console) -> None:
