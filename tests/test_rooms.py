@@ -17,9 +17,11 @@ errors console seeding subject system method recipe metrics architectures networ
 deploy.artifact deploy.ensemble deploy.onnx deploy.engine deploy.fuse deploy.gates deploy.onnx_files deploy.samples
 deploy.engine_files
 deploy.records deploy.networks deploy.export deploy.verify
-benchmark.packed benchmark.keys benchmark.environment benchmark.progress benchmark.old_document benchmark.document_leaves benchmark.document
+benchmark.packed benchmark.keys benchmark.environment benchmark.progress benchmark.old_document
+benchmark.document_leaves benchmark.document
 benchmark.backends benchmark.workers
-benchmark.judge benchmark.measure benchmark.page benchmark.regression benchmark.specs benchmark.teachers benchmark.options
+benchmark.judge benchmark.measure benchmark.page benchmark.regression benchmark.specs
+benchmark.teachers benchmark.options
 benchmark.result benchmark.request benchmark.bench
 cli __init__ __main__
 """,

@@ -1,20 +1,20 @@
 """The terminal's output of a bench: the verdict, a table (two on a narrow terminal), and the flags."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from edc.benchmark.judge.rows import Row
 from edc.benchmark.judge.statistics import Estimate
 from edc.benchmark.result import BenchResult
-from edc.console import count
+from edc.console import TextRow, count, fits, fitting_table, left_out_words
 
 __all__ = ["print_bench"]
 
-ROOM_FOR_ONE_TABLE = 165
+QUALITY_GIVES_WAY = ("MB", "params", "ECE", "NLL", "DEE", "F1 %", "bal %")
+"""In this order, where the terminal is too narrow for all."""
 SIGNS = {"not worse": "ok", "worse": "worse", "undecided": "?"}
 Column = tuple[str, Callable[[list[Row]], str]]
 """A heading, and the cell for the rows (one per batch size) of one subject on one backend."""
@@ -25,9 +25,12 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
     environment = result.environment
     batches = list(dict.fromkeys(row.batch for row in result.rows))
     title = f"{result.artifact}: {environment.threads} threads on {environment.cpu}"
-    quality, speed = _quality_columns(result), _speed_columns(batches)
-    for columns in [quality + speed] if console.width >= ROOM_FOR_ONE_TABLE else [quality, speed]:
-        _print_table(title, columns, result, console)
+    quality, speed = _quality_columns(result), [_speed_columns(batch) for batch in batches]
+    whole = [column for columns in speed for column in columns]
+    for columns in _as_wide_as_fits([[[*quality, *whole]], [quality, whole], [quality, *speed]], result, console):
+        table, left_out = _table(title, columns, result, console)
+        table.caption = left_out_words(left_out)
+        console.print(table)
     console.print(
         f"quality on {result.num_test_images:,} test images; cNLL: calibrated on validation images\n"
         "ms: median for a whole batch; x: times as fast as the ensemble's best form, same backend and precision, "
@@ -90,25 +93,29 @@ def _print_baselines(result: BenchResult, console: Console) -> None:
         console.print(f"{student.key} @{student.batch}: {ratio}", highlight=False)
 
 
-def _print_table(title: str, columns: list[Column], result: BenchResult, console: Console) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("network", no_wrap=True)
-    table.add_column("backend", no_wrap=True)
-    for heading, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+def _as_wide_as_fits(ways: Sequence[list[list[Column]]], result: BenchResult, console: Console) -> list[list[Column]]:
+    """Returns the first way to divide the columns into tables that all fit, else the last."""
+
+    def has_room(columns: list[Column]) -> bool:
+        table, left_out = _table("", columns, result, console)
+        return not left_out and fits(table, console)
+
+    return next((way for way in ways if all(map(has_room, way))), ways[-1])
+
+
+def _table(title: str, columns: list[Column], result: BenchResult, console: Console) -> tuple[Table, list[str]]:
     by_key: dict[str, list[Row]] = {}
     for row in result.rows:
         by_key.setdefault(row.key, []).append(row)
-    backend = result.rows[0].backend if result.rows else ""
+    text_rows = []
     for rows in by_key.values():
         row = rows[0]
-        if row.backend != backend:
-            backend = row.backend
-            table.add_section()
         name = f"{row.artifact}: {row.subject.label}" if row.artifact else row.subject.label
         style = "bold" if row.key in result.students else None
-        table.add_row(name, row.backend, *(cell(rows) for _, cell in columns), style=style)
-    console.print(table)
+        text_rows.append(TextRow(name, {heading: cell(rows) for heading, cell in columns}, style, row.backend))
+    headings = [heading for heading, _ in columns]
+    names = ("network", "backend")
+    return fitting_table(title, text_rows, headings, gives_way=QUALITY_GIVES_WAY, console=console, names=names)
 
 
 def _quality_columns(result: BenchResult) -> list[Column]:
@@ -141,24 +148,20 @@ def _quality_columns(result: BenchResult) -> list[Column]:
     ]
 
 
-def _speed_columns(batches: list[int]) -> list[Column]:
-    columns: list[Column] = []
-    for batch in batches:
+def _speed_columns(batch: int) -> list[Column]:
+    def row_at(rows: list[Row]) -> Row | None:
+        return next((row for row in rows if row.batch == batch), None)
 
-        def row_at(rows: list[Row], batch: int = batch) -> Row | None:
-            return next((row for row in rows if row.batch == batch), None)
+    def median(rows: list[Row]) -> str:
+        row = row_at(rows)
+        return "" if row is None else _ms(row.p50_ms)
 
-        def median(rows: list[Row], at: Callable[[list[Row]], Row | None] = row_at) -> str:
-            row = at(rows)
-            return "" if row is None else _ms(row.p50_ms)
+    def ratio(rows: list[Row]) -> str:
+        row = row_at(rows)
+        against = () if row is None else row.against
+        return next((_ratio(a.speedup) for a in against if a.basis == "ensemble"), "")
 
-        def ratio(rows: list[Row], at: Callable[[list[Row]], Row | None] = row_at) -> str:
-            row = at(rows)
-            against = () if row is None else row.against
-            return next((_ratio(a.speedup) for a in against if a.basis == "ensemble"), "")
-
-        columns += [(f"ms @{batch}", median), (f"x @{batch}", ratio)]
-    return columns
+    return [(f"ms @{batch}", median), (f"x @{batch}", ratio)]
 
 
 def _against_ensemble(row: Row) -> str:

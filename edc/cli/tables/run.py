@@ -4,13 +4,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from edc.cli.tables.fitting import TextRow, fitting_table
 from edc.cli.tables.run_notes import beaten_by_a_teacher, few_classes, zero_line
-from edc.console import count, duration
+from edc.console import TextRow, count, duration, fitting_table, left_out_words
 from edc.errors import RunError
 from edc.runs.choice import Choice
 from edc.runs.cost import Cost
@@ -22,6 +19,8 @@ __all__ = ["COLUMNS", "mean_rows", "print_costs", "print_summaries", "shown_colu
 COLUMNS = ("acc %", "bal %", "F1 %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
 GIVES_WAY = ("cECE", "NLL", "ECE", "params", "runs", "DEE", "F1 %", "bal %")
 """In this order, where the terminal is too narrow for all."""
+COST_COLUMNS = ("units a step", "steps", "units", "ms a step", "time")
+COST_GIVES_WAY = ("units a step", "ms a step", "steps", "units")
 BY_CLASS = ("bal %", "F1 %")
 """Left out if an older edc did not measure them, or if they say what the accuracy says."""
 
@@ -59,12 +58,12 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
         TextRow(
             row["label"],
             {column: cell for column, cell in zip(COLUMNS, row["cells"], strict=True) if column in columns},
-            is_bold=row["subject"] in [Subject("student", name=name) for name in chosen],
+            "bold" if row["subject"] in [Subject("student", name=name) for name in chosen] else None,
         )
         for row in made
     ]
     table, left_out = fitting_table(title, rows, columns, gives_way=GIVES_WAY, console=console)
-    table.caption = caption + (f"\nleft out for want of room: {', '.join(left_out)}" if left_out else "")
+    table.caption = "\n".join(filter(None, [caption, left_out_words(left_out)]))
     console.print(table)
     for line in (*few_classes(summaries), *beaten_by_a_teacher(summaries)):
         console.print(line, style="bold", highlight=False, soft_wrap=True)
@@ -161,24 +160,25 @@ def _cells(group: Sequence[dict[str, Any]], dee: str) -> list[str]:
 
 def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
     """Prints what each training of a run costs."""
-    table = Table(
-        title="cost of the run (units: forward passes of one batch)", title_justify="left", box=box.SIMPLE_HEAD
-    )
-    table.add_column("training")
-    for column in ("units a step", "steps", "units", "ms a step", "time"):
-        table.add_column(column, justify="right")
+    rows = []
     for cost in costs:
-        table.add_row(
-            cost.name if cost.member_form is None else f"{cost.name} ({cost.member_form} members)",
+        cells = (
             str(cost.units_per_step),
             f"{cost.num_steps:,}",
             f"{cost.units_per_step * cost.num_steps:,}",
             f"{1000 * cost.seconds_per_step:.0f}",
             duration(cost.seconds),
         )
-    table.add_section()
+        name = cost.name if cost.member_form is None else f"{cost.name} ({cost.member_form} members)"
+        rows.append(TextRow(name, dict(zip(COST_COLUMNS, cells, strict=True))))
     total_units = sum(cost.units_per_step * cost.num_steps for cost in costs)
-    table.add_row("all", "", "", f"{total_units:,}", "", duration(sum(cost.seconds for cost in costs)))
+    total = {"units": f"{total_units:,}", "time": duration(sum(cost.seconds for cost in costs))}
+    rows.append(TextRow("all", dict.fromkeys(COST_COLUMNS, "") | total, second="all"))
+    title = "cost of the run (units: forward passes of one batch)"
+    table, left_out = fitting_table(
+        title, rows, COST_COLUMNS, gives_way=COST_GIVES_WAY, console=console, names=("training",)
+    )
+    table.caption = left_out_words(left_out)
     console.print(table)
 
 
