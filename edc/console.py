@@ -84,14 +84,17 @@ def fitting_table(
         names: the headings of names; a line divides rows whose second parts differ.
         words: columns that hold words, on the left of their column and continued below.
     """
+    table = _table(title, rows, columns, names, words)
+    if fits(table, console):
+        return table, []
     left_out: list[str] = []
     for column in [None, *(column for column in gives_way if column in columns)]:
         left_out += [column] if column else []
         shown = [column for column in columns if column not in left_out]
-        table = _table(title, rows, shown, names, words)
-        if fits(table, console):
+        if fits(_table(title, rows, shown, names, words, most=NAMES), console):
             break
-    return table, [column for column in columns if column in left_out]
+    # Without a limit, names get all the room that the columns leave.
+    return _table(title, rows, shown, names, words, is_narrow=True), [each for each in columns if each in left_out]
 
 
 def fits(table: Table, console: Console) -> bool:
@@ -106,22 +109,39 @@ def left_out_words(left_out: Sequence[str]) -> str:
 
 
 def _table(
-    title: str, rows: Sequence[TextRow], columns: Sequence[str], names: Sequence[str], words: Sequence[str]
+    title: str,
+    rows: Sequence[TextRow],
+    columns: Sequence[str],
+    names: Sequence[str],
+    words: Sequence[str],
+    *,
+    is_narrow: bool = False,
+    most: int | None = None,
 ) -> Table:
+    """Returns the table.
+
+    Args:
+        is_narrow: the second parts of names are headings above their rows.
+        most: characters of a column of names, if they have a limit; the table is then narrow.
+    """
+    is_narrow = is_narrow or most is not None
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, caption_justify="left")
-    for part, heading in enumerate(names):
+    parts = 1 if is_narrow else len(names)
+    for part, heading in enumerate(names[:parts]):
         longest = max((len((row.name, row.second)[part]) for row in rows), default=0)
-        table.add_column(heading, overflow="fold", min_width=min(longest, NAMES))
+        table.add_column(heading, overflow="fold", min_width=min(longest, NAMES), max_width=most)
     for column in columns:
         if column in words:
             table.add_column(column, overflow="fold", max_width=WORDS)
         else:
             table.add_column(column, justify="right", no_wrap=True)
-    before = rows[0].second if rows else ""
+    before = None if is_narrow and len(names) > 1 else rows[0].second if rows else ""
     for row in rows:
         if row.second != before:
             before = row.second
             table.add_section()
-        cells = (*(row.name, row.second)[: len(names)], *(row.cells[each] for each in columns))
+            if is_narrow and len(names) > 1:
+                table.add_row(Text(row.second, style="italic"))
+        cells = ((row.name, row.second)[:parts]) + tuple(row.cells[each] for each in columns)
         table.add_row(*map(Text, cells), style=row.style)  # names may hold square brackets, which are no markup
     return table

@@ -40,7 +40,7 @@ def print_roll_call(answered: Sequence[Answered], *, num_images: int, are_own: b
         cells = [f"{100 * one.acc:.2f}", f"{abs(one.nll):.3f}", str(reading.input_size or "the data's")]
         cells += [f"{reading.normalisation_of} ({_short(reading.mean)})", reading.weights or "as in the file"]
         by_column = dict(zip(COLUMNS, (*cells, reading.classes), strict=True))
-        rows.append(TextRow(f"{one.member}  {one.name}", by_column))
+        rows.append(TextRow(f"{one.member}:{one.name}", by_column))
     table, left_out = fitting_table(
         f"teachers on {num_images:,} validation images",
         rows,
