@@ -17,8 +17,13 @@ __all__ = [
     "count_parameters",
     "load_weights",
     "require_logits",
+    "takes_transform_input",
     "unwrapped",
+    "with_transform_input",
 ]
+
+_INPUT_IS_NORMALISED_BY = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What torchvision's `transform_input` takes images to be normalised by; it then normalises them by 0.5 and 0.5."""
 
 
 class Classifier(nn.Module):
@@ -78,7 +83,28 @@ def build_network(
     else:
         depth, _, widen = section.name.removeprefix("cifar_resnet").partition("x")
         network = CifarResNet(int(depth), int(widen or 1), num_classes, channels)
+    if getattr(network, "transform_input", False):  # no weights say so, and a network that loads them has it not
+        network.transform_input = False  # type: ignore[assignment]
+        mean, std = with_transform_input(mean, std) if channels == 3 else (mean, std)
     return Classifier(network, mean, std)
+
+
+def takes_transform_input(name: str) -> bool:
+    """Returns whether network `name` is one of those that torchvision has `transform_input` for."""
+    return name in ("torchvision/inception_v3", "torchvision/googlenet")
+
+
+def with_transform_input(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns what normalises images in colour as `mean` and `std` and torchvision's `transform_input` after them do.
+
+    (x - M) / S = ((x - mean) / std * s + m - 0.5) / 0.5, for the m and s that it takes images to be normalised by.
+    """
+    means, stds = _INPUT_IS_NORMALISED_BY
+    scales = tuple(0.5 * own / theirs for own, theirs in zip(std, stds, strict=True))
+    shifts = tuple(own - scale * (m - 0.5) / 0.5 for own, scale, m in zip(mean, scales, means, strict=True))
+    return tuple(round(value, 9) for value in shifts), tuple(round(value, 9) for value in scales)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Classify one image with an exported artifact: `python classify.py ARTIFACT IMAGE [--file NAME] [--top 5] [--json]`.
+"""Classify an image, or a folder of them: `python classify.py ARTIFACT IMAGE [--file NAME] [--top 5] [--json]`.
 
 Any file of the artifact will do: ONNX files run in ONNX Runtime (or OpenVINO with --backend openvino), engines in
 TensorRT or TensorRT-RTX. Needs numpy, Pillow and onnxruntime (or what --backend says; engines need cuda-python too);
@@ -17,6 +17,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 MOST_PIXELS = 89_478_485  # after scaling; Pillow warns of files of more
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff",
+            ".gif")  # fmt: skip
+BY_MACHINES = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # like names that begin with a dot
 
 
 class UserError(Exception):
@@ -24,18 +27,19 @@ class UserError(Exception):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Classify one image with an exported artifact.")
+    parser = argparse.ArgumentParser(description="Classify images with an exported artifact.")
     parser.add_argument("artifact", type=Path, help="the folder that holds manifest.json")
-    parser.add_argument("image", type=Path)
+    parser.add_argument("image", type=Path, help="an image, or a folder: all images below it")
     parser.add_argument("--top", type=int, default=5, help="how many classes to show (default: 5)")
     parser.add_argument("--file", help="which file of the artifact (default: the student's fp32 ONNX)")
     parser.add_argument("--backend", choices=("onnxruntime", "openvino"), default="onnxruntime", help="for ONNX files")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args()
+    asked = {"top": arguments.top, "file": arguments.file, "backend": arguments.backend}
     try:
-        result = classify(
-            arguments.artifact, arguments.image, top=arguments.top, file=arguments.file, backend=arguments.backend
-        )
+        if arguments.image.is_dir():
+            return classify_folder(arguments.artifact, arguments.image, as_json=arguments.json, **asked)
+        result = classify(arguments.artifact, arguments.image, **asked)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,25 +52,73 @@ def main() -> int:
     return 0
 
 
-def classify(
-    artifact: Path, image: Path, *, top: int = 5, file: str | None = None, backend: str = "onnxruntime"
-) -> dict:
-    """Return the `top` classes of the image with their calibrated probabilities."""
-    if top < 1:
-        raise UserError(f"--top: {top}, expected at least 1")
-    manifest = load_manifest(artifact)
-    entry = choose_file(manifest, file)
-    path = verified_path(artifact, entry)
-    if image.exists() and not image.is_file():  # a pipe or a device would never end
-        raise UserError(f"{image}: not a regular file")
-    images = preprocess(image, manifest["preprocessing"])
-    run = {"tensorrt": run_engine, "tensorrt_rtx": run_engine}.get(entry["format"])
-    run = run or {"onnxruntime": run_onnx, "openvino": run_openvino}[backend]
-    probabilities = softmax(run(path, images, entry) / temperature_left(manifest, entry))
-    best = np.argsort(-probabilities, kind="stable")[:top]
-    classes = manifest["classes"]
-    rows = [{"label": classes[i], "index": int(i), "probability": float(probabilities[i])} for i in best]
-    return {"image": str(image), "file": entry["path"], "top": rows}
+def classify(artifact: Path, image: Path, **asked) -> dict:
+    """Return the most probable classes of one image."""
+    return Classifier(artifact, **asked).classify(image)
+
+
+def classify_folder(artifact: Path, folder: Path, *, as_json: bool, **asked) -> int:
+    """Print a line for each image below the folder, or one JSON document; return 1 if any could not be read."""
+    classifier, images = Classifier(artifact, **asked), images_below(folder)
+    results, unreadable = [], []
+    for image in images:
+        try:
+            result = classifier.classify(image)
+        except UserError as error:
+            unreadable.append({"image": str(image), "error": str(error)})
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        results.append(result)
+        if not as_json:
+            print(result["image"], *(f"{row['label']} {row['probability']:.2%}" for row in result["top"]), sep="\t")
+    if as_json:
+        print(json.dumps({"images": results, "unreadable": unreadable}, ensure_ascii=False))
+    if unreadable:
+        print(f"error: {len(unreadable)} of {len(images)} images could not be read", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Return the images anywhere below the folder, by their suffix, without what machines leave there."""
+    found, left_out = [], 0
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if any(part.startswith(".") or part.lower() in BY_MACHINES for part in parts) or path.is_dir():
+            continue
+        if path.suffix.lower() in SUFFIXES:
+            found.append(path)
+        else:
+            left_out += 1
+    if left_out:
+        print(f"left out {left_out} files that are no images by their suffix", file=sys.stderr)
+    if not found:
+        raise UserError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
+    return found
+
+
+class Classifier:
+    """One file of an artifact, opened once."""
+
+    def __init__(self, artifact: Path, *, top: int = 5, file: str | None = None, backend: str = "onnxruntime"):
+        if top < 1:
+            raise UserError(f"--top: {top}, expected at least 1")
+        self.manifest, self.top = load_manifest(artifact), top
+        self.entry = choose_file(self.manifest, file)
+        path = verified_path(artifact, self.entry)
+        engines = {"tensorrt": open_engine, "tensorrt_rtx": open_engine}
+        open_file = engines.get(self.entry["format"]) or {"onnxruntime": open_onnx, "openvino": open_openvino}[backend]
+        self.run = open_file(path, self.entry)
+
+    def classify(self, image: Path) -> dict:
+        """Return the `top` classes of the image with their calibrated probabilities."""
+        if image.exists() and not image.is_file():  # a pipe or a device would never end
+            raise UserError(f"{image}: not a regular file")
+        logits = self.run(preprocess(image, self.manifest["preprocessing"]))
+        probabilities = softmax(logits / temperature_left(self.manifest, self.entry))
+        best = np.argsort(-probabilities, kind="stable")[: self.top]
+        classes = self.manifest["classes"]
+        rows = [{"label": classes[i], "index": int(i), "probability": float(probabilities[i])} for i in best]
+        return {"image": str(image), "file": self.entry["path"], "top": rows}
 
 
 def load_manifest(artifact: Path) -> dict:
@@ -183,24 +235,25 @@ def resize_shorter_side(image: Image.Image, size: int, interpolation: Image.Resa
     return image if image.size == new_size else image.resize(new_size, interpolation)
 
 
-def run_onnx(path: Path, images: np.ndarray, _entry: dict) -> np.ndarray:
-    """Return the logits of one image, from ONNX Runtime."""
+def open_onnx(path: Path, _entry: dict):
+    """Return what makes the logits of one image, in ONNX Runtime."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import: Linux wheels send telemetry by default
     onnxruntime = imported("onnxruntime", "pip install onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: images})[0][0].astype(np.float64)
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0][0].astype(np.float64)
 
 
-def run_openvino(path: Path, images: np.ndarray, _entry: dict) -> np.ndarray:
-    """Return the logits of one image, from OpenVINO; left to itself it would compute fp32 files in bfloat16."""
+def open_openvino(path: Path, _entry: dict):
+    """Return what makes the logits of one image, in OpenVINO; left to itself it would compute fp32 in bfloat16."""
     sys.modules.setdefault("openvino_telemetry", None)  # importing OpenVINO would send an event
     openvino = imported("openvino", "pip install openvino")
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return compiled([images])[0][0].astype(np.float64)
+    return lambda images: compiled([images])[0][0].astype(np.float64)
 
 
-def run_engine(path: Path, images: np.ndarray, entry: dict) -> np.ndarray:
-    """Return the logits of one image, from TensorRT or TensorRT-RTX on the first GPU."""
+def open_engine(path: Path, entry: dict):
+    """Return what makes the logits of one image, in TensorRT or TensorRT-RTX on the first GPU."""
     trt = imported(entry["format"], f"pip install {'tensorrt-rtx-cu13' if 'rtx' in entry['format'] else 'tensorrt'}")
     cuda = imported("cuda.bindings.runtime", "pip install cuda-python")
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
@@ -208,6 +261,11 @@ def run_engine(path: Path, images: np.ndarray, entry: dict) -> np.ndarray:
     if engine is None:  # never raised: the library only logs
         raise UserError(f"{path}: {entry['format']} {trt.__version__} cannot load it here; build it again on this GPU")
     context = engine.create_execution_context()
+    return lambda images: run_engine(context, cuda, path, images, entry)
+
+
+def run_engine(context, cuda, path: Path, images: np.ndarray, entry: dict) -> np.ndarray:
+    """Return the logits of one image."""
     logits = np.empty((1, entry["outputs"][0]["shape"][-1]), np.float32)
     context.set_input_shape(entry["inputs"][0]["name"], images.shape)
     on_device = [checked(cuda.cudaMalloc(array.nbytes)) for array in (images, logits)]

@@ -10,11 +10,16 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
+from edc.data import DataSet, load_data
+from edc.data.images import MemoryImages
 from edc.errors import CheckpointError
 from edc.recipe import Recipe
 from edc.runs.distill import distill
 from edc.runs.folder import RunFolder
+from edc.runs.why.advice import rehearse_roll_call
+from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.reading import Answered, Reading
+from edc.teachers.roll_call.call import RollCall, call_roll
 from edc.teachers.roll_call.words import better_than_all, what_was_tried
 
 NAMES = tuple(f"class{k}" for k in range(12))
@@ -121,6 +126,43 @@ def test_allowed_weak_teacher_lets_the_run_go_on(folder, tmp_path, accelerator):
     one = recipe(folder, {"file": saved(tmp_path / "a.pt2", order=TIMMS), "allow_weak": True})
     summary = distill(one, run=RunFolder(tmp_path / "runs/called"), accelerator=accelerator)
     assert summary["roll_call"]["teachers"][0]["acc"] == pytest.approx(2 / 12)
+
+
+def test_dry_run_calls_the_roll_and_stops_as_the_run_would(folder, tmp_path, accelerator):
+    run = RunFolder(tmp_path / "runs/called")
+
+    def rehearsed(checkpoint: dict[str, Any]) -> RollCall | None:
+        one = recipe(folder, checkpoint)
+        return rehearse_roll_call(one, load_data(one.data), run=run, accelerator=accelerator)[1]
+
+    files = [saved(tmp_path / "a.pt2", order=TIMMS), saved(tmp_path / "b.pt2")]
+    with pytest.raises(CheckpointError, match=r"a\.pt2 is right on 16\.7 % of the validation images; (.|\n)*natural"):
+        rehearsed({"file": files[0]})
+    roll = rehearsed({"file": files[1]})
+    assert roll is not None
+    assert (roll.num_images, roll.answered[0].acc) == (72, 1.0)
+    assert rehearsed({"file": str(tmp_path / "not there.pt2")}) is None  # costs are asked for before teachers are there
+    assert not (tmp_path / "runs").exists()
+
+
+def test_of_many_validation_images_a_thousand_are_looked_at(accelerator, tmp_path):
+    """Of 6,000 images the first 5,000 are of class 0: those looked at are spread over all."""
+    labels = torch.cat([torch.zeros(5000), torch.ones(1000)]).long()
+    images = MemoryImages(torch.zeros(6000, 3, 2, 2, dtype=torch.uint8), labels)
+    data = DataSet(images, images, images, ("a", "b"), (3, 2, 2), (0.5,) * 3, (0.5,) * 3)
+    called = []
+
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            called.append(len(x))
+            return torch.tensor([1.0, 0.0]).expand(len(x), 2)
+
+    one = Recipe.model_validate(
+        {"name": "many", "data": {"kind": "synthetic"}, "network": "wrn10x1", "students": {"kd": {"method": "kd"}}}
+    )
+    roll = call_roll(one, data, TeacherEnsemble([Counts()]), (), accelerator=accelerator)
+    assert (roll.num_images, sum(called), roll.logits) == (1000, 1000, None)
+    assert roll.answered[0].acc == pytest.approx(5000 / 6000, abs=0.001)
 
 
 def test_message_says_that_no_other_reading_is_better():

@@ -23,7 +23,7 @@ benchmark.backends benchmark.workers
 benchmark.judge benchmark.measure benchmark.page benchmark.regression benchmark.specs
 benchmark.teachers benchmark.options
 benchmark.result benchmark.request benchmark.bench
-cli __init__ __main__
+predict cli __init__ __main__
 """,
 )
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("edc/**/*.py")}

@@ -22,9 +22,12 @@ from edc.recipe import NetworkSection, Recipe
 from edc.runs.cost import estimate_costs
 from edc.runs.distill import distill
 from edc.runs.folder import RunFolder
+from edc.runs.start import start_digests, start_student
 from edc.runs.student import build_plain, train_student
 from edc.runs.trial import few_steps
-from edc.teachers.ensemble import load_teachers, obtain_teacher, teacher_key
+from edc.system.files import sha256_of
+from edc.teachers.ensemble import TeacherEnsemble, load_teachers, obtain_teacher, teacher_key
+from edc.teachers.start import say_start, start_from_file
 
 M = 2
 
@@ -460,3 +463,58 @@ def test_dry_run_asks_for_no_weights_to_start_from():
     short = few_steps(recipe([], teachers=teachers, network={"name": "cifar_resnet8", "start": "teacher"}))
     assert (short.network.start, short.teacher_network.start) == (None, None)
     assert all(short.network_of(student).start is None for student in short.students.values())
+
+
+# A file of raw weights and their moving average ---------------------------------------------------------------------
+
+
+@pytest.fixture(params=[3, 7], ids=["its classes", "other classes"])
+def both(tmp_path: Path, request) -> str:
+    """As timm saves it, after a training with the classes of the data or with others."""
+    raw, average = (network(seed, num_classes=request.param).network.state_dict() for seed in (1, 2))
+    torch.save({"state_dict": raw, "state_dict_ema": average}, tmp_path / "both.pth.tar")
+    return str(tmp_path / "both.pth.tar")
+
+
+@pytest.mark.parametrize(("weights", "seed"), [("auto", 2), ("ema", 2), ("raw", 1)])
+def test_start_takes_the_moving_average_as_a_teacher_does_unless_it_says_raw(both, weights, seed, data, capsys):
+    started = network(3)
+    section = NetworkSection(name="cifar_resnet8", start=both, weights=weights)
+    got = start_from_file(started, section, field="network.start")
+    expected = torch.load(both, weights_only=True)["state_dict_ema" if seed == 2 else "state_dict"]
+    found = started.network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items() if not key.startswith("classifier."))
+    say_start("kd", both, got)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("moving average (state_dict_ema)" if seed == 2 else "raw weights (state_dict)") in said
+
+
+def test_run_that_began_from_raw_weights_goes_on_from_them_and_says_so(both, own, data, tmp_path, capsys):
+    one, plain = recipe(own, network={"name": "cifar_resnet8", "start": both}), sha256_of(Path(both))
+    run = RunFolder(tmp_path / "runs/start")
+    assert start_digests(one, data, run) == {"network.start": f"{plain} state_dict_ema"}
+    run.claim(one, {"network.start": plain})  # as an older edc did
+    (run.student_path("be")).mkdir(parents=True)
+    (run.student_path("be") / "metrics.jsonl").write_text("")
+    assert start_digests(one, data, run) == {"network.start": plain}
+    assert "begun so by an older edc" in " ".join(capsys.readouterr().err.split())
+    started = build_plain(one, data)
+    start_student(started, one, "kd", data, TeacherEnsemble([]), run=run, accelerator=Accelerator(cpu=True))
+    raw = torch.load(both, weights_only=True)["state_dict"]
+    assert torch.equal(started.network.stem.weight, raw["stem.weight"])
+
+
+def test_teachers_that_start_from_the_average_are_others_than_those_from_raw_weights(both, data):
+    def key(**more: str) -> dict[str, object]:
+        return teacher_key(recipe([], network={"name": "cifar_resnet8", "start": both, **more}), data, 0)[1]
+
+    plain = sha256_of(Path(both))
+    assert key()["start"] == key(weights="ema")["start"] == f"{plain} state_dict_ema"
+    assert key(weights="raw")["start"] == plain  # as edc 0.1.0 named it
+    assert key()["network"] == {"name": "cifar_resnet8", "pretrained": False, "mean": None, "std": None}
+
+
+def test_weights_of_a_start_without_a_file_are_refused():
+    with pytest.raises(ValidationError, match=r"network.weights: found 'ema', which has no effect, because nothing "):
+        recipe([], network={"name": "cifar_resnet8", "weights": "ema"})
+    assert recipe([], network={"name": "cifar_resnet8", "weights": "auto"}).digest() == recipe([]).digest()

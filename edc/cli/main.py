@@ -14,6 +14,7 @@ import typer
 
 from edc.cli import bench as cli_bench
 from edc.cli import deploy as cli_deploy
+from edc.cli import predict as cli_predict
 from edc.cli import recipes as cli_recipes
 from edc.cli import show as cli_show
 from edc.cli.options import (
@@ -186,7 +187,7 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
     from edc.runs.cost import estimate_costs
     from edc.runs.distill import require_trainable
     from edc.runs.student import as_begun
-    from edc.runs.why.advice import advice_of
+    from edc.runs.why.advice import advice_of, rehearse_roll_call
     from edc.system.files import require_free_disk
     from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
 
@@ -196,15 +197,18 @@ def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> No
     with raised_together(accelerator):
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     by_main(lambda: warn_of_overlap(data), accelerator)
+    own, roll = rehearse_roll_call(recipe, data, run=run, accelerator=accelerator)
     costs = estimate_costs(as_begun(recipe, run=run, accelerator=accelerator), data, accelerator=accelerator)
-    advice = advice_of(recipe, data, run=run, accelerator=accelerator)
+    advice = advice_of(recipe, data, run=run, accelerator=accelerator, own=own)
     if not accelerator.is_main_process:
         return
     document = recipe.model_dump(mode="json", exclude_none=True)
     if as_json:
         rows = [{**dataclasses.asdict(cost), "seconds": cost.seconds} for cost in costs]
         found = {"cannot_say": advice} if isinstance(advice, str) else dataclasses.asdict(advice)
-        print_json({"recipe": document, "digest": recipe.digest(), "costs": rows, "teachers": found})
+        called = roll.document() if roll else None
+        shown = {"recipe": document, "digest": recipe.digest(), "costs": rows, "roll_call": called, "teachers": found}
+        print_json(shown)
         return
     print(yaml.safe_dump(document, sort_keys=False))
     print_costs(costs, console=table_console(as_json))
@@ -236,6 +240,7 @@ def _is_main_process() -> bool:
 cli_show.add_commands(app)
 cli_deploy.add_commands(app)
 cli_bench.add_commands(app)
+cli_predict.add_commands(app)
 cli_recipes.add_commands(app)
 
 

@@ -20,6 +20,7 @@ from edc.seeding import generator_for
 
 __all__ = [
     "DataSet",
+    "as_looked_at",
     "channel_statistics",
     "divide",
     "left_out",
@@ -64,6 +65,21 @@ class DataSet:
         """Returns a digest of the labelled training and validation images, wherever they lie on disk."""
         parts = (self.train.fingerprint(), self.validation.fingerprint(), self.class_names, self.mean, self.std)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def as_looked_at(data: DataSet) -> DataSet:
+    """Returns the data set for a run of an edc that read some images otherwise: those that were not found among the
+    images looked at, and so are not in its digest, are an error when they are met.
+    """
+
+    def strictly(images: Images) -> Images:
+        if isinstance(images, MemoryImages):  # their pixels are in the digest
+            return images
+        return replace(images, reading=replace(images.reading, expected=images.read_otherwise))
+
+    extra = data.extra and replace(data.extra, parts=tuple(strictly(part) for part in data.extra.parts))
+    train, validation, test = (strictly(images) for images in (data.train, data.validation, data.test))
+    return replace(data, train=train, validation=validation, test=test, extra=extra)
 
 
 def of_files(splits: tuple[Images, Images, Images], class_names: tuple[str, ...]) -> DataSet:

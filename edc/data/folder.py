@@ -22,7 +22,7 @@ from edc.data.tar_index import IMAGE_EXTENSIONS, NO_LABEL
 from edc.errors import DataError
 from edc.recipe import DataSection
 
-__all__ = ["load_image_folder", "load_unlabelled_folder"]
+__all__ = ["images_under", "load_image_folder", "load_unlabelled_folder"]
 
 IMAGE_SUFFIXES = {f".{extension}" for extension in IMAGE_EXTENSIONS}
 
@@ -55,7 +55,7 @@ def load_unlabelled_folder(data: DataSection) -> FileImages:
 
 def _unlabelled(data: DataSection, folder: Path) -> FileImages:
     left_out = LeftOut()
-    found = _images_under(folder, "folder", left_out)
+    found = images_under(folder, "folder", left_out)
     images = _file_images(data, folder, ((path, num_bytes, NO_LABEL) for path, num_bytes in found))
     left_out.report(str(folder))
     return images
@@ -149,7 +149,7 @@ def _labelled_images(data: DataSection, folder: Path, class_names: tuple[str, ..
     def rows() -> Iterator[tuple[str, int, int]]:
         for label, name in enumerate(class_names):
             if name not in missing:  # a class without images to test on; an empty folder would be a mistake
-                found = _images_under(folder / name, "class folder", left_out)
+                found = images_under(folder / name, "class folder", left_out)
                 yield from ((f"{name}/{path}", num_bytes, label) for path, num_bytes in found)
 
     images = _file_images(data, folder, rows())
@@ -165,7 +165,7 @@ def _kind_of(name: str, where: str = "") -> str:
     return f"{suffix} {where}".strip()
 
 
-def _images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[str, int]]:
+def images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[str, int]]:
     """Yields (path below `folder`, size in bytes) of the images there, in the order of the parts of their paths."""
     found = _walk(str(folder), "", left_out, (os.path.realpath(folder.parent),))
     first = next(found, None)
@@ -176,7 +176,7 @@ def _images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[
 
 
 def _walk(folder: str, below: str, left_out: LeftOut, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Yields as `_images_under`; follows links, but not to this folder, one `above`, or what holds one."""
+    """Yields as `images_under`; follows links, but not to this folder, one `above`, or what holds one."""
     here = (*above, os.path.realpath(folder))
     try:
         with os.scandir(folder) as entries:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from edc.data.bad_images import BadImages
-from edc.data.files.decode import SIDEWAYS, Reading, converted, decode_image, opened, turn_of
+from edc.data.files.decode import SIDEWAYS, Reading, converted, decode_image, opened
 from edc.data.files.regular import content_of
 from edc.data.names import Names
 from edc.errors import DataError
@@ -25,9 +25,11 @@ __all__ = [
     "Images",
     "MemoryImages",
     "crop_fraction_of",
+    "pixels_of",
     "reading_of",
     "require_proportions",
     "sample_seed",
+    "scaled_and_cropped",
 ]
 
 NUM_STAND_INS = 8
@@ -163,16 +165,25 @@ def require_proportions(size: tuple[int, int], name: str, shorter: int) -> None:
 
 
 def resize_and_crop(image: Image.Image, size: int, crop_fraction: float) -> np.ndarray:
-    """Returns the evaluation view, (size, size, C) uint8: shorter side to size / crop_fraction, centre crop.
+    """Returns the evaluation view, (size, size, C) uint8: shorter side to size / crop_fraction, centre crop."""
+    return scaled_and_cropped(image, (size, size), round(size / crop_fraction))
+
+
+def scaled_and_cropped(
+    image: Image.Image,
+    size: tuple[int, int],
+    shorter: int,
+    interpolation: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
+    """Returns the middle `size` (height, width) of the image whose shorter side becomes `shorter`, (H, W, C) uint8.
 
     Rounded as torchvision's Resize and CenterCrop do, and as export/classify.py does.
     """
-    shorter = round(size / crop_fraction)
     width, height = (shorter if side == min(image.size) else shorter * side // min(image.size) for side in image.size)
     if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return _pixels(image.crop((left, top, left + size, top + size)))
+        image = image.resize((width, height), interpolation)
+    left, top = round((width - size[1]) / 2), round((height - size[0]) / 2)
+    return pixels_of(image.crop((left, top, left + size[1], top + size[0])))
 
 
 def training_view(content: bytes, name: str, reading: Reading, size: int, seed: int) -> np.ndarray:
@@ -181,7 +192,7 @@ def training_view(content: bytes, name: str, reading: Reading, size: int, seed: 
     A JPEG of which several pixels make one of the view is decoded at a half, a quarter or an eighth of its size.
     """
     with opened(content, name) as image:
-        turn = turn_of(image) if reading.upright else None
+        turn = reading.turn_of(image, name)
         full = image.size[::-1] if turn in SIDEWAYS else image.size
         require_proportions(full, name, size)
         left, top, width, height, flip = _draw_view(full, seed)
@@ -192,7 +203,7 @@ def training_view(content: bytes, name: str, reading: Reading, size: int, seed: 
     across, down = image.width / full[0], image.height / full[1]
     box = (left * across, top * down, (left + width) * across, (top + height) * down)
     view = image.resize((size, size), Image.Resampling.BILINEAR, box, REDUCING_GAP)
-    return _pixels(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
+    return pixels_of(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
 
 
 def _draw_view(full: tuple[int, int], seed: int) -> tuple[int, int, int, int, bool]:
@@ -209,7 +220,8 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return derive_seed(seed, "augment", epoch, index)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Returns the pixels (H, W, C) uint8 of an image in 8 bits, also of a grey one."""
     array = np.array(image, dtype=np.uint8)
     return array if array.ndim == 3 else array[:, :, None]
 

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from edc.errors import RecipeError
 from edc.method.kinds import FoldKind
-from edc.method.member_layers import BatchEnsembleConv2d, BatchEnsembleLayer, BatchEnsembleLinear, LayerForm
+from edc.method.member_layers import (
+    BatchEnsembleConv2d,
+    BatchEnsembleLayer,
+    BatchEnsembleLinear,
+    LayerForm,
+    is_known,
+)
 
 __all__ = [
     "BatchEnsembleConv2d",
@@ -81,22 +87,13 @@ def _convertible_layers(network: nn.Module, example: Tensor | None) -> set[nn.Mo
     return {layer for layer, rows in once.items() if twice[layer] == [2 * number for number in rows]}
 
 
-COMPUTE_AS_THEIR_BASE = ("timm.layers.linear.Linear",)
-"""Subclasses with a forward of their own that computes the base's (timm's casts its weight, in scripted code alone)."""
-
-
 def _is_plain(module: nn.Module) -> bool:
-    """Returns whether `module` computes what Conv2d or Linear do with a weight that is a parameter, whatever its class.
+    """Returns whether `module` is a layer of a known kind, with a weight that is a parameter.
 
     Weights that another module computes (of `nn.utils.parametrize`, for example) are no parameters.
     """
-    kind: Any = type(module)
-    is_plain = f"{kind.__module__}.{kind.__qualname__}" in COMPUTE_AS_THEIR_BASE
-    if isinstance(module, nn.Conv2d):
-        is_plain = kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
-    elif isinstance(module, nn.Linear):
-        is_plain = is_plain or kind.forward is nn.Linear.forward
-    return is_plain and module._parameters.get("weight") is not None
+    is_layer = isinstance(module, nn.Conv2d | nn.Linear) and is_known(module)
+    return is_layer and module._parameters.get("weight") is not None
 
 
 def _rows_seen(network: nn.Module, layers: set[nn.Module], images: Tensor) -> dict[nn.Module, list[int]]:

@@ -24,9 +24,33 @@ from torch import Tensor, nn
 
 from edc.method.kinds import FoldKind
 
-__all__ = ["BatchEnsembleConv2d", "BatchEnsembleLayer", "BatchEnsembleLinear", "LayerForm"]
+__all__ = ["BatchEnsembleConv2d", "BatchEnsembleLayer", "BatchEnsembleLinear", "LayerForm", "is_known"]
 
 LayerForm = Literal["activation", "weight"]
+
+_CASTS = "timm.layers.linear.Linear"
+"""Computes what nn.Linear does (it casts its weight, in scripted code alone)."""
+_PADS_TO_SAME = "timm.layers.conv2d_same.Conv2dSame"
+"""Computes what nn.Conv2d does, on images padded with zeros as TensorFlow pads them: by the size of the images."""
+
+
+def is_known(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Returns whether the layers below compute what `layer` does, given its weight and bias."""
+    kind: Any = type(layer)
+    if isinstance(layer, nn.Linear):
+        return kind.forward is nn.Linear.forward or _name(_class_of_forward(layer)) == _CASTS
+    if _name(_class_of_forward(layer)) == _PADS_TO_SAME:
+        return True
+    return kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+
+
+def _class_of_forward(layer: nn.Module) -> type[nn.Module]:
+    """Returns the class that the forward of `layer` is written in."""
+    return next(kind for kind in type(layer).__mro__ if "forward" in vars(kind))
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -151,17 +175,36 @@ class BatchEnsembleConv2d(BatchEnsembleLayer):
         )
         self.padding_mode = layer.padding_mode
         self._edges = layer._reversed_padding_repeated_twice
+        self._plain_kind: Any = _class_of_forward(layer)
+        self._pads_to_same = _name(self._plain_kind) == _PADS_TO_SAME
 
     def plain_on_meta(self) -> nn.Module:
-        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-        how: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return nn.Conv2d(self.in_channels, self.out_channels, bias=self.bias is not None, device="meta", **how)
+        names = ["kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]
+        how = {name: getattr(self, name) for name in (names[:-1] if self._pads_to_same else names)}
+        layer: nn.Module = self._plain_kind(
+            self.in_channels, self.out_channels, bias=self.bias is not None, device="meta", **how
+        )
+        return layer
 
     def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._pads_to_same:
+            return F.conv2d(self._padded_to_same(x), weight, bias, self.stride, 0, self.dilation, self.groups)
         if self.padding_mode != "zeros":
             x = F.pad(x, self._edges, mode=self.padding_mode)
             return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _padded_to_same(self, x: Tensor) -> Tensor:
+        """Returns `x` with zeros around it, one more at the end where their number is odd, so that stride alone
+        says how much smaller the output is.
+        """
+        edges: list[int] = []
+        for dim in (1, 0):  # width first
+            size, stride = x.shape[dim - 2], self.stride[dim]
+            covered = (-(-size // stride) - 1) * stride + (self.kernel_size[dim] - 1) * self.dilation[dim] + 1
+            missing = max(covered - size, 0)
+            edges += [missing // 2, missing - missing // 2]
+        return F.pad(x, edges)
 
     def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
         # Row o of group j meets only the input channels of group j.

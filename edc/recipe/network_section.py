@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, PositiveFloat, model_validator
 
@@ -34,7 +34,7 @@ Start = Annotated[str, AfterValidator(_word_or_file)]
 class NetworkSection(Section):
     """A network by name, written `network: wrn28x4` or as a mapping."""
 
-    later_than_first: ClassVar[tuple[str, ...]] = ("start",)
+    later_than_first: ClassVar[tuple[str, ...]] = ("start", "weights")
     name: str
     pretrained: bool = False
     """Start from the library's own weights (torchvision and timm only; needs the network)."""
@@ -43,6 +43,9 @@ class NetworkSection(Section):
     (students only: the teacher of the run with the best validation accuracy), or a state dict (.safetensors, .pt, .pth)
     of this network. A file may have another number of classes: its classifier is drawn anew, and the log says so. The
     file's or the teacher's own normalisation comes with its weights, unless `mean` and `std` are given here."""
+    weights: Literal["ema", "raw"] | None = None
+    """Which weights of a file that training starts from: its moving average, or the raw ones. Unless given (`auto`),
+    the average if there is one, as with teachers; the log says which."""
     mean: tuple[float, ...] | None = None
     std: tuple[PositiveFloat, ...] | None = None
 
@@ -54,7 +57,10 @@ class NetworkSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_way_to_say_it(cls, value: Any) -> Any:
-        """Stores `start: pretrained` as `pretrained: true` and `random` as None: one meaning has one digest."""
+        """Stores `start: pretrained` as `pretrained: true`, `random` and `weights: auto` as None: one meaning has one
+        digest."""
+        if isinstance(value, dict) and value.get("weights") == "auto":
+            value = {key: held for key, held in value.items() if key != "weights"}
         start = value.get("start") if isinstance(value, dict) else None
         if start not in ("random", "pretrained") or (start == "random" and value.get("pretrained")):
             return value
@@ -107,4 +113,4 @@ class NetworkSection(Section):
 
     def bare(self) -> "NetworkSection":
         """Returns this network with random weights, which need no file and no download."""
-        return self.started("random")
+        return self.started("random").model_copy(update={"weights": None})

@@ -94,6 +94,13 @@ class Recipe(Section):
             for name, student in self.students.items()
             if self.data.extra and student.extra and student.mixed_views and student.alpha != 1
         ]
+        starts = {"network.weights": (self.network, [self.network_of(student) for student in self.students.values()])}
+        if self.teachers.network:
+            starts["teachers.network.weights"] = (self.teachers.network, [])
+        for field, (network, others) in starts.items():
+            if network.weights and not any(each.start_file for each in (network, *others)):
+                found = f"found {network.weights!r}, which has no effect, because nothing starts from a file"
+                problems.append(f"{field}: {found}; leave it out")
         learns = {name: student.extra for name, student in self.students.items()}
         sizes = [self.training_of(student).batch_size for student in self.students.values() if student.extra]
         smallest = min(sizes, default=self.training.batch_size)

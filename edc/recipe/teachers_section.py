@@ -89,6 +89,8 @@ class CheckpointSection(Section):
             raise ValueError("trust: has no effect without a file; leave it out")
         if self.network and self.network.start:
             raise ValueError("network.start: has no effect, because the checkpoint brings its weights; leave it out")
+        if self.network and self.network.weights:
+            raise ValueError("network.weights: has no effect here; weights of the checkpoint itself says it")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std must be given together")
         if self.mean and self.network and self.network.mean:

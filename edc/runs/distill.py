@@ -10,12 +10,13 @@ from accelerate import Accelerator
 
 from edc.console import console
 from edc.data import DataSet, load_training_data, steps_per_epoch
+from edc.data.data_set import as_looked_at
 from edc.data.overlap import warn_of_overlap
 from edc.errors import RecipeError, first_line
 from edc.method.batch_ensemble import member_logits, to_batch_ensemble
 from edc.networks import Classifier, build_network, count_parameters, require_logits
 from edc.recipe import NetworkSection, Recipe, TrainingSection
-from edc.runs.folder import RunFolder, run_folder
+from edc.runs.folder import TEST_IMAGES, RunFolder, run_folder
 from edc.runs.own_teachers import own_teachers_of, readings_of
 from edc.runs.start import require_start_files, require_teachers_to_start_from, start_digests
 from edc.runs.student import build_plain, learned_by, train_student
@@ -32,6 +33,7 @@ from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, r
 __all__ = ["distill", "distill_all", "require_trainable"]
 
 
+HOW_IMAGES_ARE_READ = "how images are read"
 PAIRS_MIXED = "the pairs of labelled and extra images that views mix (drawn anew since edc shuffles them)"
 
 
@@ -41,7 +43,7 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     finished = by_main(lambda: _finished(recipe, run), accelerator)
     if finished is not None:
         return finished
-    data = one_of_a_machine_first(lambda: load_training_data(recipe.data), accelerator)
+    data = one_of_a_machine_first(lambda: _as_begun(load_training_data(recipe.data), run), accelerator)
     with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
     own = one_of_a_machine_first(lambda: own_teachers_of(recipe, data, run), accelerator)
@@ -93,7 +95,20 @@ def _claim(recipe: Recipe, data: DataSet, run: RunFolder, own: Sequence[OwnTeach
         # Until rows were shuffled for it, every labelled image was mixed with an extra one: another training.
         extra[PAIRS_MIXED] = "drawn at random"
     inputs = {"the images": data.fingerprint()} | extra | teachers | readings_of(own, run)
-    run.claim(recipe, inputs | start_digests(recipe))
+    if _records(run, HOW_IMAGES_ARE_READ):
+        inputs |= {HOW_IMAGES_ARE_READ: "turned by EXIF, grey ones of 16 bits scaled"}
+    inputs |= {TEST_IMAGES: data.test.fingerprint()}
+    run.claim(recipe, inputs | start_digests(recipe, data, run))
+
+
+def _as_begun(data: DataSet, run: RunFolder) -> DataSet:
+    """Returns the data for `run`, whose students may have begun to learn from images as an older edc read them."""
+    return data if _records(run, HOW_IMAGES_ARE_READ) else as_looked_at(data)
+
+
+def _records(run: RunFolder, name: str) -> bool:
+    """Returns whether inputs.json of `run` will say `name`: that of a run begun by an older edc does not."""
+    return not run.has_begun or name in (run.inputs() or {})
 
 
 def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:

@@ -23,9 +23,10 @@ from edc.runs.documents.summary import SavedSummary
 from edc.system.files import LOCK, holds_nothing, write_atomically, write_json
 from edc.system.saved import read_saved
 
-__all__ = ["RunFolder", "first_difference", "newest_run", "run_folder"]
+__all__ = ["TEST_IMAGES", "RunFolder", "first_difference", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
+TEST_IMAGES = "the test images"
 OLDER_IMAGES = (
     " If the files are the same, an older edc read them otherwise: it turned none by EXIF (data.orientation: stored, "
     "in the run's recipe.yaml too, still does so), and showed grey images of 16 bits as white."
@@ -97,7 +98,8 @@ class RunFolder:
         """
         self.require_claimable(recipe)
         if inputs and self.has_begun:
-            self._require_same(inputs)
+            self._require_same({name: digest for name, digest in inputs.items() if name != TEST_IMAGES})
+            self.warn_of_other_images(test=inputs.get(TEST_IMAGES))
         held = self.recipe() if self.recipe_path.is_file() else None
         kept = held.operated_as(recipe) if held else recipe
         if kept != held:
@@ -116,12 +118,19 @@ class RunFolder:
                 f"--run, or remove this one.{OLDER_IMAGES if 'the images' in changed else ''}"
             )
 
-    def warn_of_other_images(self, digest: str) -> None:
-        """Warns if the images with this digest are not those that the run's students learned from."""
-        if (self.inputs() or {}).get("the images", digest) != digest:
+    def warn_of_other_images(self, digest: str | None = None, *, test: str | None = None) -> None:
+        """Warns if the images with this digest are not those that the run's students learned from, or the test images
+        others than when it was trained.
+        """
+        held = self.inputs() or {}
+        said = []
+        if digest is not None and held.get("the images", digest) != digest:
+            said.append(f"its students learned from other images than there are now.{OLDER_IMAGES}")
+        if test is not None and held.get(TEST_IMAGES, test) != test:
+            said.append("its test images are others than when it was trained.")
+        for words in said:
             console.print(
-                f"warning: {self.path}: its students learned from other images than there are now, and all that is "
-                f"measured here is of those that there are now.{OLDER_IMAGES}",
+                f"warning: {self.path}: {words} All that is measured here is of those that there are now.",
                 highlight=False,
                 markup=False,
             )

@@ -1,14 +1,17 @@
 """The weights that the students of a run start from: random, the library's, a file's, or the best teacher's."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from accelerate import Accelerator
 from torch import nn
 
+from edc.console import console
 from edc.data import DataSet
 from edc.errors import CheckpointError
 from edc.networks import Classifier, build_network
 from edc.recipe import NetworkSection, Recipe
+from edc.runs.folder import RunFolder
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.file_teacher import FileTeacher
 from edc.teachers.from_file import format_of
@@ -20,7 +23,14 @@ __all__ = ["require_start_files", "require_teachers_to_start_from", "start_diges
 
 
 def start_student(
-    plain: Classifier, recipe: Recipe, name: str, data: DataSet, teachers: TeacherEnsemble, accelerator: Accelerator
+    plain: Classifier,
+    recipe: Recipe,
+    name: str,
+    data: DataSet,
+    teachers: TeacherEnsemble,
+    *,
+    run: RunFolder,
+    accelerator: Accelerator,
 ) -> None:
     """Loads the weights that student `name` starts from, of a file or a teacher, into the freshly initialised `plain`.
 
@@ -31,7 +41,8 @@ def start_student(
         return
     if network.start_file:
         with raised_together(accelerator):
-            anew, start = start_from_file(plain, network, field=field), str(network.start_file)
+            network = _as_then(network, field, data, run)
+            got, start = start_from_file(plain, network, field=field), str(network.start_file)
     else:
         training = recipe.training_of(recipe.teachers)
         accuracies = [
@@ -40,16 +51,42 @@ def start_student(
         ]
         best = max(range(len(teachers)), key=accuracies.__getitem__)
         start_from_teacher(plain, network, teachers[best], source=f"{field}: teacher {best}")
-        anew, start = (), f"teacher {best}, whose validation accuracy is {100 * accuracies[best]:.2f} %"
+        got, start = None, f"teacher {best}, whose validation accuracy is {100 * accuracies[best]:.2f} %"
     if accelerator.is_main_process:
-        say_start(name, start, anew)
+        say_start(name, start, got)
 
 
-def start_digests(recipe: Recipe) -> dict[str, str]:
-    """Returns a digest of each file that a student starts from, by the field that names it."""
-    starts = dict(_start_of(recipe, name)[::-1] for name in recipe.students)
-    digests = {field: start_digest(network, field=field) for field, network in starts.items()}
-    return {field: digest for field, digest in digests.items() if digest is not None}
+def start_digests(recipe: Recipe, data: DataSet, run: RunFolder) -> dict[str, str]:
+    """Returns a digest of each file that a student of `run` starts from, by the field that names it."""
+    digests: dict[str, str] = {}
+    for field, network in dict(_start_of(recipe, name)[::-1] for name in recipe.students).items():
+        then = _as_then(network, field, data, run)
+        if then != network:
+            console.print(
+                f"warning: {field}: students start from the raw weights of {network.start_file}, because this run was "
+                "begun so by an older edc. A new run would take the moving average in it.",
+                highlight=False,
+                markup=False,
+            )
+        if (digest := _digest(then, field, data)) is not None:
+            digests[field] = digest
+    return digests
+
+
+def _digest(network: NetworkSection, field: str, data: DataSet) -> str | None:
+    return start_digest(network, partial(_bare, network, data), field=field)
+
+
+def _as_then(network: NetworkSection, field: str, data: DataSet, run: RunFolder) -> NetworkSection:
+    """Returns the network with the weights of its start file that students of `run` began from.
+
+    Of a file that has raw weights and a moving average, edc 0.1.0 took the raw ones.
+    """
+    if network.start_file is None or network.weights or not run.has_begun:
+        return network
+    recorded, now = (run.inputs() or {}).get(field), _digest(network, field, data)
+    was_raw = recorded != now and recorded == (now or "").partition(" ")[0]
+    return network.model_copy(update={"weights": "raw"}) if was_raw else network
 
 
 def require_start_files(recipe: Recipe, data: DataSet) -> None:

@@ -141,7 +141,7 @@ def train_student(
     begun = by_main(lambda: any((folder / file).is_file() for file in BEGUN), accelerator)
     plain = build_plain(recipe, data, name=name, fresh=not begun)
     if not begun:
-        start_student(plain, recipe, name, data, teachers, accelerator)
+        start_student(plain, recipe, name, data, teachers, run=run, accelerator=accelerator)
     network = _with_members(plain, recipe, name, data)
     not_members = shared_layers(network) if section.method == "latent_be" else []
     if not_members and accelerator.is_main_process:

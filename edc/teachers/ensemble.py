@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,9 @@ def obtain_teacher(
         return network
     if recipe.teacher_network.start_file:
         with raised_together(accelerator):
-            anew = start_from_file(network, recipe.teacher_network, field=recipe.teacher_start_field)
+            got = start_from_file(network, recipe.teacher_network, field=recipe.teacher_start_field)
         if accelerator.is_main_process:
-            say_start(f"teacher {member}", f"{recipe.teacher_network.start_file}", anew)
+            say_start(f"teacher {member}", f"{recipe.teacher_network.start_file}", got)
     busy = f"{folder}: another process is training this teacher; wait for it, or train another one with --member"
     with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
         by_main(lambda: write_json(folder / "teacher.json", determined_by), accelerator)
@@ -149,7 +150,7 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
     determined_by: dict[str, object] = {
         "data": data.fingerprint(),
         "augmentation": recipe.data.model_dump(mode="json", include={"augmentation", "crop_padding"}),
-        "network": network.model_dump(mode="json", exclude={"start"}),
+        "network": network.model_dump(mode="json", exclude={"start", "weights"}),
         "training": recipe.training_of(recipe.teachers).model_dump(
             mode="json", exclude={"checkpoint_every", "compile"}, exclude_none=True
         ),
@@ -158,7 +159,8 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
     if recipe.teachers.class_weights:
         determined_by["class_weights"] = recipe.teachers.class_weights
     if network.start_file:  # its content, wherever it lies
-        determined_by["start"] = start_digest(network, field=recipe.teacher_start_field)
+        untrained = partial(build_teacher, recipe, data, fresh=False)
+        determined_by["start"] = start_digest(network, untrained, field=recipe.teacher_start_field)
     digest = hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
     name = network.name.replace("/", "-")
     return f"{recipe.data.kind}-{name}-seed{determined_by['seed']}-{digest[:12]}", determined_by

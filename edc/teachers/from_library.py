@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -59,10 +60,10 @@ def load_library_teacher(
         raise RecipeError(f"{source}: takes {len(weights.mean)} channels, the images have {image_shape[0]}")
     size = checkpoint.input_size or weights.input_size
     mean, std = checkpoint.mean or section.mean or weights.mean, checkpoint.std or section.std or weights.std
-    network = build_network(
-        section, num_classes=num_classes, image_shape=(len(mean), size, size), mean=weights.mean, std=weights.std
-    ).network
-    teacher = FileTeacher(network.eval(), input_size=size, mean=mean, std=std, output=checkpoint.output)
+    own, shape = section.model_copy(update={"mean": mean, "std": std}), (len(mean), size, size)
+    network = build_network(own, num_classes=num_classes, image_shape=shape, mean=mean, std=std).eval()
+    fed: Any = {name: tuple(getattr(network, name).flatten().tolist()) for name in ("mean", "std")}
+    teacher = FileTeacher(network.network, input_size=size, output=checkpoint.output, **fed)
     require_classifier(teacher, source, image_shape, num_classes, checkpoint.output)
     says = "the recipe" if checkpoint.mean or section.mean else section.name.partition("/")[0]
     order = order_of(checkpoint.classes, class_names, field=field)

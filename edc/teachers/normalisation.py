@@ -1,8 +1,9 @@
 """Means and standard deviations that images are normalised by: a library's of its network, and those in use."""
 
+from edc.networks import takes_transform_input, with_transform_input
 from edc.teachers.reading import Normalisation
 
-__all__ = ["in_use", "of_timm"]
+__all__ = ["before_transform_input", "in_use", "of_timm"]
 
 
 def of_timm(name: str, channels: int) -> Normalisation | None:
@@ -16,6 +17,16 @@ def of_timm(name: str, channels: int) -> Normalisation | None:
     if config is None or len(config.mean) != channels or len(config.std) != channels:
         return None
     return tuple(config.mean), tuple(config.std)
+
+
+def before_transform_input(name: str, says: str, now: Normalisation) -> dict[str, Normalisation]:
+    """Returns what stands for `now`, which `says` names, with torchvision's `transform_input` after it; by its name.
+
+    A state dict does not say whether its network had that, and who trained it may well have said `now` alone.
+    """
+    if not takes_transform_input(name) or len(now[0]) != 3:
+        return {}
+    return {f"{says}'s mean and std with torchvision's transform_input after them": with_transform_input(*now)}
 
 
 def in_use(name: str, of_data: Normalisation, *, every: bool) -> dict[str, Normalisation]:
@@ -34,7 +45,7 @@ def in_use(name: str, of_data: Normalisation, *, every: bool) -> dict[str, Norma
         found["timm's of this network"] = timms
     if channels == 3:
         found["ImageNet's"] = known.IMAGENET_DEFAULT_MEAN, known.IMAGENET_DEFAULT_STD
-        found["0.5 (Inception's; torchvision's transform_input)"] = (
+        found["0.5 (Inception's; ImageNet's with torchvision's transform_input)"] = (
             known.IMAGENET_INCEPTION_MEAN,
             known.IMAGENET_INCEPTION_STD,
         )

@@ -1,7 +1,10 @@
 """Loads the weights a network starts from, of a file or a teacher. A classifier of other classes is drawn anew."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,10 +16,18 @@ from edc.system.files import sha256_of
 from edc.teachers.file_teacher import FileTeacher
 from edc.teachers.weights_file import weights_for
 
-__all__ = ["say_start", "start_digest", "start_from_file", "start_from_teacher"]
+__all__ = ["FromFile", "say_start", "start_digest", "start_from_file", "start_from_teacher"]
 
 
-def start_from_file(network: Classifier, section: NetworkSection, *, field: str) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class FromFile:
+    """What a network got from a file: `anew` is what it did not get, `words` which weights of the file it got."""
+
+    anew: tuple[str, ...]
+    words: str
+
+
+def start_from_file(network: Classifier, section: NetworkSection, *, field: str) -> FromFile:
     """Loads the file that `section` starts from into the freshly initialised `network` that `section` describes.
 
     If the file has no classifier, or one of another number of classes, the network keeps its own.
@@ -24,14 +35,11 @@ def start_from_file(network: Classifier, section: NetworkSection, *, field: str)
     Args:
         field: the recipe's field that names the file, for messages (for example network.start).
 
-    Returns:
-        the names of the parameters that are not from the file.
-
     Raises:
         CheckpointError: no such file, no weights in it, or another architecture; it names the first keys that differ.
     """
     path = _existing(section, field)
-    taken = weights_for(network, path, source=f"{field}: {path}", which="raw_first")
+    taken = weights_for(network, path, source=f"{field}: {path}", which=section.weights or "auto")
     state = taken.state
     has_normalisation = "mean" in state and "std" in state
     own = network.state_dict() if has_normalisation else network.network.state_dict()
@@ -42,7 +50,7 @@ def start_from_file(network: Classifier, section: NetworkSection, *, field: str)
     if has_normalisation:
         state |= _normalisation_of_recipe(network, section)
     load_weights(network, state, source=f"{field}: {path}", num_classes=None)
-    return head if anew else ()
+    return FromFile(head if anew else (), taken.words)
 
 
 def start_from_teacher(network: Classifier, section: NetworkSection, teacher: nn.Module, *, source: str) -> None:
@@ -60,18 +68,33 @@ def start_from_teacher(network: Classifier, section: NetworkSection, teacher: nn
     load_weights(network, state | _normalisation_of_recipe(network, section), source=source, num_classes=None)
 
 
-def say_start(label: str, start: str, anew: tuple[str, ...]) -> None:
-    """Prints what a network starts from, and which parameters are drawn anew."""
-    head = f"; {', '.join(anew)} are of other classes there: drawn anew from the seed" if anew else ""
-    console.print(f"{label}: starts from {start}{head}", highlight=False, markup=False)
+def say_start(label: str, start: str, got: FromFile | None = None) -> None:
+    """Prints what a network starts from, which of a file's weights those are, and what is drawn anew."""
+    words = f"{start}: {got.words}" if got and got.words else start
+    head = f"; {', '.join(got.anew)} are of other classes there: drawn anew from the seed" if got and got.anew else ""
+    console.print(f"{label}: starts from {words}{head}", highlight=False, markup=False)
 
 
-def start_digest(section: NetworkSection, *, field: str) -> str | None:
-    """Returns the SHA-256 of the file that `section` starts from; None if it starts from no file."""
+def start_digest(section: NetworkSection, network: Callable[[], Classifier], *, field: str) -> str | None:
+    """Returns the SHA-256 of the file that `section` starts from, and, where it has raw weights too, that its moving
+    average is taken; None if it starts from no file.
+
+    Args:
+        network: builds the network that `section` describes.
+    """
     if section.start_file is None:
         return None
     path = _existing(section, field)
-    return _digest(path.absolute(), path.stat().st_mtime_ns, path.stat().st_size)
+    state = path.absolute(), path.stat().st_mtime_ns, path.stat().st_size
+    key = (*state, section.name, section.weights)
+    if key not in _AVERAGES:
+        taken = weights_for(network(), path, source=f"{field}: {path}", which=section.weights or "auto")
+        _AVERAGES[key] = f" {taken.name}" if taken.is_ema and taken.has_both else ""
+    return _digest(*state) + _AVERAGES[key]
+
+
+_AVERAGES: dict[tuple[Any, ...], str] = {}
+"""For each file and network, where in the file the moving average is that is taken in place of raw weights."""
 
 
 @cache

@@ -8,7 +8,7 @@ checkpoint says; `auto` is timm's rule: the moving average if there is one.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from edc.train.checkpoint import NotLoaded, held_in, load_document
 
 __all__ = ["Taken", "WhichWeights", "load_weights_file", "weights_for"]
 
-WhichWeights = Literal["auto", "ema", "raw", "raw_first"]
+WhichWeights = Literal["auto", "ema", "raw"]
 FIRST = ("state_dict", "model", "model_state_dict", "net")
 """Of several state dicts that fit, the one under the first of these names is meant; timm's order comes first."""
 AVERAGES = {"ema", "swa", "averaged", "average", "avg", "polyak"}
@@ -103,17 +103,16 @@ def weights_for(network: Classifier, path: Path, *, source: str, which: WhichWei
     if not held:
         raise CheckpointError(f"{path}: holds {held_in(document)}, expected a state dict (names to tensors)")
     fitting = [taken for each in held for taken in _fits(network, each)]
-    averages, raw = ([taken for taken in fitting if taken.is_ema is is_ema] for is_ema in (True, False))
-    wanted = {"auto": averages or raw, "ema": averages, "raw": raw, "raw_first": raw or averages}[which]
-    if fitting and not wanted:
-        names = ", ".join(repr(taken.name or "the whole file") for taken in fitting)
+    found = fitting or _nearest(network, held)
+    averages, raw = ([taken for taken in found if taken.is_ema is is_ema] for is_ema in (True, False))
+    wanted = {"auto": averages or raw, "ema": averages, "raw": raw}[which]
+    if not wanted:
+        names = ", ".join(repr(taken.name or "the whole file") for taken in found)
         other = "moving average" if which == "ema" else "raw weights"
         raise CheckpointError(f"{source}: weights: found {which!r}, but the file has no {other}; it has {names}")
-    if not fitting:
-        return _nearest(network, held)
-    taken = _the_one(wanted, source)
+    taken = _the_one(wanted, source) if fitting else min(wanted, key=lambda one: _rank(one.name))
     unread = () if averages else tuple(_named_averages(document))
-    return Taken(taken.state, taken.name, taken.is_ema, bool(averages and raw), taken.prefix, taken.left_out, unread)
+    return replace(taken, has_both=bool(averages and raw), unread=unread)
 
 
 def _the_one(fitting: Sequence[Taken], source: str) -> Taken:
@@ -210,18 +209,18 @@ def _prefixes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Co
     return found
 
 
-def _nearest(network: Classifier, held: Sequence[_Held]) -> Taken:
-    """Returns what has the most keys in common with the network, for a message of how it differs."""
+def _nearest(network: Classifier, held: Sequence[_Held]) -> list[Taken]:
+    """Returns what has the most keys in common with the network: to start from, or for a message of how it differs."""
     expected = network.state_dict() | network.network.state_dict()
-
-    def in_common(one: _Held) -> tuple[int, int]:
-        return max(_prefixes(one.state, expected).values(), default=0), -_rank(one.name)
-
-    best = max(held, key=in_common)
-    prefix = max(_prefixes(best.state, expected).items(), key=lambda found: found[1], default=("", 0))[0]
-    if prefix == "network.":  # as edc saves it
-        prefix = ""
-    return Taken({key.removeprefix(prefix): value for key, value in best.state.items()}, best.name, best.is_ema, False)
+    found: list[tuple[int, Taken]] = []
+    for one in held:
+        for prefix, num_keys in (_prefixes(one.state, expected) or {"": 0}).items():
+            is_ema = one.is_ema or any(_is_average(part) for part in prefix.split("."))
+            taken_off = "" if prefix == "network." else prefix  # as edc saves it
+            state = {key.removeprefix(taken_off): value for key, value in one.state.items()}
+            found.append((num_keys, Taken(state, one.name, is_ema, False)))
+    most = max(num_keys for num_keys, _ in found)
+    return [taken for num_keys, taken in found if num_keys == most]
 
 
 def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

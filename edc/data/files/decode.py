@@ -10,16 +10,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from edc.errors import DataError
+from edc.errors import DataError, RunError
 
 __all__ = [
     "GREY_MODES",
     "SIDEWAYS",
+    "SIXTEEN_BITS",
+    "TURNED",
     "Depth",
     "Reading",
     "converted",
@@ -34,6 +36,9 @@ GREY_MODES = ("1", "L", "I", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes that hold no colour. Grey with transparency counts as colour, as it always has."""
 
 Depth = Literal["8 bits", "16 bits", "unknown"]
+TURNED: Final = "turned"
+SIXTEEN_BITS: Final = "16 bits"
+"""What edc 0.1.0 made other pixels of: it turned none, and cut grey ones of 16 bits off at 255."""
 _MODES = {1: "L", 3: "RGB"}
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 0x0112, 258, 262, 0
 _TURNS = {
@@ -56,16 +61,37 @@ class Reading:
     Args:
         num_channels: 3 (RGB) or 1 (grey).
         upright: turn an image as its EXIF orientation says.
+        expected: what may be met that edc 0.1.0 made other pixels of; None: whatever there is.
     """
 
     num_channels: int = 3
     upright: bool = True
+    expected: tuple[str, ...] | None = None
+
+    def turn_of(self, image: Image.Image, name: str) -> Image.Transpose | None:
+        """Returns what brings an opened image upright, if this reading does that.
+
+        Raises:
+            RunError: with its `name`, if edc 0.1.0 made other pixels of it, and such an image is not expected.
+        """
+        turn = turn_of(image) if self.upright else None
+        if self.expected is not None:
+            met = (TURNED, turn is not None), (SIXTEEN_BITS, depth_of(image) == SIXTEEN_BITS)
+            for what, is_met in met:
+                if is_met and what not in self.expected:
+                    raise RunError(
+                        f"{name}: {'is turned by EXIF' if what == TURNED else 'is grey with 16 bits per pixel'}, which "
+                        "the look at some of the images had not found. This run was begun by an older edc, which read "
+                        "such images otherwise (turned none, cut grey ones of 16 bits off at 255). Save that image "
+                        "upright with 8 bits, or choose another folder with --run."
+                    )
+        return turn
 
 
 def decode_image(content: bytes, name: str, reading: Reading) -> Image.Image:
     """Returns the image in `content` in the data set's colours; raises `DataError` with its `name`."""
     with opened(content, name) as image:
-        return converted(image, name, reading.num_channels, turn_of(image) if reading.upright else None)
+        return converted(image, name, reading.num_channels, reading.turn_of(image, name))
 
 
 @contextmanager
@@ -115,7 +141,7 @@ def converted(image: Image.Image, name: str, num_channels: int, turn: Image.Tran
     depth = depth_of(image)
     if depth == "unknown":
         raise without_range(name, image.mode)
-    pixels = (_upper_8_bits(image) if depth == "16 bits" else image).convert(_MODES[num_channels])
+    pixels = (_upper_8_bits(image) if depth == SIXTEEN_BITS else image).convert(_MODES[num_channels])
     return pixels if turn is None else pixels.transpose(turn)
 
 

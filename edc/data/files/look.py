@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from edc.console import console
-from edc.data.files.decode import Depth, Reading, depth_of, opened, turn_of, without_range
+from edc.data.files.decode import SIXTEEN_BITS, TURNED, Depth, Reading, depth_of, opened, turn_of, without_range
 from edc.errors import DataError
 
 __all__ = ["look_at"]
@@ -19,8 +19,8 @@ __all__ = ["look_at"]
 MOST_IMAGES, MOST_COSTLY_IMAGES = 1000, 64
 """How many are looked at, at equal distances; fewer where each one is a request, or a whole row group."""
 _IN_WORDS = {
-    "turned": "are turned upright as their EXIF data says",
-    "16 bits": "are grey with 16 bits per pixel, of which the upper 8 are used",
+    TURNED: "are turned upright as their EXIF data says",
+    SIXTEEN_BITS: "are grey with 16 bits per pixel, of which the upper 8 are used",
 }
 _WORDS_OF_EXIF = (b"eXIf", b"EXIF", b"Exif", b"exif", b"ns.adobe.com")
 """One of these is in every file with an orientation; others than JPEG would have to be decoded to look for it."""
@@ -67,8 +67,8 @@ def look_at(
             if each.depth == "unknown":
                 raise without_range(each.name, each.mode)
     found = {
-        "turned": [each.name for each in seen if each.is_turned and reading.upright],
-        "16 bits": [each.name for each in seen if each.depth == "16 bits"],
+        TURNED: [each.name for each in seen if each.is_turned and reading.upright],
+        SIXTEEN_BITS: [each.name for each in seen if each.depth == SIXTEEN_BITS],
     }
     for what, names in found.items():
         if names:

@@ -1,9 +1,10 @@
 """What the teachers of a run are like on a sample of images, before any student is trained.
 
 A student can win over one teacher what the ensemble gains over one teacher. Whether the teachers have fitted their
-training images tells two cases apart. Nothing is refused, and nothing is chosen by it.
+training images tells two cases apart. Nothing is chosen by it, and nothing refused that the run itself would take.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,9 +23,11 @@ from edc.runs.own_teachers import own_teachers_of
 from edc.runs.why.sample import Array, ask, read_sample
 from edc.teachers.ensemble import TeacherEnsemble, load_teachers, teacher_key
 from edc.teachers.from_library import has_library_weights
+from edc.teachers.reading import OwnTeacher
+from edc.teachers.roll_call.call import FEW_IMAGES, RollCall, call_roll
 from edc.train.distributed import by_main, one_of_a_machine_first
 
-__all__ = ["FITTED_FROM", "Advice", "Case", "advice_of"]
+__all__ = ["FITTED_FROM", "Advice", "Case", "advice_of", "rehearse_roll_call"]
 
 NUM_IMAGES = 1000
 """Images of each split that are looked at, at most."""
@@ -58,18 +61,44 @@ class Advice:
     gain_calibrated_nll: Interval
 
 
-def advice_of(recipe: Recipe, data: DataSet, *, run: RunFolder, accelerator: Accelerator) -> Advice | str:
-    """Returns what the teachers are like, or why that cannot be said yet. Trains, fetches and writes nothing."""
+def rehearse_roll_call(
+    recipe: Recipe, data: DataSet, *, run: RunFolder, accelerator: Accelerator
+) -> tuple[list[OwnTeacher], RollCall | None]:
+    """Returns the user's own teachers, and their roll call on at most as many validation images as one has with many.
+
+    Without all of their files, or the weights of a library here, there is none. It raises what `edc distill` would.
+    """
+    files = [checkpoint.file for checkpoint in recipe.teachers.checkpoints if checkpoint.file]
+    if not recipe.teachers.checkpoints or not all(file.is_file() for file in files) or _missing(recipe, data, run):
+        return [], None
+    own = one_of_a_machine_first(lambda: own_teachers_of(recipe, data, run), accelerator)
+    teachers = _loaded(recipe, data, run, own, accelerator)
+    return own, call_roll(recipe, data, teachers, own, accelerator=accelerator, most_images=FEW_IMAGES)
+
+
+def advice_of(
+    recipe: Recipe, data: DataSet, *, run: RunFolder, accelerator: Accelerator, own: Sequence[OwnTeacher] = ()
+) -> Advice | str:
+    """Returns what the teachers are like, or why that cannot be said yet. Trains, fetches and writes nothing.
+
+    Args:
+        own: the user's own teachers, if they have been read already.
+    """
     missing = by_main(lambda: _missing(recipe, data, run), accelerator)
     if missing:
         return missing
     try:
-        read = one_of_a_machine_first(lambda: own_teachers_of(recipe, data, run), accelerator)
-        own = [one.network for one in read]
-        teachers = load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=own)
-        return _looked_at(recipe, data, teachers, accelerator)
+        read = own or one_of_a_machine_first(lambda: own_teachers_of(recipe, data, run), accelerator)
+        return _looked_at(recipe, data, _loaded(recipe, data, run, read, accelerator), accelerator)
     except EdcError as error:
         return str(error)
+
+
+def _loaded(
+    recipe: Recipe, data: DataSet, run: RunFolder, own: Sequence[OwnTeacher], accelerator: Accelerator
+) -> TeacherEnsemble:
+    networks = [one.network for one in own]
+    return load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=accelerator, own=networks)
 
 
 def _missing(recipe: Recipe, data: DataSet, run: RunFolder) -> str:

@@ -26,9 +26,10 @@ from edc.teachers.roll_call.other_readings import better_readings, other_reading
 from edc.teachers.roll_call.words import better_than_all, print_roll_call, what_was_tried
 from edc.train.evaluate import labels_of, predict_logits
 
-__all__ = ["RollCall", "call_roll"]
+__all__ = ["FEW_IMAGES", "RollCall", "call_roll"]
 
-MOST_IMAGES = 5000
+MOST_IMAGES, FEW_IMAGES = 5000, 1000
+"""Up to the first number all are looked at, because the summary needs these logits anyway; of more, the second."""
 NEAR_CHANCE = 0.1
 """Of the way from chance to all images right: less than this is near chance."""
 FAR_BELOW = 0.5
@@ -61,17 +62,19 @@ def call_roll(
     own: Sequence[OwnTeacher],
     *,
     accelerator: Accelerator,
+    most_images: int = MOST_IMAGES,
 ) -> RollCall:
     """Evaluates every teacher on validation images, prints the table, and returns it.
 
     Args:
         own: how the user's teachers were read; none if they are trained here.
+        most_images: of more, a sample is looked at.
 
     Raises:
         CheckpointError: a teacher of the user's is near chance, far below the others, or clearly better otherwise read,
             with every reading that was tried and its accuracy, and its checkpoint has no `allow_weak`.
     """
-    images, is_all = _some_of(data.validation)
+    images, is_all = _some_of(data.validation, most_images)
     labels = labels_of(images)
     logits = [
         predict_logits(teacher, images, recipe.data, recipe.training, accelerator) for teacher in teachers.members
@@ -118,11 +121,11 @@ def _answered(
     return Answered(member, name, acc, chance, nll, reading, words)
 
 
-def _some_of(images: Images) -> tuple[Images, bool]:
-    """Returns all images, or as many as a roll call looks at, evenly spread; and whether they are all."""
-    if len(images) <= MOST_IMAGES:
+def _some_of(images: Images, most: int) -> tuple[Images, bool]:
+    """Returns all images, or of more than `most` a few, evenly spread; and whether they are all."""
+    if len(images) <= most:
         return images, True
-    return take(images, torch.linspace(0, len(images) - 1, MOST_IMAGES).long()), False
+    return take(images, torch.linspace(0, len(images) - 1, FEW_IMAGES).long()), False
 
 
 def _name(recipe: Recipe, member: int) -> str:

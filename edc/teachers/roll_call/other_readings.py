@@ -16,14 +16,15 @@ from edc.errors import EdcError
 from edc.recipe import CheckpointSection, Recipe
 from edc.teachers.class_order import known_orders
 from edc.teachers.ensemble import TeacherEnsemble, load_own_teacher
-from edc.teachers.normalisation import in_use
+from edc.teachers.normalisation import before_transform_input, in_use
 from edc.teachers.reading import OwnTeacher
 from edc.train.evaluate import labels_of, predict_logits
 from edc.train.placement import place
 
 __all__ = ["Attempt", "better_readings", "other_readings"]
 
-MOST_IMAGES = 1000
+FIRST_IMAGES, MOST_IMAGES = 200, 1000
+"""A reading that is right on no more of the first ones than the recipe's is not tried on more."""
 MOST_CLASSES_LISTED = 20
 STANDARD_ERRORS, LEAST_GAIN = 3.0, 0.01
 
@@ -68,26 +69,30 @@ def other_readings(
     """Returns other readings of a teacher with their accuracy, the best first.
 
     The known orders of classes cost nothing and are always tried. Other usual normalisations are tried where only a
-    library or the data says the teacher's. For a weak teacher, everything is: the other weights of its file, all
-    normalisations, and the order of classes that fits its answers best.
+    library or the data says the teacher's, and torchvision's `transform_input` wherever a file may have been made with
+    it. For a weak teacher, everything is: the other weights of its file, all normalisations, and the order of classes
+    that fits its answers best.
 
     Args:
         logits: (N, K) of the teacher as the recipe has it, on `images`.
     """
     labels = labels_of(images)
     attempts = _orders(own, logits, labels, data.class_names, "", labels == logits.argmax(-1), is_weak=is_weak)
-    if is_weak or own.reading.is_assumed:
-        few, rows = _few_of(images)
-        right = labels[rows] == logits[rows].argmax(-1)
-        for fields, section in _sections(recipe, data, member, own, every=is_weak):
-            try:
-                other = load_own_teacher(recipe, data, member, section)
-            except EdcError:  # it cannot be read so
-                continue
-            ensemble = place(TeacherEnsemble([other.network]), accelerator.device, recipe.training)
-            found = predict_logits(ensemble[0], few, recipe.data, recipe.training, accelerator)[0]
-            attempts.append(_attempt(fields, found.argmax(-1), labels[rows], right))
-            attempts += _orders(other, found, labels[rows], data.class_names, fields, right, is_weak=is_weak)
+    for fields, section in _sections(recipe, data, member, own, every=is_weak):
+        try:
+            other = load_own_teacher(recipe, data, member, section)
+        except EdcError:  # it cannot be read so
+            continue
+        teacher = place(TeacherEnsemble([other.network]), accelerator.device, recipe.training)[0]
+        for most in (MOST_IMAGES,) if is_weak or len(images) <= FIRST_IMAGES else (FIRST_IMAGES, MOST_IMAGES):
+            few, rows = _few_of(images, most)
+            right = labels[rows] == logits[rows].argmax(-1)
+            found = predict_logits(teacher, few, recipe.data, recipe.training, accelerator)[0]
+            tried = [_attempt(fields, found.argmax(-1), labels[rows], right)]
+            tried += _orders(other, found, labels[rows], data.class_names, fields, right, is_weak=is_weak)
+            if not any(attempt.gained > attempt.lost for attempt in tried):
+                break
+        attempts += tried
     return sorted(attempts, key=lambda attempt: -attempt.acc)
 
 
@@ -102,7 +107,11 @@ def _sections(
     normalisations: list[tuple[str, dict[str, Any]]] = [("", {})]
     if reading.normalisation_of != "the file":
         name = (checkpoint.network or recipe.teacher_network).name
-        for words, (mean, std) in in_use(name, (data.mean, data.std), every=every).items():
+        is_open = every or reading.is_assumed
+        found = in_use(name, (data.mean, data.std), every=every) if is_open else {}
+        if checkpoint.file:
+            found |= before_transform_input(name, reading.normalisation_of, (reading.mean, reading.std))
+        for words, (mean, std) in found.items():
             if not np.allclose((*mean, *std), (*reading.mean, *reading.std), atol=1e-3):
                 fields = f"mean: {_listed(mean)}, std: {_listed(std)} ({words})"
                 normalisations.append((fields, {"mean": mean, "std": std}))
@@ -152,9 +161,9 @@ def _attempt(fields: str, answers: NDArray[np.int64], labels: NDArray[np.int64],
     return Attempt(fields, float(now.mean()), gained, lost, len(labels))
 
 
-def _few_of(images: Images) -> tuple[Images, NDArray[np.int64]]:
+def _few_of(images: Images, most: int) -> tuple[Images, NDArray[np.int64]]:
     """Returns at most so many images, evenly spread, and which they are."""
-    rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_IMAGES)).long()
+    rows = torch.linspace(0, len(images) - 1, min(len(images), most)).long()
     return take(images, rows), rows.numpy()
 
 
