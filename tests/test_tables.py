@@ -192,7 +192,7 @@ def names_in(text: str, name: str) -> list[str]:
         parts = [re.split(r"\s{2,}", line[at:])[0]]
         for below in lines[number + 1 :]:
             part = re.split(r"\s{2,}", below[at:])[0]
-            if below[:at].strip() or below[at + len(part) :].strip() or not part.strip():
+            if below[:at].strip() or not part.strip():
                 break
             parts.append(part)
         found.append("".join(parts).replace(" ", ""))
