@@ -36,7 +36,8 @@ def test_every_recipe_is_listed_with_the_first_line_and_the_needs_of_its_head(tm
     assert NAMES
     for recipe, path in zip(listed, RECIPES, strict=True):
         head = path.read_text()
-        assert f"# {recipe['about']}\n" == head.splitlines(keepends=True)[0]
+        assert head.splitlines()[0] == "# yaml-language-server: $schema=recipe.schema.json"
+        assert f"# {recipe['about']}\n" == head.splitlines(keepends=True)[1]
         assert f"# needs    {recipe['needs'].split(' (')[0]}"[:40] in head
         assert "reaches" not in recipe["needs"]
         assert recipe["needs"]

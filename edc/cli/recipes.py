@@ -22,9 +22,19 @@ def recipes(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Copy this recipe to the current folder; default: list all.")
     ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of recipes, by which editors check and complete.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the recipes that come with edc, or copy one of them here to change it."""
+    if schema:
+        if name is not None:
+            raise RequestError(f"--schema: has no effect on {name}, because all recipes have one schema; leave one out")
+        from edc.recipe.schema import recipe_schema
+
+        print_json(recipe_schema())
+        return
     from edc.recipe.shipped import shipped_recipe, shipped_recipes
 
     if name is None:

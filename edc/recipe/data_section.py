@@ -36,7 +36,7 @@ MOST_SYNTHETIC_BYTES = 4 << 30
 class Section(BaseModel):
     """A part of a recipe: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     later_than_first: ClassVar[tuple[str, ...]] = ()
     """Fields that recipes of edc 0.1.0 did not have; their default is None. They are written only if given, so that
     digests of runs and teachers by older edcs still hold."""

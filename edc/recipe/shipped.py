@@ -12,6 +12,8 @@ __all__ = ["ShippedRecipe", "shipped_recipe", "shipped_recipes"]
 IN_WHEEL = Path(__file__).parent / "files"
 """Their folder in the wheel: pyproject.toml puts the repository's recipes there."""
 IN_REPOSITORY = Path(__file__).parents[2]
+FOR_EDITORS = "yaml-language-server: $schema="
+"""The first line of a recipe says where its JSON Schema is."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ def shipped_recipe(name: str) -> ShippedRecipe:
 
 
 def _described(file: Path) -> ShippedRecipe:
-    """Returns the recipe with two parts of its head comments: the first line, and the paragraph `needs`."""
+    """Returns the recipe with two parts of its head comments: the first line for people, and the paragraph `needs`."""
     comments = file.read_text().split("\nname:", maxsplit=1)[0].splitlines()
-    lines = [line.removeprefix("#").rstrip() for line in comments if line.startswith("#")]
+    lines = [line.removeprefix("#").rstrip() for line in comments if line.startswith("#") and FOR_EDITORS not in line]
     paragraphs = re.split(r"\n (?=[a-z]+\b {2})", "\n".join(lines))  # a keyword, then at least two blanks
     needs = next((text.removeprefix("needs") for text in paragraphs if text.startswith("needs ")), "")
     return ShippedRecipe(file.stem, str(file), lines[0].strip(), " ".join(needs.split()))
