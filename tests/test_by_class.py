@@ -51,7 +51,7 @@ def test_a_class_that_is_never_predicted_has_no_precision():
         ((327, 100, 60, 40), (527, 0, 0, 0), "predicts `ok` for all 527 images (`ok` alone is right on 62.0%)"),
         ((327, 100, 60, 40), (0, 527, 0, 0), "predicts `crack` for all 527 images (`ok` alone is right on 62.0%)"),
         ((327, 100, 60, 40), (525, 1, 1, 0), "predicts `ok` for 525 of 527 images (`ok` alone"),
-        ((327, 100, 60, 40), (300, 0, 227, 0), "predicts `ok` and `dust` for 527 of 527 images (`ok` alone"),
+        ((327, 100, 60, 40), (300, 0, 227, 0), "predicts `ok` and `dust` for all 527 images (`ok` alone"),
         ((327, 100, 60, 40), (340, 127, 60, 0), "never predicts `shade`, the label of 40 of 527 images"),
         ((9990, 10, 0, 0), (10_000, 0, 0, 0), "predicts `ok` for all 10,000 images (`ok` alone is right on 99.9%)"),
         ((9990, 10, 0, 0), (9990, 10, 0, 0), ""),

@@ -86,7 +86,8 @@ def in_words(images: Sequence[int], predicted: Sequence[int], names: Sequence[st
     few = _covering(predicted)
     if few <= _covering(images) / 2:
         held = sum(predicted[k] for k in answers[:few])
-        return f"predicts {_quoted(names, answers[:few])} for {held:,} of {total:,} images ({zero_line})"
+        of_all = f"all {total:,}" if held == total else f"{held:,} of {total:,}"
+        return f"predicts {_quoted(names, answers[:few])} for {of_all} images ({zero_line})"
     absent = [k for k in range(len(images)) if images[k] >= ENOUGH_IMAGES and not predicted[k]]
     absent.sort(key=lambda k: -images[k])
     if not absent:
