@@ -97,7 +97,6 @@ def export(
         say(f"run: {folder.path} (the newest)")
     from edc.recipe.files_named import require_named_files
 
-    summary = folder.summary()
     require_named_files(folder.recipe(data_root=data_root), trains=False, with_teachers=baseline)
     from edc.cli.tables.artifact import print_artifact
     from edc.deploy.export import ExportOptions
@@ -117,7 +116,7 @@ def export(
         all_or_nothing=all_or_nothing,
         data_root=data_root,
     )
-    is_other = student is not None and student != summary["deploy"]
+    is_other = student is not None and student != folder.summary()["deploy"]
     target = output or EXPORT / (f"{folder.path.name}-{student}" if is_other else folder.path.name)
     manifest = write_artifact(folder, target, options)
     if as_json:
