@@ -25,6 +25,7 @@ INSTEAD_OF_VALUE: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("DataSection", "extra"): (EXTRA, {"type": "null"}),
     ("StudentSection", "epochs"): (OF_OTHER_STUDENT,),
     ("CheckpointSection", "weights"): ({"const": "auto"},),
+    ("NetworkSection", "weights"): ({"const": "auto"},),
     ("CheckpointSection", "trust"): ({"const": False},),
     ("CheckpointSection", "classes"): ({"type": "array", "items": {"type": ["string", "integer"]}},),
 }

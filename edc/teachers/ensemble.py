@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from edc.data import DataSet
+from edc.errors import CheckpointError
 from edc.method.step import LabelStep
 from edc.networks import Classifier, build_network
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
+from edc.system.saved import read_saved
 from edc.teachers.first_contact import meet_apart
 from edc.teachers.from_file import load_file_teacher
 from edc.teachers.from_library import load_library_teacher, name_of_library_weights
@@ -119,6 +122,7 @@ def obtain_teacher(
     if trained:
         with raised_together(accelerator):
             advice = "remove it, and the teacher is trained anew"
+            _require_the_one(folder, determined_by)
             load_finished(folder / "weights.safetensors", network, advice=advice)
         return network
     if recipe.teacher_network.start_file:
@@ -142,6 +146,29 @@ def obtain_teacher(
             label=f"teacher {member}",
             accelerator=accelerator,
         )
+
+
+class _SavedTeacher(BaseModel):
+    """What edc writes beside a teacher: all that determines its weights."""
+
+    model_config = ConfigDict(extra="allow")
+    data: str
+    augmentation: dict[str, Any]
+    network: dict[str, Any]
+    training: dict[str, Any]
+    seed: int
+
+
+def _require_the_one(folder: Path, determined_by: dict[str, object]) -> None:
+    """Raises `CheckpointError` if the teacher in `folder` says that it is another than the folder's name promises."""
+    path, advice = folder / "teacher.json", "remove the folder, and the teacher is trained anew"
+    if not path.is_file():
+        return
+    found = read_saved(_SavedTeacher, path, advice=advice, raises=CheckpointError)[1]
+    expected = json.loads(json.dumps(determined_by))
+    different = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+    if different:
+        raise CheckpointError(f"{path}: is of another teacher (its {', '.join(different)}); {advice}")
 
 
 def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[str, object]]:

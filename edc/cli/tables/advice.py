@@ -12,9 +12,18 @@ CASES: dict[Case, str] = {
     "not_fitted": f"The teachers have not fitted their training images (from {FITTED_FROM:.0%} on they have).",
     "unknown": "Whether the teachers have fitted their training images is not known: those have no labels here.",
 }
-MEASURED = "edc recommends nothing beyond what its results/ have measured in such a case."
-PAYS: dict[Case, str] = {"fitted": MEASURED, "not_fitted": MEASURED, "unknown": MEASURED}
-"""Neutral until a page of results says more of a case."""
+PAYS: dict[Case, str] = {
+    "fitted": (
+        "Where edc measured such a case, a student whose images go to one teacher and its member each "
+        "(method: latent_be, answers: split) kept the most at equal cost, and the perturbation did not pay: "
+        "docs/choosing.md."
+    ),
+    "not_fitted": (
+        "Where edc measured such a case, plain distillation (method: kd) that trains longer kept the most at "
+        "equal cost: docs/choosing.md."
+    ),
+    "unknown": "What edc measured in either case: docs/choosing.md.",
+}
 
 
 def print_advice(advice: Advice | str, *, console: Console) -> None:
