@@ -13,7 +13,6 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from edc.benchmark.document_leaves import (
     Figures,
     Positive,
-    SavedByClass,
     SavedEstimate,
     SavedMajority,
     SavedQuality,
@@ -24,6 +23,7 @@ from edc.benchmark.keys import row_key
 from edc.benchmark.old_document import with_identities
 from edc.benchmark.packed import unpacked
 from edc.errors import RequestError
+from edc.runs.documents.by_class import SavedByClass
 from edc.subject import Subject
 
 __all__ = [

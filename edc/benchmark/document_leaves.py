@@ -1,4 +1,4 @@
-"""The smallest parts of bench.json: estimates, scores, figures per class."""
+"""The smallest parts of bench.json: estimates and scores."""
 
 from typing import Annotated, Any, Self
 
@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 __all__ = [
     "Figures",
     "Positive",
-    "SavedByClass",
     "SavedEstimate",
     "SavedMajority",
     "SavedQuality",
@@ -56,16 +55,6 @@ class SavedScores(Section):
     brier: float | None = None
     balanced_acc: float | None = None
     macro_f1: float | None = None
-
-
-class SavedByClass(Section):
-    """What a row makes of each class, all K long; `confusion` is (K, K), by label and predicted class."""
-
-    images: tuple[int, ...]
-    predicted: tuple[int, ...]
-    precision: tuple[float | None, ...]
-    recall: tuple[float | None, ...]
-    confusion: tuple[tuple[int, ...], ...] | None = None
 
 
 class SavedQuality(Section):

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from edc.benchmark.document_leaves import SavedByClass
 from edc.benchmark.page.numbers import MISSING, fixed
 from edc.benchmark.page.tables.by_class import class_tables
 from edc.benchmark.page.tables.table import Line, Table
@@ -11,6 +10,7 @@ from edc.cli.page.sections import Lines, by_student
 from edc.cli.tables.run import COLUMNS as COLUMNS_SHOWN
 from edc.cli.tables.run import mean_rows, shown_columns
 from edc.cli.tables.run_notes import beaten_by_a_teacher, few_classes, zero_line
+from edc.runs.documents.by_class import SavedByClass
 from edc.runs.rows import rows_by_subject
 from edc.runs.why.observer import NUM_IMAGES
 from edc.subject import Subject

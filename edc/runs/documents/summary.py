@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edc.runs.documents.by_class import SavedByClass
 from edc.runs.rows import rows_by_subject
 from edc.subject import Role
 
@@ -28,24 +29,6 @@ class _Scores(_Section):
     brier: float | None = None
     balanced_acc: Share | None = None
     macro_f1: Share | None = None
-
-
-class _ByClass(_Section):
-    """All as long as there are classes; an older edc wrote none."""
-
-    images: tuple[Count, ...]
-    predicted: tuple[Count, ...]
-    precision: tuple[Share | None, ...]
-    recall: tuple[Share | None, ...]
-    confusion: tuple[tuple[Count, ...], ...] | None = None
-
-    @model_validator(mode="after")
-    def _as_long(self) -> "_ByClass":
-        columns: list[tuple[Any, ...]] = [self.images, self.predicted, self.precision, self.recall]
-        columns += [self.confusion, *self.confusion] if self.confusion is not None else []
-        if len({len(column) for column in columns}) > 1 or not sum(self.images):
-            raise ValueError("images, predicted, precision, recall and confusion are not of the same classes")
-        return self
 
 
 class _Validation(_Section):
@@ -73,7 +56,7 @@ class _Row(_Section):
     validation: _Validation | None = None
     training: _Training | None = None
     member_form: Literal["joint", "sequential"] | None = None
-    by_class: _ByClass | None = None
+    by_class: SavedByClass | None = None
 
 
 class _Majority(BaseModel):

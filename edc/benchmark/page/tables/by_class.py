@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from edc.benchmark.document_leaves import SavedByClass
 from edc.benchmark.page.document import Bench
 from edc.benchmark.page.numbers import fixed
 from edc.benchmark.page.tables.table import Cell, Line, Table
+from edc.runs.documents.by_class import SavedByClass
 
 __all__ = ["class_tables", "class_tables_of"]
 
