@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edc.data import DataSet, load_data
 from edc.data.images import MemoryImages
 from edc.errors import CheckpointError
+from edc.networks import Classifier
 from edc.recipe import Recipe
 from edc.runs.distill import distill
 from edc.runs.folder import RunFolder
@@ -160,7 +161,8 @@ def test_of_many_validation_images_a_thousand_are_looked_at(accelerator, tmp_pat
     one = Recipe.model_validate(
         {"name": "many", "data": {"kind": "synthetic"}, "network": "wrn10x1", "students": {"kd": {"method": "kd"}}}
     )
-    roll = call_roll(one, data, TeacherEnsemble([Counts()]), (), accelerator=accelerator)
+    teachers = TeacherEnsemble([Classifier(Counts(), data.mean, data.std)])
+    roll = call_roll(one, data, teachers, (), accelerator=accelerator)
     assert (roll.num_images, sum(called), roll.logits) == (1000, 1000, None)
     assert roll.answered[0].acc == pytest.approx(5000 / 6000, abs=0.001)
 

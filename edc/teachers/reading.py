@@ -5,9 +5,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Answered", "Normalisation", "OwnTeacher", "Reading"]
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+__all__ = ["Answered", "OwnTeacher", "Reading"]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch import nn
 
 from edc import metrics
 from edc.console import console
 from edc.data import DataSet, Images
 from edc.data.data_set import take
 from edc.errors import CheckpointError
+from edc.networks import normalisation_of
 from edc.recipe import Recipe
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.reading import Answered, OwnTeacher, Reading
@@ -79,7 +81,7 @@ def call_roll(
     logits = [
         predict_logits(teacher, images, recipe.data, recipe.training, accelerator) for teacher in teachers.members
     ]
-    readings = [one.reading for one in own] or [Reading(data.mean, data.std, "the data")] * len(logits)
+    readings = [one.reading for one in own] or [_as_trained(teacher, recipe, data) for teacher in teachers.members]
     answered = tuple(
         _answered(m, _name(recipe, m), logits[m], labels, reading, class_names=data.class_names)
         for m, reading in enumerate(readings)
@@ -102,6 +104,16 @@ def call_roll(
     if refused:
         raise CheckpointError("\n".join(refused))
     return roll
+
+
+def _as_trained(teacher: nn.Module, recipe: Recipe, data: DataSet) -> Reading:
+    """Returns how a teacher that was trained here is fed; by the data's mean and std, if an older edc trained it."""
+    fed = tuple(tuple(getattr(teacher, each).flatten().tolist()) for each in ("mean", "std"))
+    of_data = (data.mean, data.std)
+    for (mean, std), says in (normalisation_of(recipe.teacher_network, of_data), (of_data, "the data")):
+        if np.allclose(fed, (mean, std), rtol=1e-6):
+            return Reading(mean, std, says)
+    return Reading(fed[0], fed[1], "the file")  # of what it started from
 
 
 def _is_weak(one: Answered, all_of_them: Sequence[Answered]) -> bool:
