@@ -93,6 +93,20 @@ def call_roll(
         if words := better_than_all(answered, ensemble_acc, num_images=len(images)):
             console.print(words, style="bold", highlight=False, soft_wrap=True)
         print_roll_call(answered, num_images=len(images), are_own=bool(own), console=console)
+    _require_well_read(recipe, data, own, answered, logits, images, accelerator=accelerator)
+    return roll
+
+
+def _require_well_read(
+    recipe: Recipe,
+    data: DataSet,
+    own: Sequence[OwnTeacher],
+    answered: Sequence[Answered],
+    logits: Sequence[Logits],
+    images: Images,
+    *,
+    accelerator: Accelerator,
+) -> None:
     refused = []
     for m, one in enumerate(own):
         if recipe.teachers.checkpoints[m].allow_weak:
@@ -103,7 +117,6 @@ def call_roll(
             refused.append(what_was_tried(answered[m], answered, tried, field=f"teachers.checkpoints.{m}"))
     if refused:
         raise CheckpointError("\n".join(refused))
-    return roll
 
 
 def _as_trained(teacher: nn.Module, recipe: Recipe, data: DataSet) -> Reading:
