@@ -40,20 +40,7 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     forms = _member_forms(summaries)
     made = mean_rows(summaries)
     columns = shown_columns(made)
-    caption = "c: calibrated on validation images; runs: forward passes per image"
-    if "bal %" in columns:
-        caption += "\nbal: balanced accuracy, the mean recall over classes; F1: its mean over classes"
-    if zero := zero_line(summaries):
-        caption += f"\n{zero}"
-    for name, by_seed in forms.items():
-        label = Subject("student", name=name).label
-        caption += f"\n{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
-    for name, words in _choices(summaries).items():
-        caption += f"\n{Subject('student', name=name).label}: chosen on validation images, {words}"
     chosen = {summary["deploy"] for summary in summaries}
-    if len(chosen) > 1:
-        choices = ", ".join(f"{summary['deploy']} at seed {summary['seed']}" for summary in summaries)
-        caption += f"\nthe best on validation images, and so deployed: {choices}"
     rows = [
         TextRow(
             row["label"],
@@ -63,7 +50,7 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
         for row in made
     ]
     table, left_out = fitting_table(title, rows, columns, gives_way=GIVES_WAY, console=console)
-    table.caption = "\n".join(filter(None, [caption, left_out_words(left_out)]))
+    table.caption = "\n".join(filter(None, [_caption(summaries, forms, columns), left_out_words(left_out)]))
     console.print(table)
     for line in (*few_classes(summaries), *beaten_by_a_teacher(summaries)):
         console.print(line, style="bold", highlight=False, soft_wrap=True)
@@ -75,6 +62,22 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
                 f"not of the seeds alone. students.{name}.member_form in the recipe fixes one form.",
                 highlight=False,
             )
+
+
+def _caption(summaries: Sequence[dict[str, Any]], forms: dict[str, dict[int, str]], columns: Sequence[str]) -> str:
+    lines = ["c: calibrated on validation images; runs: forward passes per image"]
+    if "bal %" in columns:
+        lines.append("bal: balanced accuracy, the mean recall over classes; F1: its mean over classes")
+    lines += filter(None, [zero_line(summaries)])
+    for name, by_seed in forms.items():
+        label = Subject("student", name=name).label
+        lines.append(f"{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members")
+    for name, words in _choices(summaries).items():
+        lines.append(f"{Subject('student', name=name).label}: chosen on validation images, {words}")
+    if len({summary["deploy"] for summary in summaries}) > 1:
+        choices = ", ".join(f"{summary['deploy']} at seed {summary['seed']}" for summary in summaries)
+        lines.append(f"the best on validation images, and so deployed: {choices}")
+    return "\n".join(lines)
 
 
 def shown_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
