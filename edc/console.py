@@ -18,8 +18,8 @@ __all__ = [
     "console_on",
     "count",
     "duration",
-    "fits",
     "fitting_table",
+    "has_room",
     "left_out_words",
 ]
 
@@ -85,20 +85,26 @@ def fitting_table(
         words: columns that hold words, on the left of their column and continued below.
     """
     table = _table(title, rows, columns, names, words)
-    if fits(table, console):
+    if _fits(table, console):
         return table, []
     left_out: list[str] = []
     for column in [None, *(column for column in gives_way if column in columns)]:
         left_out += [column] if column else []
         shown = [column for column in columns if column not in left_out]
-        if fits(_table(title, rows, shown, names, words, most=NAMES), console):
+        if _fits(_table(title, rows, shown, names, words, most=NAMES), console):
             break
     # Without a limit, names get all the room that the columns leave.
     return _table(title, rows, shown, names, words, is_narrow=True), [each for each in columns if each in left_out]
 
 
-def fits(table: Table, console: Console) -> bool:
-    """Returns whether the console has room for all columns of the table, names whole."""
+def has_room(
+    rows: Sequence[TextRow], columns: Sequence[str], *, console: Console, names: Sequence[str] = ("network",)
+) -> bool:
+    """Returns whether the console has room for a table of all columns, with names as they are."""
+    return _fits(_table("", rows, columns, names, ()), console)
+
+
+def _fits(table: Table, console: Console) -> bool:
     unlimited = console.options.update(max_width=10_000)
     return console.measure(table, options=unlimited).maximum <= console.width
 

@@ -9,12 +9,13 @@ from rich.table import Table
 from edc.benchmark.judge.rows import Row
 from edc.benchmark.judge.statistics import Estimate
 from edc.benchmark.result import BenchResult
-from edc.console import TextRow, count, fits, fitting_table, left_out_words
+from edc.console import TextRow, count, fitting_table, has_room, left_out_words
 
 __all__ = ["print_bench"]
 
 QUALITY_GIVES_WAY = ("MB", "params", "ECE", "NLL", "DEE", "F1 %", "bal %")
 """In this order, where the terminal is too narrow for all."""
+NAMES = ("network", "backend")
 SIGNS = {"not worse": "ok", "worse": "worse", "undecided": "?"}
 Column = tuple[str, Callable[[list[Row]], str]]
 """A heading, and the cell for the rows (one per batch size) of one subject on one backend."""
@@ -94,28 +95,32 @@ def _print_baselines(result: BenchResult, console: Console) -> None:
 
 
 def _as_wide_as_fits(ways: Sequence[list[list[Column]]], result: BenchResult, console: Console) -> list[list[Column]]:
-    """Returns the first way to divide the columns into tables that all fit, else the last."""
-
-    def has_room(columns: list[Column]) -> bool:
-        table, left_out = _table("", columns, result, console)
-        return not left_out and fits(table, console)
-
-    return next((way for way in ways if all(map(has_room, way))), ways[-1])
+    """Returns the first way to divide the columns into tables that all have room, else the last."""
+    for way in ways[:-1]:
+        tables = [(_text_rows(columns, result), [heading for heading, _ in columns]) for columns in way]
+        if all(has_room(rows, headings, console=console, names=NAMES) for rows, headings in tables):
+            return way
+    return ways[-1]
 
 
 def _table(title: str, columns: list[Column], result: BenchResult, console: Console) -> tuple[Table, list[str]]:
+    headings = [heading for heading, _ in columns]
+    rows = _text_rows(columns, result)
+    return fitting_table(title, rows, headings, gives_way=QUALITY_GIVES_WAY, console=console, names=NAMES)
+
+
+def _text_rows(columns: list[Column], result: BenchResult) -> list[TextRow]:
+    """Returns one row per subject and backend."""
     by_key: dict[str, list[Row]] = {}
     for row in result.rows:
         by_key.setdefault(row.key, []).append(row)
-    text_rows = []
+    found = []
     for rows in by_key.values():
         row = rows[0]
         name = f"{row.artifact}: {row.subject.label}" if row.artifact else row.subject.label
         style = "bold" if row.key in result.students else None
-        text_rows.append(TextRow(name, {heading: cell(rows) for heading, cell in columns}, style, row.backend))
-    headings = [heading for heading, _ in columns]
-    names = ("network", "backend")
-    return fitting_table(title, text_rows, headings, gives_way=QUALITY_GIVES_WAY, console=console, names=names)
+        found.append(TextRow(name, {heading: cell(rows) for heading, cell in columns}, style, row.backend))
+    return found
 
 
 def _quality_columns(result: BenchResult) -> list[Column]:
