@@ -51,11 +51,7 @@ class TensorRtEngines(Backend):
                 _how_it_is_asked(self.library, cuda_graph=source.subject.cuda_graph),
                 f"kernels chosen for batch {' and '.join(str(batch) for batch in engines[0].tuned_for)}",
                 "pinned buffers",
-                *(
-                    ("compiled kernels found beside the engine",)
-                    if all(r.cache_path.is_file() for r in runners)
-                    else ()
-                ),
+                *(["compiled kernels found beside the engine"] if are_compiled else []),
             ),
         )
 
