@@ -5,6 +5,7 @@
 # make fuzz       10,000 files of strangers of every kind, the default suite's few multiplied (docs/trust.md); an hour or more
 # make coverage   the default test suite traced line by line; fails below the floor that pyproject.toml sets
 # make gpu-check  all that only a GPU can show, with a table at the end; CHECK=--cpu rehearses it without one
+# make site       the documents as a site, in build/site/html
 # make lint       what ruff and mypy have to say
 # make format     ruff's own repairs
 # make lock       requirements-dev.lock: the versions in the environment that the tests run in
@@ -17,7 +18,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 CASES ?= 10000
 
-.PHONY: demo test test-slow fuzz torture coverage gpu-check lint format lock dist clean
+.PHONY: demo test test-slow fuzz torture coverage gpu-check site lint format lock dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edc distill recipes/digits.yaml
@@ -41,6 +42,10 @@ coverage: $(VENV)/.installed-test
 
 gpu-check: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/gpu_check.py $(CHECK)
+
+site: $(VENV)/.installed-test
+	$(BIN)/python docs/site.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -12,18 +12,25 @@ from edc.recipe import NETWORK_NAME, NetworkSection
 __all__ = [
     "CifarResNet",
     "Classifier",
+    "Normalisation",
     "WideResNet",
     "build_network",
     "count_parameters",
     "load_weights",
+    "normalisation_of",
+    "of_timm",
     "require_logits",
     "takes_transform_input",
     "unwrapped",
     "with_transform_input",
 ]
 
-_INPUT_IS_NORMALISED_BY = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What torchvision's `transform_input` takes images to be normalised by; it then normalises them by 0.5 and 0.5."""
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel."""
+
+_IMAGENET: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What torchvision's weights were trained with. Its `transform_input` takes images to be normalised so, and normalises
+them by 0.5 and 0.5 then."""
 
 
 class Classifier(nn.Module):
@@ -54,14 +61,14 @@ def build_network(
     """Returns a freshly initialised network (or the library's weights if `pretrained`) for images in [0, 1].
 
     Args:
-        mean, std: the data's statistics, used unless the section has its own.
+        mean, std: the data's statistics, used unless the section or its library's weights have their own.
 
     Raises:
         RecipeError: no such network, or one that does not take such images.
         FailedError: the library's weights could not be fetched.
     """
     channels = image_shape[0]
-    mean, std = section.mean or mean, section.std or std
+    (mean, std), _ = normalisation_of(section, (mean, std))
     if len(mean) != channels or len(std) != channels:
         raise RecipeError(f"{section.name}: mean has {len(mean)} values, the images have {channels} channels")
     match = NETWORK_NAME.match(section.name)
@@ -89,6 +96,34 @@ def build_network(
     return Classifier(network, mean, std)
 
 
+def normalisation_of(section: NetworkSection, of_data: Normalisation) -> tuple[Normalisation, str]:
+    """Returns the mean and std of a network that is trained here, and who says so: the recipe, a library, or the data.
+
+    What starts from weights is fed as they were: a bare file of a timm network as timm says, like a teacher's.
+    """
+    channels = len(of_data[0])
+    if section.mean and section.std:
+        return (section.mean, section.std), "the recipe"
+    if (section.pretrained or section.start_file) and (timms := of_timm(section.name, channels)):
+        return timms, "timm"
+    if section.pretrained and section.name.startswith("torchvision/") and channels == 3:
+        return _IMAGENET, "torchvision"
+    return of_data, "the data"
+
+
+def of_timm(name: str, channels: int) -> Normalisation | None:
+    """Returns what timm says of its network `timm/...`; None for another network, or other images than in colour."""
+    library, _, model = name.partition("/")
+    if library != "timm":
+        return None
+    import timm
+
+    config = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    if config is None or len(config.mean) != channels or len(config.std) != channels:
+        return None
+    return tuple(config.mean), tuple(config.std)
+
+
 def takes_transform_input(name: str) -> bool:
     """Returns whether network `name` is one of those that torchvision has `transform_input` for."""
     return name in ("torchvision/inception_v3", "torchvision/googlenet")
@@ -101,7 +136,7 @@ def with_transform_input(
 
     (x - M) / S = ((x - mean) / std * s + m - 0.5) / 0.5, for the m and s that it takes images to be normalised by.
     """
-    means, stds = _INPUT_IS_NORMALISED_BY
+    means, stds = _IMAGENET
     scales = tuple(0.5 * own / theirs for own, theirs in zip(std, stds, strict=True))
     shifts = tuple(own - scale * (m - 0.5) / 0.5 for own, scale, m in zip(mean, scales, means, strict=True))
     return tuple(round(value, 9) for value in shifts), tuple(round(value, 9) for value in scales)

@@ -152,3 +152,14 @@ def test_script_needs_neither_torch_nor_edc():
         "PIL", "argparse", "hashlib", "importlib", "json", "numpy", "os", "pathlib", "sys",
     }  # fmt: skip
     assert set(re.findall(r'imported\(\n?\s*"([^"]+)"', text)) == {"onnxruntime", "openvino", "cuda.bindings.runtime"}
+
+
+def test_image_too_long_to_scale_is_refused_in_one_line_and_a_shorter_one_is_not(artifact, tmp_path):
+    long = tmp_path / "long.png"
+    Image.new("L", (1, 1_000_000)).save(long)
+    done = run(artifact, long)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{long}: 1x1000000 pixels are too long to scale; crop it" in done.stderr
+    Image.new("L", (1, 100_000)).save(long)  # 15 x 1,500,000 pixels on the way
+    assert run(artifact, long).returncode == 0

@@ -490,6 +490,27 @@ def test_resizing_is_pillows_bit_for_bit(browser, site, interpolation):
                 )
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 30_000), (1, 1_000_000)])
+def test_image_too_long_to_scale_is_one_message_and_a_long_one_that_is_not_has_pillows_pixels(
+    browser, site, width, height
+):
+    open_artifact(browser, site, "rgb")
+    how = RGB.model_copy(update={"resize_shorter_side": 64})
+    said = browser.evaluate(
+        "(async () => {"
+        "  const { preprocess } = await import('./classify.js');"
+        f" const file = {file_in_page(encoded(Image.new('L', (width, height)), 'PNG'), 'long.png')};"
+        f" try {{ await preprocess(file, {how.model_dump_json()}); return 'read'; }}"
+        "  catch (error) { return error.message; }"
+        "})()"
+    )
+    too_long = f"long.png: {width}x{height} pixels are too long to scale; crop it"
+    unread = ["long.png: not an image that this browser can read"] * (height > 65_535)  # browsers have bounds, too
+    assert said in [too_long, *unread]
+    content = encoded(photo(3, 900), "PNG")
+    assert np.array_equal(page_pixels(browser, content, RGB), pillow_pixels(content, RGB))
+
+
 def real_images() -> dict[str, bytes]:
     """Return photographs that come with scikit-learn and matplotlib, as they are and enlarged as phones take them."""
     portrait = in_package("matplotlib", "mpl-data/sample_data/grace_hopper.jpg")

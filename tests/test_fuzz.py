@@ -17,11 +17,14 @@ from bench_document import small_document
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from strangers import cases, changed_bytes, changed_document, held, strange
 from tiny_artifact import write_changed_onnx, write_tiny_artifact
 from tiny_onnx import write_tiny_onnx
 
+from edc.benchmark.regression.compare import compare
 from edc.benchmark.regression.saved_bench import load_saved
+from edc.cli.tables.compare import print_comparison
 from edc.data.parquet import load_parquet
 from edc.data.webdataset import load_webdataset
 from edc.deploy.artifact.manifest import MANIFEST_NAME
@@ -129,6 +132,20 @@ def test_benches(folder, data):
     content = json.dumps(data.draw(changed_document(small_document()))).encode()
     (folder / "bench.json").write_bytes(data.draw(st.just(content) | changed_bytes(content)))
     held(lambda: load_saved(folder / "bench.json"))
+
+
+@cases(20)
+@given(data=st.data(), relative=st.booleans())
+def test_comparisons(folder, data, relative):
+    """`edc bench --compare`: a saved bench that somebody made, against one that ran here, and what is printed of it."""
+    content = json.dumps(data.draw(changed_document(small_document()))).encode()
+    (folder / "saved.json").write_bytes(data.draw(st.just(content) | changed_bytes(content)))
+
+    def compared() -> None:
+        found = compare(small_document(), load_saved(folder / "saved.json"), fail_on=0.05, relative=relative)
+        print_comparison(found, console=Console(file=io.StringIO(), width=100))
+
+    held(compared)
 
 
 @cases(60)

@@ -86,6 +86,16 @@ def test_tf32_without_a_gpu_is_refused_and_with_one_it_is_said(capsys):
     assert capsys.readouterr().err.splitlines() == ["kd: computes in TF32", "be: computes in float32 (IEEE, TF32 off)"]
 
 
+@pytest.mark.parametrize(("flags", "warns"), [({"avx512f"}, True), ({"avx512_bf16"}, False), (None, False)])
+def test_bf16_on_a_cpu_without_it_is_said(flags, warns, monkeypatch, capsys):
+    monkeypatch.setattr("edc.system.machine.cpu_flags", lambda: flags)
+    say_precision(TRAINING.model_copy(update={"precision": "bf16"}), CPU, label="kd")
+    say_precision(TRAINING, CPU, label="kd")
+    assert [line[:44] for line in capsys.readouterr().err.splitlines()] == [
+        "kd: warning: this CPU has no instructions fo"
+    ] * warns
+
+
 def test_bench_has_torch_on_a_gpu_in_float32_and_by_name_in_tf32():
     with float32_as("ieee"):  # restores what the backends set for good
         for name, wanted in (("torch-cuda", "ieee"), ("torch-cuda-tf32", "tf32")):

@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from command_line import commands
 from conftest import TESTS
 
-from edc.recipe import StudentSection
+from edc.recipe import Recipe, StudentSection
 from edc.runs.cost import units_per_step
 
 ROOT = TESTS.parent
@@ -172,3 +173,17 @@ def test_python_of_the_readme_stands_in_the_example():
     example = iter((ROOT / "examples/own_loop.py").read_text().splitlines())
     assert len(shown) >= 10
     assert [line for line in shown if line not in example] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_recipes_that_are_shown_are_recipes_and_python_can_be_parsed(path):
+    """Parts of a recipe stand in for the sections of a whole one."""
+    whole = {"name": "shown", "data": {"kind": "image_folder", "root": "photos", "image_size": 224}}
+    whole |= {"network": "timm/resnet18", "students": {"kd_long": {"method": "kd"}}, "training": {"epochs": 40}}
+    for language, block in re.findall(r"^```(yaml|python)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        if language == "python":
+            compile(block, path.name, "exec")
+            continue
+        shown = yaml.safe_load(block)
+        if set(shown) <= set(Recipe.model_fields):
+            assert Recipe.model_validate(shown if "name" in shown else whole | shown)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edc.data import DataSet, load_data
 from edc.data.images import MemoryImages
 from edc.errors import CheckpointError
+from edc.networks import Classifier
 from edc.recipe import Recipe
 from edc.runs.distill import distill
 from edc.runs.folder import RunFolder
@@ -20,7 +21,7 @@ from edc.runs.why.advice import rehearse_roll_call
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.reading import Answered, Reading
 from edc.teachers.roll_call.call import RollCall, call_roll
-from edc.teachers.roll_call.words import what_was_tried
+from edc.teachers.roll_call.words import better_than_all, what_was_tried
 
 NAMES = tuple(f"class{k}" for k in range(12))
 IMAGES_A_CLASS = {"train": 2, "val": 6, "test": 2}
@@ -145,7 +146,7 @@ def test_dry_run_calls_the_roll_and_stops_as_the_run_would(folder, tmp_path, acc
     assert not (tmp_path / "runs").exists()
 
 
-def test_of_many_validation_images_a_thousand_are_looked_at(accelerator, tmp_path):
+def test_of_many_validation_images_500_are_looked_at(accelerator, tmp_path):
     """Of 6,000 images the first 5,000 are of class 0: those looked at are spread over all."""
     labels = torch.cat([torch.zeros(5000), torch.ones(1000)]).long()
     images = MemoryImages(torch.zeros(6000, 3, 2, 2, dtype=torch.uint8), labels)
@@ -160,9 +161,10 @@ def test_of_many_validation_images_a_thousand_are_looked_at(accelerator, tmp_pat
     one = Recipe.model_validate(
         {"name": "many", "data": {"kind": "synthetic"}, "network": "wrn10x1", "students": {"kd": {"method": "kd"}}}
     )
-    roll = call_roll(one, data, TeacherEnsemble([Counts()]), (), accelerator=accelerator)
-    assert (roll.num_images, sum(called), roll.logits) == (1000, 1000, None)
-    assert roll.answered[0].acc == pytest.approx(5000 / 6000, abs=0.001)
+    teachers = TeacherEnsemble([Classifier(Counts(), data.mean, data.std)])
+    roll = call_roll(one, data, teachers, (), accelerator=accelerator)
+    assert (roll.num_images, sum(called), roll.logits) == (500, 500, None)
+    assert roll.answered[0].acc == pytest.approx(5000 / 6000, abs=0.002)
 
 
 def test_message_says_that_no_other_reading_is_better():
@@ -177,3 +179,24 @@ def test_teachers_that_are_trained_here_are_called_and_never_stop_a_run(workshop
     rows = [row for row in workshop.distilled.document["rows"] if row["subject"].startswith("teacher ")]
     assert [each["acc"] for each in teachers] == [row["validation"]["acc"] for row in rows]
     assert np.isfinite([each["nll"] for each in teachers]).all()
+
+
+def test_a_teacher_that_is_better_than_the_ensemble_is_said_in_the_first_line(folder, tmp_path, accelerator, capsys):
+    """The mean of one right and two wrong teachers, which are sure of themselves, is wrong."""
+    files = [saved(tmp_path / f"{name}.pt2", order=order) for name, order in (("a", TIMMS), ("b", None), ("c", TIMMS))]
+    one = recipe(folder, *({"file": file, "allow_weak": True} for file in files))
+    summary = distill(one, run=RunFolder(tmp_path / "runs/called"), accelerator=accelerator)
+    called = summary["roll_call"]
+    assert called["ensemble_acc"] == summary["rows"][3]["validation"]["acc"] < called["teachers"][1]["acc"] == 1.0
+    said = capsys.readouterr().err
+    first, second = (said.index(text) for text in ("teacher 1 (b.pt2) alone is better", "teachers on 72"))
+    assert first < second
+    assert f"the ensemble on {100 * called['ensemble_acc']:.2f} %" in said
+
+
+def test_teachers_that_are_not_better_than_their_ensemble_leave_the_first_line_out():
+    answered = [
+        Answered(m, "a.pt", acc, 0.1, 2.3, Reading((0.5,), (0.5,), "the recipe")) for m, acc in enumerate((0.7, 0.8))
+    ]
+    assert better_than_all(answered, 0.8, num_images=100) == ""
+    assert "(1 image fewer)" in better_than_all(answered, 0.79, num_images=100)

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from command_line import edc
 from conftest import Workshop
 from safetensors.torch import load_file, save_file
 
-from edc.errors import CheckpointError, EdcError
+from edc.data import load_data
+from edc.deploy.engine.description import Engine, read_engine, sidecar_path, write_description
+from edc.errors import ArtifactError, CheckpointError, EdcError
 from edc.evidence.read_runs import read_runs
 from edc.runs.folder import RunFolder
+from edc.teachers.ensemble import load_teachers
 from edc.train.checkpoint import Position, load_checkpoint, save_checkpoint
 from edc.train.saved.epochs import append_metrics, read_metrics
 
@@ -145,8 +149,49 @@ def test_nan_in_a_cached_teacher_blames_its_file(workshop: Workshop, tmp_path):
     assert "learning_rate" not in called.stderr
 
 
-def test_lines_of_metrics_that_are_no_epochs_are_dropped(tmp_path):
+def test_cached_teacher_that_says_it_is_another_is_refused(workshop: Workshop, tmp_path):
+    shutil.copytree(workshop.folder / "runs/teachers", tmp_path / "runs/teachers")
+    first, second = sorted((tmp_path / "runs/teachers").glob("*/teacher.json"))
+    recipe, whole = RunFolder(workshop.run).recipe(), first.read_text()
+    data, accelerator = load_data(recipe.data), Accelerator(cpu=True)
+
+    def load() -> None:
+        load_teachers(recipe, data, teachers_path=tmp_path / "runs/teachers", accelerator=accelerator)
+
+    load()
+    shutil.copyfile(second, first)
+    with pytest.raises(CheckpointError, match=r"teacher.json: is of another teacher \(its seed\); remove the folder"):
+        load()
+    first.write_text(whole[:40])
+    with pytest.raises(CheckpointError, match=r"teacher.json: damaged .*; remove the folder, and the teacher is train"):
+        load()
+
+
+def test_changed_descriptions_of_engines_are_one_message(tmp_path):
+    path, generator = tmp_path / "m.engine", random.Random(0)
+    path.write_bytes(b"engine")
+    engine = Engine("tensorrt", "10.0", "a", "b", 6, "images", "logits", 1, 2, 4, (), tf32=False, build_seconds=1.0)
+    write_description(engine, path)
+    assert read_engine(path, "tensorrt", sha256="b") == engine
+    description, refused = sidecar_path(path), 0
+    whole = description.read_text()
+    for _ in range(100):
+        description.write_bytes(damaged(whole, generator))
+        try:
+            assert isinstance(read_engine(path, "tensorrt", sha256="b"), Engine)
+        except ArtifactError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 30
+
+
+def test_lines_of_metrics_that_are_no_epochs_are_dropped(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"epoch": 0, "loss": 2.5}\n[1]\n{"epoch": null}\n\xff\xfe\n{"epoch": 1, "lo')
     append_metrics(path, {"epoch": 1, "loss": 1.5})
     assert Path(path).read_text() == '{"epoch": 0, "loss": 2.5}\n{"epoch": 1, "loss": 1.5}\n'
+    said = " ".join(capsys.readouterr().err.split())
+    assert "metrics.jsonl: left out 4 of 5 lines, which are no epochs of a training (line 2: " in said
+    assert read_metrics(path) == [{"epoch": 0, "loss": 2.5}, {"epoch": 1, "loss": 1.5}]
+    assert capsys.readouterr().err == ""

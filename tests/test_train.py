@@ -328,6 +328,8 @@ def test_run_stopped_by_ctrl_c_and_killed_ends_bit_equal(tmp_path, accelerator, 
     for file in files:
         assert_ends_equal((tmp_path / "runs" / file).parent, (tmp_path / "undisturbed" / file).parent)
     assert resumed["rows"] == expected["rows"]
+    for document in ("summary.json", "inputs.json", "recipe.yaml"):  # to the last digit of every figure
+        assert (tmp_path / "runs/r" / document).read_bytes() == (tmp_path / "undisturbed/r" / document).read_bytes()
 
 
 # Divergence -----------------------------------------------------------------------------------------------------------

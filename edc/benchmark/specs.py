@@ -31,7 +31,6 @@ _CLASSES: dict[str, PrecisionClass] = {
     "int8-cpu": "int8",
     "int8-trt": "int8",
 }
-_TEACHER = Subject("teacher", member=0)
 _IN_TURN = Subject("ensemble", ensemble_form="in turn")
 _MERGED = Subject("ensemble", ensemble_form="merged")
 _Found = tuple[Subject, Source]
@@ -45,8 +44,14 @@ def row_specs(
     run: Path,
     backends: Sequence[BackendName],
     data_root: Path | None,
+    *,
+    teacher: int = 0,
 ) -> list[RowSpec]:
-    """Returns what is compared: one teacher, the ensemble in its forms, and students, on each backend."""
+    """Returns what is compared: one teacher, the ensemble in its forms, and students, on each backend.
+
+    Args:
+        teacher: the number of that teacher.
+    """
     specs = []
     for backend in backends:
         if needs_run(backend):
@@ -54,9 +59,9 @@ def row_specs(
             students = [Subject("student", name=recipe.deploy)]
             if backend != "torch-compile":
                 students = _students(recipe, recipe.students)
-            found = _of_run([_TEACHER, _IN_TURN, *students], run, data_root)
+            found = _of_run([Subject("teacher", member=teacher), _IN_TURN, *students], run, data_root)
         else:
-            found = _of_artifact(artifact, manifest, recipe.deploy, backend)
+            found = _of_artifact(artifact, manifest, recipe.deploy, backend, teacher=teacher)
         specs += [RowSpec(subject, backend, source) for subject, source in found]
     return specs
 
@@ -119,21 +124,26 @@ def _of_run(subjects: Iterable[Subject], run: Path, data_root: Path | None) -> l
     return [(subject, TorchSource(run, subject.network, data_root)) for subject in subjects]
 
 
-def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend: BackendName) -> list[_Found]:
+def _of_artifact(
+    artifact: Path, manifest: Manifest, student_name: str, backend: BackendName, *, teacher: int = 0
+) -> list[_Found]:
     """Returns the subjects that the artifact has files of, for this backend."""
     library, student = _ENGINES.get(backend), Subject("student", name=student_name)
     precisions = ("fp32", "tf32", "fp16", "int8-trt") if library else _ONNX[backend]
     found: list[_Found] = []
     for precision in precisions:
         files: dict[str, list[EngineFile]] = {}
+        unfit: dict[str, str] = {}
         members = []
         for file in sorted(manifest.files, key=lambda file: file.member or 0):
             if file.format == (library or "onnx") and file.precision == precision:
                 files.setdefault(file.role, []).append(EngineFile(artifact / file.path, file.sha256))
                 members += [file.member] if file.role == "teacher" else []
+                if file.not_for_openvino:
+                    unfit[file.role] = file.not_for_openvino
         teachers = files.get("teacher", [])
         subjects = {
-            _TEACHER: teachers[:1] if members[:1] == [0] else [],
+            Subject("teacher", member=teacher): [teachers[members.index(teacher)]] if teacher in members else [],
             _IN_TURN: teachers if len(members) == _num_teachers(manifest) else [],  # never an ensemble of fewer
             _MERGED: files.get("ensemble", []),
             student: files.get("student", []),
@@ -143,9 +153,8 @@ def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend:
                 # What divides the members' logits is part of a merged ensemble's own graph.
                 temperature = manifest.member_temperature if subject == _IN_TURN else 1.0
                 form = replace(subject, precision=_CLASSES[precision])
-                found += _forms(
-                    form, of_subject, temperature, is_engine=library is not None, how=manifest.preprocessing
-                )
+                how, reason = manifest.preprocessing, unfit.get(subject.role)
+                found += _forms(form, of_subject, temperature, is_engine=library is not None, how=how, reason=reason)
     if library and not found:  # one row that says so, rather than none that does not
         found = [(subject, EngineSource(subject, ())) for subject in (_MERGED, student)]
     return found
@@ -158,11 +167,17 @@ def _num_teachers(manifest: Manifest) -> int:
 
 
 def _forms(
-    subject: Subject, files: list[EngineFile], member_temperature: float, *, is_engine: bool, how: Preprocessing
+    subject: Subject,
+    files: list[EngineFile],
+    member_temperature: float,
+    *,
+    is_engine: bool,
+    how: Preprocessing,
+    reason: str | None,
 ) -> list[_Found]:
     feed = None if (how.dtype, how.layout, how.value_range) == ("float32", "NCHW", (0.0, 1.0)) else how
     if not is_engine:
-        return [(subject, OnnxSource(tuple(file.path for file in files), member_temperature, feed))]
+        return [(subject, OnnxSource(tuple(file.path for file in files), member_temperature, feed, reason))]
     forms = (replace(subject, cuda_graph=cuda_graph) for cuda_graph in (False, True))
     return [(form, EngineSource(form, tuple(files), member_temperature, feed)) for form in forms]
 

@@ -54,8 +54,9 @@ def perturb(
         teachers: networks from images in [0, 1] to logits (N, K).
         student: for `tdiv_sdiv`, the network with members that learns from the teachers.
         generator: a CPU generator; the same one on every process gives every process the same draws.
-        rows, num_rows: which rows of the global batch of `num_rows` images these are (noise is drawn for all of them,
-            so that it does not depend on the number of processes).
+        rows: which rows of the global batch these images are (by default all). Noise is drawn for all of them, so
+            that it does not depend on the number of processes.
+        num_rows: images of the global batch.
         owners: i of each image (N,), on the CPU; j is another, drawn for each image. None: one pair for all images.
             For `tdiv` and `tdiv_sdiv`.
     """

@@ -41,8 +41,9 @@ class NetworkSection(Section):
     start: Start | None = None
     """What training starts from: `random` (unless given), `pretrained` (which is `pretrained: true`), `teacher`
     (students only: the teacher of the run with the best validation accuracy), or a state dict (.safetensors, .pt, .pth)
-    of this network. A file may have another number of classes: its classifier is drawn anew, and the log says so. The
-    file's or the teacher's own normalisation comes with its weights, unless `mean` and `std` are given here."""
+    of this network. A file may have another number of classes: its classifier is drawn anew, and the log says so.
+    Images are normalised as the weights' were: by the file's or the teacher's own mean and std, by timm's of this
+    network where a file has none, by the library's for its own weights, unless `mean` and `std` are given here."""
     weights: Literal["ema", "raw"] | None = None
     """Which weights of a file that training starts from: its moving average, or the raw ones. Unless given (`auto`),
     the average if there is one, as with teachers; the log says which."""

@@ -25,6 +25,7 @@ INSTEAD_OF_VALUE: dict[tuple[str, str], tuple[dict[str, Any], ...]] = {
     ("DataSection", "extra"): (EXTRA, {"type": "null"}),
     ("StudentSection", "epochs"): (OF_OTHER_STUDENT,),
     ("CheckpointSection", "weights"): ({"const": "auto"},),
+    ("NetworkSection", "weights"): ({"const": "auto"},),
     ("CheckpointSection", "trust"): ({"const": False},),
     ("CheckpointSection", "classes"): ({"type": "array", "items": {"type": ["string", "integer"]}},),
 }
@@ -44,7 +45,7 @@ def recipe_schema() -> dict[str, Any]:
 
 def _or(schema: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
     """Returns what allows `others` beside `schema`, under the same title and description."""
-    outside = {key: schema[key] for key in ("title", "description", "default") if key in schema}
+    outside: dict[str, Any] = {key: schema[key] for key in ("title", "description", "default") if key in schema}
     inside = {key: value for key, value in schema.items() if key not in outside}
     allowed = inside["anyOf"] if set(inside) == {"anyOf"} else [inside]
     return {**outside, "anyOf": [*allowed, *others]}

@@ -9,6 +9,7 @@ import psutil
 __all__ = [
     "cgroup_free_bytes",
     "cpu_flags",
+    "cpu_has_bfloat16",
     "cpu_name",
     "free_memory_bytes",
     "memory_bytes",
@@ -28,6 +29,12 @@ def cpu_flags() -> set[str] | None:
     lines = (line for line in _cpu_lines() if line.lower().startswith(("flags", "features")))
     first = next(lines, None)
     return None if first is None else set(first.split(":", 1)[1].split())
+
+
+def cpu_has_bfloat16() -> bool | None:
+    """Returns whether the processor computes in bfloat16; None where the system does not say."""
+    flags = cpu_flags()
+    return None if flags is None else not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def _cpu_lines() -> list[str]:

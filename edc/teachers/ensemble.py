@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from edc.data import DataSet
+from edc.errors import CheckpointError
 from edc.method.step import LabelStep
 from edc.networks import Classifier, build_network
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
+from edc.system.saved import read_saved
 from edc.teachers.first_contact import meet_apart
 from edc.teachers.from_file import load_file_teacher
 from edc.teachers.from_library import load_library_teacher, name_of_library_weights
@@ -32,6 +35,7 @@ __all__ = [
     "TeacherEnsemble",
     "are_trained",
     "build_teacher",
+    "class_weights_of",
     "fetch_teacher_weights",
     "load_own_teacher",
     "load_own_teachers",
@@ -118,6 +122,7 @@ def obtain_teacher(
     if trained:
         with raised_together(accelerator):
             advice = "remove it, and the teacher is trained anew"
+            _require_the_one(folder, determined_by)
             load_finished(folder / "weights.safetensors", network, advice=advice)
         return network
     if recipe.teacher_network.start_file:
@@ -132,7 +137,7 @@ def obtain_teacher(
         return fit(
             network,
             replace(data, extra=None),
-            learn=LabelStep(autocast_dtype(training)),
+            learn=LabelStep(autocast_dtype(training), class_weights_of(recipe, data)),
             plain_of=lambda trained: trained,
             data_section=recipe.data,
             training=training,
@@ -141,6 +146,29 @@ def obtain_teacher(
             label=f"teacher {member}",
             accelerator=accelerator,
         )
+
+
+class _SavedTeacher(BaseModel):
+    """What edc writes beside a teacher: all that determines its weights."""
+
+    model_config = ConfigDict(extra="allow")
+    data: str
+    augmentation: dict[str, Any]
+    network: dict[str, Any]
+    training: dict[str, Any]
+    seed: int
+
+
+def _require_the_one(folder: Path, determined_by: dict[str, object]) -> None:
+    """Raises `CheckpointError` if the teacher in `folder` says that it is another than the folder's name promises."""
+    path, advice = folder / "teacher.json", "remove the folder, and the teacher is trained anew"
+    if not path.is_file():
+        return
+    found = read_saved(_SavedTeacher, path, advice=advice, raises=CheckpointError)[1]
+    expected = json.loads(json.dumps(determined_by))
+    different = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+    if different:
+        raise CheckpointError(f"{path}: is of another teacher (its {', '.join(different)}); {advice}")
 
 
 def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[str, object]]:
@@ -155,12 +183,26 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
         ),
         "seed": recipe.teachers.seed + member,
     }
+    if recipe.teachers.class_weights:
+        determined_by["class_weights"] = recipe.teachers.class_weights
     if network.start_file:  # its content, wherever it lies
         untrained = partial(build_teacher, recipe, data, fresh=False)
         determined_by["start"] = start_digest(network, untrained, field=recipe.teacher_start_field)
     digest = hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
     name = network.name.replace("/", "-")
     return f"{recipe.data.kind}-{name}-seed{determined_by['seed']}-{digest[:12]}", determined_by
+
+
+def class_weights_of(recipe: Recipe, data: DataSet) -> Tensor | None:
+    """Returns how much an image of each class counts in the training of teachers (K,); None: all count alike.
+
+    N / (number of classes with images * N_k), as scikit-learn's `compute_class_weight("balanced")`; a class without
+    training images has 0, because it has no image to weigh.
+    """
+    if recipe.teachers.class_weights is None:
+        return None
+    counts = torch.bincount(data.train.labels, minlength=data.num_classes)
+    return torch.where(counts > 0, len(data.train) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
 
 
 def are_trained(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> bool:

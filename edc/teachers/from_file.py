@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from edc.errors import CheckpointError, NotInstalledError, RecipeError, cut, first_line
+from edc.networks import Normalisation
 from edc.recipe import CheckpointSection, NetworkSection
 from edc.system.onnx_content import read_onnx
 from edc.teachers.class_order import order_of
 from edc.teachers.file_teacher import FileTeacher, fit_precision, in_order_of_data, look_for_half_probabilities
 from edc.teachers.formats import FileFormat, format_of, trusted_format
 from edc.teachers.from_state_dict import network_from_state_dict
-from edc.teachers.reading import Normalisation, OwnTeacher, Reading
+from edc.teachers.reading import OwnTeacher, Reading
 
 __all__ = ["format_of", "load_file_teacher", "require_classifier"]
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from edc.networks import Classifier, build_network
+from edc.networks import Classifier, Normalisation, build_network, of_timm
 from edc.recipe import CheckpointSection, NetworkSection
-from edc.teachers.normalisation import of_timm
-from edc.teachers.reading import Normalisation, Reading
+from edc.teachers.reading import Reading
 from edc.teachers.weights_file import load_weights_file
 
 __all__ = ["network_from_state_dict"]

@@ -1,22 +1,8 @@
 """Means and standard deviations that images are normalised by: a library's of its network, and those in use."""
 
-from edc.networks import takes_transform_input, with_transform_input
-from edc.teachers.reading import Normalisation
+from edc.networks import Normalisation, of_timm, takes_transform_input, with_transform_input
 
-__all__ = ["before_transform_input", "in_use", "of_timm"]
-
-
-def of_timm(name: str, channels: int) -> Normalisation | None:
-    """Returns what timm says of its network `timm/...`; None for another network, or other images than in colour."""
-    library, _, model = name.partition("/")
-    if library != "timm":
-        return None
-    import timm
-
-    config = timm.get_pretrained_cfg(model, allow_unregistered=True)
-    if config is None or len(config.mean) != channels or len(config.std) != channels:
-        return None
-    return tuple(config.mean), tuple(config.std)
+__all__ = ["before_transform_input", "in_use"]
 
 
 def before_transform_input(name: str, says: str, now: Normalisation) -> dict[str, Normalisation]:

@@ -5,9 +5,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Answered", "Normalisation", "OwnTeacher", "Reading"]
-
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+__all__ = ["Answered", "OwnTeacher", "Reading"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,8 @@ class Answered:
     """Accuracy of answers as frequent as its own that do not look at the images."""
     nll: float
     reading: Reading
+    few_classes: str = ""
+    """That it predicts one or few classes, in words."""
 
     @property
     def margin(self) -> float:

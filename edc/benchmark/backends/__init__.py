@@ -9,7 +9,7 @@ from edc.benchmark.backends.contract import Backend
 from edc.errors import NotInstalledError
 from edc.subject import PrecisionClass
 from edc.system.gpu import gpus_now, has_gpu_file
-from edc.system.machine import cpu_flags
+from edc.system.machine import cpu_has_bfloat16
 
 __all__ = [
     "BACKENDS",
@@ -182,4 +182,4 @@ def _has_compiler() -> bool:
 
 def _has_bfloat16() -> bool:
     """Returns whether the CPU computes in bfloat16, where the system says so; OpenVINO is asked again when it loads."""
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_flags() or ())
+    return cpu_has_bfloat16() is True

@@ -1,6 +1,5 @@
 """What the students of a run wrote after each epoch, and the small charts of it."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from edc.benchmark.page.charts.svg import SHAPES, Drawing, Scale, axes, log_scale, scale
 from edc.benchmark.page.document import DASHES, NUM_COLOURS, Series
 from edc.benchmark.page.numbers import fixed
+from edc.train.saved.epochs import read_metrics
 
 __all__ = ["Curve", "Quantity", "chart", "epoch_lines", "series_number"]
 
@@ -34,15 +34,8 @@ class Curve:
 
 
 def epoch_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl; one that a crash cut off is left out, nothing where there is no file."""
-    found = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-            found.append({**record, "epoch": int(record["epoch"])})
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    """Returns the epochs of a metrics.jsonl, nothing where there is no file."""
+    return [{**record, "epoch": int(record["epoch"])} for record in read_metrics(path)]
 
 
 def series_number(number: int, name: str) -> Series:

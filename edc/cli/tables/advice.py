@@ -12,9 +12,18 @@ CASES: dict[Case, str] = {
     "not_fitted": f"The teachers have not fitted their training images (from {FITTED_FROM:.0%} on they have).",
     "unknown": "Whether the teachers have fitted their training images is not known: those have no labels here.",
 }
-MEASURED = "edc recommends nothing beyond what its results/ have measured in such a case."
-PAYS: dict[Case, str] = {"fitted": MEASURED, "not_fitted": MEASURED, "unknown": MEASURED}
-"""Neutral until a page of results says more of a case."""
+PAYS: dict[Case, str] = {
+    "fitted": (
+        "Where edc measured such a case, a student whose images go to one teacher and its member each "
+        "(method: latent_be, answers: split) kept the most at equal cost, and the perturbation did not pay: "
+        "docs/choosing.md."
+    ),
+    "not_fitted": (
+        "Where edc measured such a case, plain distillation (method: kd) that trains longer kept the most at "
+        "equal cost: docs/choosing.md."
+    ),
+    "unknown": "What edc measured in either case: docs/choosing.md.",
+}
 
 
 def print_advice(advice: Advice | str, *, console: Console) -> None:
@@ -27,10 +36,15 @@ def print_advice(advice: Advice | str, *, console: Console) -> None:
         one += f"right on {advice.train_acc:.1%} of {advice.num_train:,} training images and "
     else:
         one += "right "
+    best = f"teacher {advice.best_teacher}"
     one += f"on {advice.validation_acc:.1%} of {advice.num_validation:,} validation images, "
     one += f"calibrated NLL {advice.calibrated_nll:.3f}"
     ensemble = f"ensemble: {advice.ensemble_validation_acc:.1%}, calibrated NLL {advice.ensemble_calibrated_nll:.3f}"
     gains = f"{_gain(advice.gain_acc, 100, 1)} points of accuracy and {_gain(advice.gain_calibrated_nll, 1, 3)} nats"
+    if advice.best_validation_acc > advice.ensemble_validation_acc:
+        one = f"{best} alone is better than the ensemble: {advice.best_validation_acc:.1%}\n{one}"
+    else:
+        one += f"; the best, {best}: {advice.best_validation_acc:.1%}"
     lines = [one, ensemble, f"to be won over one teacher, by a student worth its ensemble: {gains} (95 % intervals)"]
     if any(not gain.excludes(0) for gain in (advice.gain_acc, advice.gain_calibrated_nll)):
         lines.append("an interval that holds 0: on these images, that gain cannot be told from none")

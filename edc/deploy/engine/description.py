@@ -1,35 +1,42 @@
 """What an engine was built from and for: the JSON beside it."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
 
 from edc.deploy.engine.library import Library
 from edc.errors import ArtifactError
-from edc.system.documents import json_from_text, read_text
 from edc.system.files import write_atomically
+from edc.system.saved import read_saved
 
 __all__ = ["Engine", "read_engine", "sidecar_path", "write_description"]
+
+
+Count = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
 class Engine:
     """What an engine was built from and for; the sidecar JSON beside it says the same."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
     library: Library
     library_version: str
     onnx_sha256: str
     sha256: str
-    bytes: int
+    bytes: Count
     input_name: str
     output_name: str
-    min_batch: int
-    opt_batch: int
-    max_batch: int
+    min_batch: Count
+    opt_batch: Count
+    max_batch: Count
     compute_capabilities: tuple[int, ...]  # empty: the library's own choice
     tf32: bool
     build_seconds: float
-    num_profiles: int = 1
+    num_profiles: Count = 1
     """2: the first is for batch 1 alone, the second for all batches. 1: one for all, as an older edc built."""
 
     def profile_for(self, batch: int) -> int:
@@ -63,12 +70,9 @@ def read_engine(path: Path, library: Library, *, sha256: str) -> Engine:
     for each in (path, description):
         if not each.is_file():
             raise ArtifactError(f"{each}: no such file; export again with: edc export --trt")
-    try:
-        content = json_from_text(read_text(description))
-        content["compute_capabilities"] = tuple(content["compute_capabilities"])
-        engine = Engine(**{**content, "sha256": sha256})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{description}: not the description of an engine ({error}); export again") from error
+    advice = "not the description of an engine: export again"
+    held = read_saved(Engine, description, advice=advice, raises=ArtifactError)[0]
+    engine = replace(held, sha256=sha256)
     if engine.library != library:
         raise ArtifactError(f"{path}: is an engine for {engine.library}, not for {library}")
     return engine

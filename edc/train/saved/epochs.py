@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from edc.console import console
 from edc.system.documents import json_from_text
 from edc.system.files import write_atomically
+from edc.system.saved import fault_of
 
 __all__ = ["append_metrics", "read_metrics"]
 
@@ -29,13 +31,23 @@ class _Epoch(BaseModel):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the epochs of a training, in their order; a line that a crash cut off is left out."""
-    epochs = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    """Returns the epochs of a training, in their order; lines that are none are left out, which is said."""
+    epochs, unread = [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
         try:
             document = json_from_text(line)
             _Epoch.model_validate(document)
-        except ValueError:
+        except ValueError as error:
+            unread.append(f"line {number}: {fault_of(error)}")
             continue
         epochs.append(document)
+    if unread:
+        more = f"; and {len(unread) - 1} more" if len(unread) > 1 else ""
+        console.print(
+            f"warning: {path}: left out {len(unread)} of {len(lines)} lines, which are no epochs of a training "
+            f"({unread[0]}{more})",
+            highlight=False,
+            markup=False,
+        )
     return epochs
