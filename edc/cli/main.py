@@ -17,6 +17,7 @@ from edc.cli import deploy as cli_deploy
 from edc.cli import predict as cli_predict
 from edc.cli import recipes as cli_recipes
 from edc.cli import show as cli_show
+from edc.cli import transfer as cli_transfer
 from edc.cli.options import (
     RUNS,
     DataRoot,
@@ -241,6 +242,7 @@ cli_show.add_commands(app)
 cli_deploy.add_commands(app)
 cli_bench.add_commands(app)
 cli_predict.add_commands(app)
+cli_transfer.add_commands(app)
 cli_recipes.add_commands(app)
 
 
