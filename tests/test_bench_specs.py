@@ -211,3 +211,12 @@ def test_teachers_of_a_manifest_that_does_not_number_them_are_in_their_order():
         if spec.subject == Subject("teacher", member=0)
     ]
     assert spec.source == OnnxSource((HERE / "0.onnx",))
+
+
+def test_file_that_the_export_found_unfit_for_openvino_keeps_the_reason_on_every_backend():
+    files = manifest(("student", "onnx", "fp32"), ("student", "onnx", "int8-cpu"))
+    unfit = files.files[1].model_copy(update={"notes": {"not_for_openvino": "it loses 2.05 points there"}})
+    changed = files.model_copy(update={"files": (files.files[0], unfit)})
+    specs = row_specs(HERE, changed, RECIPE, RUN, ["openvino"], None)
+    sources = [spec.source for spec in specs if isinstance(spec.source, OnnxSource)]
+    assert [source.not_for_openvino for source in sources] == [None, "it loses 2.05 points there"]

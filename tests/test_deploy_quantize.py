@@ -1,7 +1,9 @@
 """INT8 graphs on real digits: accuracy, the ladder, and the form that each backend wants."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,10 +13,13 @@ from onnx import numpy_helper
 from sklearn.datasets import load_digits
 from torch import nn
 
+from edc.benchmark.backends import open_backend
+from edc.benchmark.backends.contract import OnnxSource
 from edc.deploy.onnx.from_network import onnx_from_network
+from edc.deploy.onnx.openvino import openvino_outputs
 from edc.deploy.onnx.parity import compare_outputs, onnx_outputs
 from edc.deploy.onnx.precision import precision_of_graph
-from edc.deploy.onnx.quantize import RUNGS, int8_from_onnx, int8_within_budget
+from edc.deploy.onnx.quantize import RUNGS, Quantized, int8_from_onnx, int8_within_budget
 from edc.deploy.onnx.sensitivity import heavy_nodes, noisiest_nodes
 from edc.deploy.onnx.session import ort_session
 from edc.errors import FailedError, ParityError
@@ -198,3 +203,60 @@ def test_transformer_survives_the_graph_optimisations_of_onnx_runtime(tmp_path):
     int8_from_onnx(path, tmp_path / "q.onnx", flavour="int8-cpu", images=images)
     reference, candidate = (onnx_outputs(ort_session(p), images, batch_size=8) for p in (path, tmp_path / "q.onnx"))
     assert compare_outputs(reference, candidate).cosine_min > 0.95
+
+
+# OpenVINO, the other backend that int8-cpu is for ---------------------------------------------------------------------
+
+
+def ladder(source: Path, path: Path, elsewhere_of: Callable[[Path], np.ndarray] | None) -> Quantized:
+    images = digits()[0][:300]
+    how: Any = {"flavour": "int8-cpu", "images": images, "accuracy_of": correct, "max_drop": 0.02}
+    return int8_within_budget(source, path, reference_correct=correct(source), elsewhere_of=elsewhere_of, **how)
+
+
+def test_openvino_answers_as_onnxruntime_does_in_float(source):
+    pytest.importorskip("openvino")
+    images = digits()[0][:21]
+    expected = onnx_outputs(ort_session(source, threads=1), images, batch_size=21)
+    np.testing.assert_allclose(openvino_outputs(source, images, batch_size=8), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_file_is_judged_on_openvino_by_what_it_answers_there(source, tmp_path):
+    pytest.importorskip("openvino")
+    images, labels = digits()
+
+    def there(path: Path) -> np.ndarray:
+        return openvino_outputs(path, images[1000:], batch_size=100).argmax(1) == labels[1000:]
+
+    found = ladder(source, tmp_path / "int8.onnx", there)
+    assert found.elsewhere is not None
+    drop = correct(source).mean() - there(tmp_path / "int8.onnx").mean()
+    assert found.elsewhere.drop == pytest.approx(drop)
+    assert drop <= 0.02
+
+
+def test_rung_that_is_good_here_alone_is_taken_only_if_none_is_good_on_both(source, tmp_path):
+    asked: list[bytes] = []
+
+    def bad_at_first(path: Path) -> np.ndarray:
+        asked.append(path.read_bytes())
+        return correct(source) if len(asked) == 2 else np.zeros_like(correct(source))
+
+    alone = ladder(source, tmp_path / "alone.onnx", None)
+    second = ladder(source, tmp_path / "second.onnx", bad_at_first)
+    assert RUNGS.index(second.rung) > RUNGS.index(alone.rung)
+    assert (tmp_path / "second.onnx").read_bytes() == asked[1]
+    asked.clear()
+    never = ladder(source, tmp_path / "never.onnx", lambda path: np.zeros_like(correct(path)))
+    assert never.rung == alone.rung
+    assert never.elsewhere is not None
+    assert never.elsewhere.drop == pytest.approx(correct(source).mean())
+    assert (tmp_path / "never.onnx").read_bytes() == (tmp_path / "alone.onnx").read_bytes()
+
+
+def test_openvino_does_not_run_what_the_export_found_unfit_for_it(source):
+    pytest.importorskip("openvino")
+    backend = open_backend("openvino", threads=1)
+    backend.load(OnnxSource((source,)))
+    with pytest.raises(FailedError, match=r"fp32.onnx: is not for OpenVINO: it loses 2.05 points there"):
+        backend.load(OnnxSource((source,), not_for_openvino="it loses 2.05 points there"))

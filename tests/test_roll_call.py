@@ -146,7 +146,7 @@ def test_dry_run_calls_the_roll_and_stops_as_the_run_would(folder, tmp_path, acc
     assert not (tmp_path / "runs").exists()
 
 
-def test_of_many_validation_images_a_thousand_are_looked_at(accelerator, tmp_path):
+def test_of_many_validation_images_500_are_looked_at(accelerator, tmp_path):
     """Of 6,000 images the first 5,000 are of class 0: those looked at are spread over all."""
     labels = torch.cat([torch.zeros(5000), torch.ones(1000)]).long()
     images = MemoryImages(torch.zeros(6000, 3, 2, 2, dtype=torch.uint8), labels)
@@ -163,8 +163,8 @@ def test_of_many_validation_images_a_thousand_are_looked_at(accelerator, tmp_pat
     )
     teachers = TeacherEnsemble([Classifier(Counts(), data.mean, data.std)])
     roll = call_roll(one, data, teachers, (), accelerator=accelerator)
-    assert (roll.num_images, sum(called), roll.logits) == (1000, 1000, None)
-    assert roll.answered[0].acc == pytest.approx(5000 / 6000, abs=0.001)
+    assert (roll.num_images, sum(called), roll.logits) == (500, 500, None)
+    assert roll.answered[0].acc == pytest.approx(5000 / 6000, abs=0.002)
 
 
 def test_message_says_that_no_other_reading_is_better():

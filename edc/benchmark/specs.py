@@ -126,11 +126,14 @@ def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend:
     found: list[_Found] = []
     for precision in precisions:
         files: dict[str, list[EngineFile]] = {}
+        unfit: dict[str, str] = {}
         members = []
         for file in sorted(manifest.files, key=lambda file: file.member or 0):
             if file.format == (library or "onnx") and file.precision == precision:
                 files.setdefault(file.role, []).append(EngineFile(artifact / file.path, file.sha256))
                 members += [file.member] if file.role == "teacher" else []
+                if file.not_for_openvino:
+                    unfit[file.role] = file.not_for_openvino
         teachers = files.get("teacher", [])
         subjects = {
             _TEACHER: teachers[:1] if members[:1] == [0] else [],
@@ -143,9 +146,8 @@ def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend:
                 # What divides the members' logits is part of a merged ensemble's own graph.
                 temperature = manifest.member_temperature if subject == _IN_TURN else 1.0
                 form = replace(subject, precision=_CLASSES[precision])
-                found += _forms(
-                    form, of_subject, temperature, is_engine=library is not None, how=manifest.preprocessing
-                )
+                how, reason = manifest.preprocessing, unfit.get(subject.role)
+                found += _forms(form, of_subject, temperature, is_engine=library is not None, how=how, reason=reason)
     if library and not found:  # one row that says so, rather than none that does not
         found = [(subject, EngineSource(subject, ())) for subject in (_MERGED, student)]
     return found
@@ -158,11 +160,17 @@ def _num_teachers(manifest: Manifest) -> int:
 
 
 def _forms(
-    subject: Subject, files: list[EngineFile], member_temperature: float, *, is_engine: bool, how: Preprocessing
+    subject: Subject,
+    files: list[EngineFile],
+    member_temperature: float,
+    *,
+    is_engine: bool,
+    how: Preprocessing,
+    reason: str | None,
 ) -> list[_Found]:
     feed = None if (how.dtype, how.layout, how.value_range) == ("float32", "NCHW", (0.0, 1.0)) else how
     if not is_engine:
-        return [(subject, OnnxSource(tuple(file.path for file in files), member_temperature, feed))]
+        return [(subject, OnnxSource(tuple(file.path for file in files), member_temperature, feed, reason))]
     forms = (replace(subject, cuda_graph=cuda_graph) for cuda_graph in (False, True))
     return [(form, EngineSource(form, tuple(files), member_temperature, feed)) for form in forms]
 

@@ -80,7 +80,7 @@ def predict(artifact: Path, place: Path, out: Path, options: PredictOptions) -> 
     asked = images_at(place)
     asked.left_out.report(str(place))
     backend = open_backend(options.backend, threads=options.threads)
-    source = OnnxSource((artifact / entry.path,))
+    source = OnnxSource((artifact / entry.path,), not_for_openvino=entry.not_for_openvino)
     backend.prepare(source)
     network = backend.load(source)
     temperature, calibration = _temperature_left(manifest, entry)

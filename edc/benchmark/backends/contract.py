@@ -46,6 +46,8 @@ class OnnxSource:
     """Divides each member's logits before they are averaged."""
     feed: Preprocessing | None = None
     """The input that the files take; None: images as they are, (N, C, H, W) float32 in [0, 1]."""
+    not_for_openvino: str | None = None
+    """Why OpenVINO does not run it: what the export found; None: it may."""
 
 
 @dataclass(frozen=True)

@@ -1,42 +1,21 @@
 """OpenVINO on the CPU, on the same ONNX files, pinned to float32 or, as a backend of its own, to bfloat16."""
 
-import sys
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, WhatRan
+from edc.benchmark.backends.contract import Backend, Floats, Loaded, OnnxSource, Source, WhatRan
 from edc.benchmark.backends.onnxruntime_cpu import member_temperature_of, onnx_files
 from edc.deploy.artifact.feed import Fed
-from edc.errors import FailedError, first_line
+from edc.deploy.onnx.openvino import import_openvino, openvino_core, reason_of
+from edc.errors import FailedError
 from edc.metrics.ensemble import ensemble_log_probs
 
-__all__ = ["OpenVinoCpu", "OpenVinoLoaded", "import_openvino"]
+__all__ = ["OpenVinoCpu", "OpenVinoLoaded"]
 
 _HEAVY_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")  # in OpenVINO's own words
 Hint = Literal["f32", "bf16"]
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "i8": "int8", "u8": "int8"}
-
-
-def import_openvino() -> Any:
-    """Returns the module `openvino`; its import would report to the vendor if its telemetry package could be found."""
-    if "openvino" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what makes an import fail
-    import openvino
-
-    return openvino
-
-
-@cache
-def _core() -> Any:
-    """Returns the one Core of this process, which is never destroyed.
-
-    The CPU plugin gives the thread an alternate signal stack, and takes it away again with the Core. If two Cores end
-    in the order in which they began, the second puts the first one's stack back, which is unmapped by then. The next
-    signal crashes the process (found with OpenVINO 2026.4.1).
-    """
-    return import_openvino().Core()
 
 
 class OpenVinoCpu(Backend):
@@ -50,13 +29,15 @@ class OpenVinoCpu(Backend):
         self.threads, self.precision = threads, precision
         openvino = import_openvino()
         self.version = str(openvino.__version__).split("-", maxsplit=1)[0]
-        self.core = _core()
+        self.core = openvino_core()
 
     def prepare(self, source: Source) -> None:
         """Nothing: a file is all that loading needs."""
 
     def load(self, source: Source) -> "OpenVinoLoaded":
         files = onnx_files(source)
+        if isinstance(source, OnnxSource) and source.not_for_openvino:
+            raise FailedError(f"{files[0]}: is not for OpenVINO: {source.not_for_openvino}")
         if self.precision == "bf16" and "BF16" not in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise FailedError("openvino-bf16: OpenVINO finds no bfloat16 in this CPU and would run float32")
         compiled = [self._compile(path) for path in files]
@@ -78,7 +59,7 @@ class OpenVinoCpu(Backend):
         try:
             return self.core.compile_model(str(path), "CPU", options)
         except RuntimeError as error:
-            raise FailedError(f"{path}: OpenVINO cannot load it: {_reason(error)}") from error
+            raise FailedError(f"{path}: OpenVINO cannot load it: {reason_of(error)}") from error
 
 
 class OpenVinoLoaded(Loaded):
@@ -110,7 +91,7 @@ class OpenVinoLoaded(Loaded):
             # By index, not by name: asking the request for its names costs more than a small network.
             outputs: list[Floats] = [request.infer({0: batch})[0] for request in self._requests]
         except RuntimeError as error:
-            raise FailedError(f"OpenVINO cannot run batch {len(batch)}: {_reason(error)}") from error
+            raise FailedError(f"OpenVINO cannot run batch {len(batch)}: {reason_of(error)}") from error
         return outputs[0] if len(outputs) == 1 else ensemble_log_probs(outputs, temperature=self._temperature)
 
 
@@ -141,10 +122,3 @@ def _mixture(hint: Hint, counts: Counter[str]) -> tuple[str, ...]:
     if hint == "f32" or not counts["fp32"]:
         return ()
     return (f"{counts['fp32']} of {counts.total()} convolutions and matrix products left in fp32",)
-
-
-def _reason(error: RuntimeError) -> str:
-    """Returns the line of OpenVINO's message that says what happened: the first are where in its sources."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith("Exception from")]
-    return (said[0] if said else first_line(error))[:300]

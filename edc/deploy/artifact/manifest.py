@@ -38,6 +38,7 @@ MOST_MISTAKES = 20
 """That a message lists."""
 
 Positive = Annotated[int, Field(gt=0)]
+NOT_FOR_OPENVINO = "not_for_openvino"
 FilePrecision = Literal["fp32", "fp16", "int8-cpu", "int8-trt", "tf32", "none"]
 
 
@@ -83,6 +84,11 @@ class ArtifactFile(_Section):
     parity: Annotated[ParityFigures | None, Field(description="null: built here and not run here")] = None
     metrics: dict[str, float] = {}
     notes: dict[str, str] = {}
+
+    @property
+    def not_for_openvino(self) -> str | None:
+        """Why OpenVINO should not run this file, as it was judged at export; None: it may."""
+        return self.notes.get(NOT_FOR_OPENVINO)
 
     @field_validator("path")
     @classmethod

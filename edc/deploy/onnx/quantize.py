@@ -53,6 +53,8 @@ class Quantized:
     kept_float: tuple[str, ...]
     accuracy: PairedAccuracy
     tried: tuple[tuple[str, PairedAccuracy], ...]
+    elsewhere: PairedAccuracy | None = None
+    """On the other backend that such a file is for; None: not judged there."""
 
 
 def int8_within_budget(
@@ -64,8 +66,11 @@ def int8_within_budget(
     reference_correct: NDArray[np.bool_],
     accuracy_of: Callable[[Path], NDArray[np.bool_]],
     max_drop: float,
+    elsewhere_of: Callable[[Path], NDArray[np.bool_]] | None = None,
 ) -> Quantized:
     """Writes the float32 ONNX file `source` to `path` in INT8, and return how far down the ladder it had to go.
+
+    A rung that is within the budget here and not elsewhere is taken only if none further down is within both.
 
     The rungs: ranges by minimum and maximum; ranges by the 99.99th percentile, which gives up outliers for finer steps;
     with that, the first convolution and the last matrix product in float; and the noisiest quarter of the layers too.
@@ -75,11 +80,13 @@ def int8_within_budget(
         reference_correct: which validation images the float32 file gets right.
         accuracy_of: returns which validation images the file at a path gets right.
         max_drop: the largest loss of accuracy, as a share of 1.
+        elsewhere_of: as `accuracy_of`, on another backend that such files are for.
 
     Raises:
         ParityError: the last rung still loses more; nothing is written.
     """
     tried: list[tuple[str, PairedAccuracy]] = []
+    here_alone: tuple[Quantized, bytes] | None = None
     with write_atomically(path) as temporary:
         for rung in RUNGS:
             kept = _kept_float(source, rung, images)
@@ -95,7 +102,14 @@ def int8_within_budget(
             accuracy = paired_accuracy_drop(reference_correct, accuracy_of(temporary))
             tried.append((rung, accuracy))
             if accuracy.drop <= max_drop:
-                return Quantized(rung=rung, kept_float=kept, accuracy=accuracy, tried=tuple(tried))
+                elsewhere = elsewhere_of and paired_accuracy_drop(reference_correct, elsewhere_of(temporary))
+                found = Quantized(rung, kept, accuracy, tuple(tried), elsewhere)
+                if elsewhere is None or elsewhere.drop <= max_drop:
+                    return found
+                here_alone = here_alone or (found, temporary.read_bytes())
+        if here_alone is not None:
+            temporary.write_bytes(here_alone[1])
+            return here_alone[0]
         drops = ", ".join(f"{rung} {100 * accuracy.drop:.2f}" for rung, accuracy in tried)
         raise ParityError(
             f"{path}: with every setting {flavour} loses more than the {100 * max_drop:g} points of accuracy "

@@ -30,7 +30,7 @@ from edc.train.evaluate import labels_of, predict_logits
 
 __all__ = ["FEW_IMAGES", "RollCall", "call_roll"]
 
-MOST_IMAGES, FEW_IMAGES = 5000, 1000
+MOST_IMAGES, FEW_IMAGES = 5000, 500
 """Up to the first number all are looked at, because the summary needs these logits anyway; of more, the second."""
 NEAR_CHANCE = 0.1
 """Of the way from chance to all images right: less than this is near chance."""
