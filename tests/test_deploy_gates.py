@@ -17,9 +17,9 @@ from edc.benchmark.specs import row_specs
 from edc.data import load_data
 from edc.deploy.artifact.folder import artifact_lock
 from edc.deploy.artifact.manifest import load_manifest, verify_files
-from edc.deploy.export import references_of
 from edc.deploy.fuse import fuse_batchnorm
 from edc.deploy.gates import Gates
+from edc.deploy.networks import references_of
 from edc.deploy.onnx_files import Samples, write_precisions
 from edc.errors import DiskError, ParityError
 from edc.runs.folder import RunFolder
@@ -38,7 +38,7 @@ def flip_a_weight_of_teacher_0(monkeypatch: pytest.MonkeyPatch) -> None:
                 weights[-1].view(-1)[weights[-1].abs().argmax()] *= -1
         return fused
 
-    monkeypatch.setattr("edc.deploy.export.fuse_batchnorm", flipped)
+    monkeypatch.setattr("edc.deploy.networks.fuse_batchnorm", flipped)
 
 
 def labels_of_rows(artifact: Path, workshop: Workshop) -> list[str]:

@@ -255,7 +255,7 @@ def flip_a_weight_of(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 weights[-1].view(-1)[largest] *= -1
         return fused
 
-    monkeypatch.setattr("edc.deploy.export.fuse_batchnorm", flipped)
+    monkeypatch.setattr("edc.deploy.networks.fuse_batchnorm", flipped)
 
 
 def test_file_that_computes_something_else_is_not_written(workshop: Workshop, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from edc.runs.why.advice import rehearse_roll_call
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.reading import Answered, Reading
 from edc.teachers.roll_call.call import RollCall, call_roll
-from edc.teachers.roll_call.words import what_was_tried
+from edc.teachers.roll_call.words import better_than_all, what_was_tried
 
 NAMES = tuple(f"class{k}" for k in range(12))
 IMAGES_A_CLASS = {"train": 2, "val": 6, "test": 2}
@@ -179,3 +179,24 @@ def test_teachers_that_are_trained_here_are_called_and_never_stop_a_run(workshop
     rows = [row for row in workshop.distilled.document["rows"] if row["subject"].startswith("teacher ")]
     assert [each["acc"] for each in teachers] == [row["validation"]["acc"] for row in rows]
     assert np.isfinite([each["nll"] for each in teachers]).all()
+
+
+def test_a_teacher_that_is_better_than_the_ensemble_is_said_in_the_first_line(folder, tmp_path, accelerator, capsys):
+    """The mean of one right and two wrong teachers, which are sure of themselves, is wrong."""
+    files = [saved(tmp_path / f"{name}.pt2", order=order) for name, order in (("a", TIMMS), ("b", None), ("c", TIMMS))]
+    one = recipe(folder, *({"file": file, "allow_weak": True} for file in files))
+    summary = distill(one, run=RunFolder(tmp_path / "runs/called"), accelerator=accelerator)
+    called = summary["roll_call"]
+    assert called["ensemble_acc"] == summary["rows"][3]["validation"]["acc"] < called["teachers"][1]["acc"] == 1.0
+    said = capsys.readouterr().err
+    first, second = (said.index(text) for text in ("teacher 1 (b.pt2) alone is better", "teachers on 72"))
+    assert first < second
+    assert f"the ensemble on {100 * called['ensemble_acc']:.2f} %" in said
+
+
+def test_teachers_that_are_not_better_than_their_ensemble_leave_the_first_line_out():
+    answered = [
+        Answered(m, "a.pt", acc, 0.1, 2.3, Reading((0.5,), (0.5,), "the recipe")) for m, acc in enumerate((0.7, 0.8))
+    ]
+    assert better_than_all(answered, 0.8, num_images=100) == ""
+    assert "(1 image fewer)" in better_than_all(answered, 0.79, num_images=100)

@@ -14,6 +14,7 @@ from edc.benchmark.environment import Environment, environment_now
 from edc.benchmark.judge.baselines import best_ensemble, compare_all, with_corrected_p
 from edc.benchmark.judge.rows import Row, row_of
 from edc.benchmark.judge.verdict import BenchVerdict, verdict_on
+from edc.benchmark.measure.classes import few_classes_of, figures_by_class, majority_of
 from edc.benchmark.measure.curves import training_curves
 from edc.benchmark.measure.disagreements import Disagreements, disagreements
 from edc.benchmark.measure.quality import Predictions, Qualities, float_batches, predict_all, score_all
@@ -107,7 +108,8 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
     """Returns the result: rows with their comparisons, the verdict, and the report's other parts."""
     seed, specs, qualities, predictions = options.seed, request.specs, measured.qualities, measured.predictions
     rows = _rows(request, measured, seed=seed)
-    verdict = _verdict(rows, request, qualities, seed=seed)
+    few_classes = few_classes_of(qualities, request.manifest.classes)
+    verdict = _verdict(rows, request, qualities, few_classes, seed=seed)
     return BenchResult(
         artifact=request.artifact.resolve().name,
         deploy=request.recipe.deploy,
@@ -130,6 +132,10 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
         correct={spec.key: packed(correct) for spec, correct in qualities.correct.items()},
         reliability={spec.key: diagram for spec, diagram in qualities.reliability.items()},
         robustness=measured.robustness,
+        by_class=figures_by_class(rows, verdict, qualities),
+        few_classes=few_classes,
+        teachers=request.teachers,
+        majority=majority_of(predictions, request.manifest.classes),
         sweep_batches=tuple(_sweep_batches(request, options)),
         throughput=tuple(measured.throughput),
         server=tuple(measured.server),
@@ -217,7 +223,9 @@ def _rows(request: BenchRequest, measured: _Measured, *, seed: int) -> tuple[Row
     return with_corrected_p(rows)
 
 
-def _verdict(rows: tuple[Row, ...], request: BenchRequest, qualities: Qualities, *, seed: int) -> BenchVerdict | None:
+def _verdict(
+    rows: tuple[Row, ...], request: BenchRequest, qualities: Qualities, few_classes: Mapping[str, str], *, seed: int
+) -> BenchVerdict | None:
     files = {
         spec.key: spec.source.files[0].name
         for spec in request.specs
@@ -229,6 +237,8 @@ def _verdict(rows: tuple[Row, ...], request: BenchRequest, qualities: Qualities,
         files=files,
         validation_acc={spec.key: acc for spec, acc in qualities.validation_acc.items()},
         losses={spec.key: losses for spec, losses in qualities.losses.items()},
+        few_classes=few_classes,
+        teacher=request.teachers.words,
         seed=seed,
     )
 

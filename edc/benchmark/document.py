@@ -8,12 +8,22 @@ from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from edc.benchmark.document_leaves import (
+    Figures,
+    Positive,
+    SavedEstimate,
+    SavedMajority,
+    SavedQuality,
+    SavedScores,
+    Section,
+)
 from edc.benchmark.keys import row_key
 from edc.benchmark.old_document import with_identities
 from edc.benchmark.packed import unpacked
 from edc.errors import RequestError
+from edc.runs.documents.by_class import SavedByClass
 from edc.subject import Subject
 
 __all__ = [
@@ -34,59 +44,8 @@ __all__ = [
 
 SCHEMA_VERSION = 2
 
-Positive = Annotated[float, Field(gt=0)]
-Figures = dict[str, Any]
-"""A leaf that is shown as it is."""
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_missing(cls, content: Any) -> Any:
-        """Replaces null by the default, which is an empty list or the like."""
-        if not isinstance(content, dict):
-            return content
-        fields = {name: field for name, field in cls.model_fields.items() if not field.is_required()}
-        empty = {name for name, field in fields.items() if field.default is not None}
-        return {name: value for name, value in content.items() if value is not None or name not in empty}
-
-
-class SavedEstimate(_Section):
-    """A positive figure (a time, a ratio of times) and its interval."""
-
-    value: Positive
-    low: Positive | None
-    high: Positive | None
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        low, high = self.low or self.value, self.high or self.value
-        if not low <= self.value <= high:
-            raise ValueError(f"{self.value:g} is not between {low:g} and {high:g}")
-        return self
-
-
-class SavedScores(_Section):
-    acc: Annotated[float, Field(ge=0, le=1)]
-    nll: Annotated[float, Field(ge=0)]
-    ece: float | None = None
-    brier: float | None = None
-
-
-class SavedQuality(_Section):
-    raw: SavedScores
-    calibrated: SavedScores | None
-    calibration_temperature: float | None = None
-    agreement: float | None = None
-
-    @property
-    def calibrated_nll(self) -> float | None:
-        return None if self.calibrated is None else self.calibrated.nll
-
-
-class SavedAgainst(_Section):
+class SavedAgainst(Section):
     """A row compared with another row, which its key names."""
 
     baseline: str
@@ -99,7 +58,7 @@ class SavedAgainst(_Section):
     doubts: tuple[str, ...] = ()
 
 
-class SavedRow(_Section):
+class SavedRow(Section):
     """One subject on one backend at one batch size."""
 
     identity: Subject
@@ -125,10 +84,10 @@ class SavedRow(_Section):
     against: tuple[SavedAgainst, ...] = ()
     flags: tuple[str, ...] = ()
     reason_not_run: str | None = None
-    round_medians_ms: dict[int, float] = {}
+    round_medians_ms: dict[int, float] = Field(default_factory=dict)
     probe_us: Positive | None = None
     latency_quantiles_ms: tuple[float, ...] | None = None
-    parts_ms: dict[str, SavedEstimate | None] = {}
+    parts_ms: dict[str, SavedEstimate | None] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -150,7 +109,7 @@ class WholeRow(SavedRow):
     reason_not_run: str | None
 
 
-class SavedEnvironment(_Section):
+class SavedEnvironment(Section):
     """Fields that must be equal (cpu, gpu, threads), that only cause a warning, or that are only shown."""
 
     model_config = ConfigDict(extra="allow")
@@ -160,7 +119,7 @@ class SavedEnvironment(_Section):
     memory_bytes: int | None = None
     system: str | None = None
     python: str | None = None
-    packages: dict[str, str] = {}
+    packages: dict[str, str] = Field(default_factory=dict)
     threads: int | None = None
     governor: str | None = None
     turbo: bool | None = None
@@ -176,7 +135,7 @@ class WholeEnvironment(SavedEnvironment):
     threads: int
 
 
-class SavedVerdict(_Section):
+class SavedVerdict(Section):
     """The statement about one row against the ensemble's best form, both named by key."""
 
     sentences: tuple[str, ...] = ()
@@ -185,15 +144,17 @@ class SavedVerdict(_Section):
     batch: int
 
 
-class SavedDetail(_Section):
+class SavedDetail(Section):
     """`correct`: which test images the row is right on, as `packed.packed` writes it."""
 
     correct: str | None = None
     reliability: dict[str, tuple[Figures, ...] | None] | None = None
     robustness: tuple[Figures, ...] | None = None
+    by_class: SavedByClass | None = None
+    few_classes: str | None = None
 
 
-class BenchDocument(_Section):
+class BenchDocument(Section):
     """A bench of which parts may be missing or null."""
 
     schema_version: int | None = None
@@ -206,16 +167,17 @@ class BenchDocument(_Section):
     class_names: tuple[str, ...] = ()
     num_test_images: Annotated[int, Field(ge=0)] = 0
     test_digest: str | None = None
-    plan: dict[str, Any] = {}
+    majority: SavedMajority | None = None
+    plan: dict[str, Any] = Field(default_factory=dict)
     environment: SavedEnvironment = SavedEnvironment()
     verdict: SavedVerdict | None = None
     rows: tuple[SavedRow, ...] = ()
-    details: dict[str, SavedDetail] = {}
+    details: dict[str, SavedDetail] = Field(default_factory=dict)
     throughput: tuple[Figures, ...] = ()
     server: tuple[Figures, ...] = ()
     disagreements: Figures | None = None
-    curves: dict[str, tuple[Figures, ...]] = {}
-    curve_identities: dict[str, Subject] = {}
+    curves: dict[str, tuple[Figures, ...]] = Field(default_factory=dict)
+    curve_identities: dict[str, Subject] = Field(default_factory=dict)
 
     @field_validator("verdict", mode="before")
     @classmethod

@@ -13,6 +13,7 @@ from edc.benchmark.measure.flops import flops_by_subject
 from edc.benchmark.options import BenchOptions
 from edc.benchmark.regression.compatible import require_rows_in_common, require_same_classes
 from edc.benchmark.specs import also_specs, row_specs
+from edc.benchmark.teachers import Teachers, teachers_of
 from edc.benchmark.workers.pool import RowSpec
 from edc.data import DataSet, load_data
 from edc.deploy.artifact.manifest import Manifest, load_manifest, verify_files
@@ -41,6 +42,7 @@ class BenchRequest:
     max_batch: int
     """The largest batch the artifact's files were checked for."""
     specs: tuple[RowSpec, ...]
+    teachers: Teachers
     parameters: dict[str, int]
     """By key."""
     flops: dict[str, int]
@@ -75,7 +77,8 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
     if takes_run:
         RunFolder(options.run).warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
         _require_readable(options.run, recipe, data)
-    specs = row_specs(artifact, manifest, recipe, options.run, backends, options.data_root)
+    teachers = teachers_of(manifest, options.run)
+    specs = row_specs(artifact, manifest, recipe, options.run, backends, options.data_root, teacher=teachers.best)
     parameters = _parameters(manifest, recipe, options.run, specs)
     flops = _flops(artifact, manifest, recipe, specs)
     for other, label in _also_labels(options.also, artifact).items():
@@ -88,7 +91,7 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
         require_same_classes(manifest.classes, old)
         require_rows_in_common([(spec.key, batch) for spec in specs for batch in batches], old)
     return BenchRequest(
-        artifact, manifest, recipe, data, backends, tuple(batches), max_batch, tuple(specs), parameters, flops
+        artifact, manifest, recipe, data, backends, tuple(batches), max_batch, tuple(specs), teachers, parameters, flops
     )
 
 
@@ -123,12 +126,14 @@ def _flops(artifact: Path, manifest: Manifest, recipe: Recipe, specs: Sequence[R
 
 def _parameters(manifest: Manifest, recipe: Recipe, run: Path, specs: Sequence[RowSpec]) -> dict[str, int]:
     """Returns parameters by key: what the summary of the run says, or the manifest without it."""
-    of_file = {file.role: int(file.metrics["parameters"]) for file in manifest.files if "parameters" in file.metrics}
-    found = {
-        Subject("teacher", member=0): of_file.get("teacher"),
-        Subject("ensemble"): of_file.get("ensemble"),
-        Subject("student", name=recipe.deploy): of_file.get("student"),
+    of_file = {
+        (file.role, file.member): int(file.metrics["parameters"])
+        for file in manifest.files
+        if "parameters" in file.metrics
     }
+    found = {Subject("teacher", member=m): number for (role, m), number in of_file.items() if role == "teacher"}
+    others = {"ensemble": Subject("ensemble"), "student": Subject("student", name=recipe.deploy)}
+    found |= {subject: of_file[role, None] for role, subject in others.items() if (role, None) in of_file}
     with suppress(RunError):
         if RunFolder(run).recipe().digest() != manifest.recipe_sha256:
             raise RunError(f"{run}: another artifact's run")

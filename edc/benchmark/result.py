@@ -13,7 +13,9 @@ from edc.benchmark.measure.disagreements import Disagreements
 from edc.benchmark.measure.quality import Reliability
 from edc.benchmark.measure.server import ServerLoad
 from edc.benchmark.measure.sweep import Throughput
+from edc.benchmark.teachers import Teachers
 from edc.benchmark.workers.timing import TimingPlan
+from edc.metrics import ByClass
 from edc.subject import Subject
 
 __all__ = ["BenchResult"]
@@ -49,6 +51,13 @@ class BenchResult:
     """Which test images each row is right on, as `packed.packed` writes it."""
     reliability: dict[str, Reliability] = field(default_factory=dict)
     robustness: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    by_class: dict[str, ByClass] = field(default_factory=dict)
+    """Of the student, the ensemble and the teacher that the verdict is about."""
+    few_classes: dict[str, str] = field(default_factory=dict)
+    """Of each row that predicts one or few classes, or leaves one out, in words."""
+    teachers: Teachers = field(default_factory=Teachers)
+    majority: tuple[str, float] | None = None
+    """The most frequent class of the test images, and its share: the accuracy of always saying so."""
     sweep_batches: tuple[int, ...] = ()
     throughput: tuple[Throughput, ...] = ()
     server: tuple[ServerLoad, ...] = ()
@@ -79,6 +88,8 @@ class BenchResult:
             "num_validation_images": self.num_validation_images,
             "test_digest": self.test_digest,
             "class_names": list(self.class_names),
+            "teachers": _document(self.teachers),
+            "majority": None if self.majority is None else dict(zip(("class", "share"), self.majority, strict=True)),
             "plan": dataclasses.asdict(self.plan),
             "environment": self.environment.to_json(),
             "verdict": None if self.verdict is None else _document(self.verdict),
@@ -88,6 +99,8 @@ class BenchResult:
                     "reliability": _document(diagram),
                     "robustness": self.robustness.get(key, []),
                     "correct": self.correct.get(key),
+                    "by_class": _document(self.by_class[key]) if key in self.by_class else None,
+                    "few_classes": self.few_classes.get(key),
                 }
                 for key, diagram in self.reliability.items()
             },

@@ -31,7 +31,6 @@ _CLASSES: dict[str, PrecisionClass] = {
     "int8-cpu": "int8",
     "int8-trt": "int8",
 }
-_TEACHER = Subject("teacher", member=0)
 _IN_TURN = Subject("ensemble", ensemble_form="in turn")
 _MERGED = Subject("ensemble", ensemble_form="merged")
 _Found = tuple[Subject, Source]
@@ -45,8 +44,14 @@ def row_specs(
     run: Path,
     backends: Sequence[BackendName],
     data_root: Path | None,
+    *,
+    teacher: int = 0,
 ) -> list[RowSpec]:
-    """Returns what is compared: one teacher, the ensemble in its forms, and students, on each backend."""
+    """Returns what is compared: one teacher, the ensemble in its forms, and students, on each backend.
+
+    Args:
+        teacher: the number of that teacher.
+    """
     specs = []
     for backend in backends:
         if needs_run(backend):
@@ -54,9 +59,9 @@ def row_specs(
             students = [Subject("student", name=recipe.deploy)]
             if backend != "torch-compile":
                 students = _students(recipe, recipe.students)
-            found = _of_run([_TEACHER, _IN_TURN, *students], run, data_root)
+            found = _of_run([Subject("teacher", member=teacher), _IN_TURN, *students], run, data_root)
         else:
-            found = _of_artifact(artifact, manifest, recipe.deploy, backend)
+            found = _of_artifact(artifact, manifest, recipe.deploy, backend, teacher=teacher)
         specs += [RowSpec(subject, backend, source) for subject, source in found]
     return specs
 
@@ -119,7 +124,9 @@ def _of_run(subjects: Iterable[Subject], run: Path, data_root: Path | None) -> l
     return [(subject, TorchSource(run, subject.network, data_root)) for subject in subjects]
 
 
-def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend: BackendName) -> list[_Found]:
+def _of_artifact(
+    artifact: Path, manifest: Manifest, student_name: str, backend: BackendName, *, teacher: int = 0
+) -> list[_Found]:
     """Returns the subjects that the artifact has files of, for this backend."""
     library, student = _ENGINES.get(backend), Subject("student", name=student_name)
     precisions = ("fp32", "tf32", "fp16", "int8-trt") if library else _ONNX[backend]
@@ -136,7 +143,7 @@ def _of_artifact(artifact: Path, manifest: Manifest, student_name: str, backend:
                     unfit[file.role] = file.not_for_openvino
         teachers = files.get("teacher", [])
         subjects = {
-            _TEACHER: teachers[:1] if members[:1] == [0] else [],
+            Subject("teacher", member=teacher): [teachers[members.index(teacher)]] if teacher in members else [],
             _IN_TURN: teachers if len(members) == _num_teachers(manifest) else [],  # never an ensemble of fewer
             _MERGED: files.get("ensemble", []),
             student: files.get("student", []),

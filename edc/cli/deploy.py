@@ -22,6 +22,9 @@ from edc.errors import FailedError, NotInstalledError, RequestError
 
 __all__ = ["add_commands"]
 
+FLAVOURS: dict[str, tuple[Any, ...]] = {"int8": ("int8-cpu", "int8-trt")}
+"""CPUs and TensorRT need different files."""
+
 
 def add_commands(app: typer.Typer) -> None:
     """Adds the commands of this file to the command line."""
@@ -39,7 +42,16 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", help="The artifact's folder; default: export/<run>.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="Some of fp32,fp16,int8 (fp32 is always written).")] = "fp32",
+    student: Annotated[
+        str | None,
+        typer.Option(
+            "--student", metavar="NAME", help="Another student than the recipe deploys; default: export/<run>-NAME."
+        ),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="Some of fp32,fp16,int8 (fp32 is always written); int8 is int8-cpu and int8-trt."),
+    ] = "fp32",
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch the files are checked for.")] = 64,
     max_drop: Annotated[
         float, typer.Option(min=0, max=100, help="Points of validation accuracy that an int8 file may lose.")
@@ -75,7 +87,7 @@ def export(
     """
     from edc.runs.folder import RunFolder, newest_run
 
-    kinds = listed(precision, ("fp32", "fp16", "int8"), "--precision")
+    kinds = listed(precision, ("fp32", "fp16", "int8", "int8-cpu", "int8-trt"), "--precision")
     generations = numbers(sm, "--sm", "GPU generations like 86,89,120") if sm else []
     without_effect = {"--sm": bool(sm), "--engine-library": engine_library is not None, "--tf32": tf32}
     if not trt and any(without_effect.values()):
@@ -83,13 +95,17 @@ def export(
     folder = RunFolder(run) if run else newest_run(runs)
     if not run:
         say(f"run: {folder.path} (the newest)")
+    from edc.recipe.files_named import require_named_files
+
+    require_named_files(folder.recipe(data_root=data_root), trains=False, with_teachers=baseline)
     from edc.cli.tables.artifact import print_artifact
     from edc.deploy.export import ExportOptions
     from edc.deploy.export import export as write_artifact
 
     engines = _engines(engine_library, tuple(generations), tf32=tf32) if trt else None
     options = ExportOptions(
-        precisions=tuple(name for kind in kinds for name in (("int8-cpu", "int8-trt") if kind == "int8" else (kind,))),
+        student=student,
+        precisions=tuple(dict.fromkeys(name for kind in kinds for name in FLAVOURS.get(kind, (kind,)))),
         max_batch=max_batch,
         max_drop=max_drop / 100,
         fold_temperature=fold_temperature,
@@ -100,7 +116,8 @@ def export(
         all_or_nothing=all_or_nothing,
         data_root=data_root,
     )
-    target = output or EXPORT / folder.path.name
+    is_other = student is not None and student != folder.summary()["deploy"]
+    target = output or EXPORT / (f"{folder.path.name}-{student}" if is_other else folder.path.name)
     manifest = write_artifact(folder, target, options)
     if as_json:
         print_json({"artifact": str(target), "manifest": manifest.model_dump(mode="json")})

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -31,7 +31,6 @@ from edc.cli.options import (
     print_json,
     say,
     seeds_in,
-    table_console,
 )
 from edc.errors import INTERRUPTED, RUN_AGAIN, EdcError, Interrupted, RequestError, first_line
 
@@ -113,16 +112,22 @@ def distill(
         load_recipe(recipe, overrides=[*overrides, *filter(None, [of_seed])], data_root=data_root)
         for of_seed in of_seeds
     ]
+    from edc.cli.plans import show_costs, show_profile
+    from edc.recipe.files_named import require_named_files
     from edc.runs.folder import RunFolder
     from edc.system.signals import nothing_kept
 
     folders = [RunFolder(run or runs / each.name) for each in loaded]
     if seeds is not None:
         folders = [RunFolder(runs / f"{each.name}-seed{each.seed}") for each in loaded]
+    for folder, each in zip(folders, loaded, strict=True):
+        folder.require_claimable(each)
+        if not folder.summary_path.is_file():
+            require_named_files(each)
     accelerator = accelerator_on(device, threads)
     if dry_run or profile:
         with nothing_kept():
-            show = _show_costs if dry_run else _show_profile
+            show = show_costs if dry_run else show_profile
             show(loaded[0], folders[0], accelerator, as_json=as_json)
         if len(loaded) > 1 and accelerator.is_main_process:
             say(f"--seeds: {len(loaded)} runs; the students cost this much in each, the teachers once")
@@ -156,6 +161,9 @@ def teach(
         raise RequestError(f"{recipe}: teachers.checkpoints lists your own teachers; there is nothing to train")
     if member is not None and member >= loaded.teachers.size:
         raise RequestError(f"--member: found {member}, the ensemble has members 0 to {loaded.teachers.size - 1}")
+    from edc.recipe.files_named import require_named_files
+
+    require_named_files(loaded)
     from edc.data import load_data
     from edc.runs.distill import require_trainable
     from edc.runs.folder import TEACHERS
@@ -174,63 +182,6 @@ def teach(
     folders = [str(teachers_path / teacher_key(loaded, data, m)[0]) for m in members]
     if accelerator.is_main_process:
         print_json({"teachers": folders}) if as_json else print("\n".join(folders))
-
-
-def _show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> None:
-    import dataclasses
-
-    import yaml
-
-    from edc.cli.tables.advice import print_advice
-    from edc.cli.tables.run import print_costs
-    from edc.data import load_training_data
-    from edc.data.overlap import warn_of_overlap
-    from edc.runs.cost import estimate_costs
-    from edc.runs.distill import require_trainable
-    from edc.runs.student import as_begun
-    from edc.runs.why.advice import advice_of, rehearse_roll_call
-    from edc.system.files import require_free_disk
-    from edc.train.distributed import by_main, one_of_a_machine_first, raised_together
-
-    by_main(lambda: run.require_claimable(recipe), accelerator)  # the errors of the run itself, in its order
-    data_section = recipe.data.without_download()
-    data = one_of_a_machine_first(lambda: load_training_data(data_section), accelerator)
-    with raised_together(accelerator):
-        require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")
-    by_main(lambda: warn_of_overlap(data), accelerator)
-    own, roll = rehearse_roll_call(recipe, data, run=run, accelerator=accelerator)
-    costs = estimate_costs(as_begun(recipe, run=run, accelerator=accelerator), data, accelerator=accelerator)
-    advice = advice_of(recipe, data, run=run, accelerator=accelerator, own=own)
-    if not accelerator.is_main_process:
-        return
-    document = recipe.model_dump(mode="json", exclude_none=True)
-    if as_json:
-        rows = [{**dataclasses.asdict(cost), "seconds": cost.seconds} for cost in costs]
-        found = {"cannot_say": advice} if isinstance(advice, str) else dataclasses.asdict(advice)
-        called = roll.document() if roll else None
-        shown = {"recipe": document, "digest": recipe.digest(), "costs": rows, "roll_call": called, "teachers": found}
-        print_json(shown)
-        return
-    print(yaml.safe_dump(document, sort_keys=False))
-    print_costs(costs, console=table_console(as_json))
-    print_advice(advice, console=table_console(as_json))
-
-
-def _show_profile(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> None:
-    import dataclasses
-
-    from edc.cli.tables.profile import print_profile
-    from edc.runs.profile import profile_step
-    from edc.runs.student import as_begun
-
-    # Beside the run, never in it: `edc distill` does not take a folder that holds other files.
-    folder = run.path.with_name(f"{run.path.name}-profile")
-    begun = as_begun(recipe, run=run, accelerator=accelerator)
-    found = profile_step(begun, folder=folder, teachers_path=run.teachers_path, accelerator=accelerator)
-    if accelerator.is_main_process:
-        if as_json:
-            print_json(dataclasses.asdict(found))
-        print_profile(found, console=table_console(as_json))
 
 
 def _is_main_process() -> bool:

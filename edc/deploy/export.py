@@ -1,6 +1,6 @@
 """From a finished run to an artifact: checked files in a folder that is complete or does not exist."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -9,12 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 import edc
-from edc.console import console
+from edc import metrics
 from edc.data import DataSet, FileImages, load_data
 from edc.deploy.artifact.folder import appearing, artifact_lock, require_replaceable
 from edc.deploy.artifact.manifest import (
@@ -27,27 +26,24 @@ from edc.deploy.artifact.manifest import (
 )
 from edc.deploy.card import CARD_NAME, model_card
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
-from edc.deploy.ensemble import ensemble_log_probs, ensemble_network
-from edc.deploy.fuse import fuse_batchnorm, scale_classifier, tempered_ensemble
+from edc.deploy.ensemble import ensemble_log_probs
 from edc.deploy.gates import Gates
-from edc.deploy.onnx.from_network import fits_in_a_file
+from edc.deploy.networks import TOO_LARGE, ExportedNetwork, networks_of
 from edc.deploy.onnx.parity import compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
 from edc.deploy.onnx_files import Samples, with_uint8_input, write_precisions
 from edc.deploy.records import engine_records, onnx_record, other_record, write_recipe, write_triton_repository
 from edc.deploy.samples import sample_images, samples_of
+from edc.errors import RunError
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder, run_folder
-from edc.runs.own_teachers import own_teachers_of
 from edc.runs.rows import member_temperature, rows_by_subject
-from edc.runs.student import deployable, load_student
+from edc.runs.student import load_student
 from edc.subject import Subject
-from edc.teachers.ensemble import load_teachers
 
-__all__ = ["ExportOptions", "export", "preprocessing_of", "references_of", "sample_images"]
+__all__ = ["ExportOptions", "export", "preprocessing_of", "sample_images"]
 
-TOO_LARGE = "an ONNX file holds 2 GiB at most; its teachers are separate files, and take turns in a bench"
 Floats = NDArray[np.float32]
 
 
@@ -55,6 +51,8 @@ Floats = NDArray[np.float32]
 class ExportOptions:
     """What to write beside the fp32 files, and how."""
 
+    student: str | None = None
+    """Which student of the run; None: the one that the recipe deploys."""
     precisions: tuple[Precision, ...] = ("fp32",)
     max_batch: int = 64
     max_drop: float = 0.005
@@ -71,29 +69,6 @@ class ExportOptions:
     """Where the run's images are now; None: where they were."""
 
 
-@dataclass(frozen=True)
-class _Network:
-    """One network to be written: what its files must compute, and what is exported to compute it."""
-
-    stem: str
-    subject: Subject
-    reference: nn.Module
-    exported: nn.Module
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-class _Tempered(nn.Module):
-    """A network with its logits divided by a temperature: what a file with the temperature folded in must compute."""
-
-    def __init__(self, network: nn.Module, temperature: float) -> None:
-        super().__init__()
-        self.network, self.temperature = network, temperature
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
-        return logits / self.temperature
-
-
 def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptions | None = None) -> Manifest:
     """Writes the artifact of a finished run to `folder` and returns its manifest.
 
@@ -103,13 +78,15 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     written; the manifest's `missing` says which and why.
 
     Raises:
-        RunError: the run is missing or unfinished, or another process exports to `folder`.
+        RunError: the run is missing or unfinished, or has no such student, or another process exports to `folder`.
         ArtifactError: `folder` holds something that is not an artifact.
         ParityError: the student's float32 file does not compute what the network computes; nothing is written.
     """
     run, folder, options = run_folder(run), Path(folder), options or ExportOptions()
     summary = run.summary()
     recipe = run.recipe(data_root=options.data_root).deploying(summary)
+    if options.student is not None:
+        recipe = _deploying(recipe, options.student, run)
     require_replaceable(folder)
     rows = rows_by_subject(summary)
     row = rows[Subject("student", name=recipe.deploy)]
@@ -117,12 +94,14 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
         data = load_data(recipe.data)
         run.warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
         student = load_student(recipe, recipe.deploy, data, run=run)
-        networks = _networks(student, run, recipe, summary, data, options)
+        networks = networks_of(
+            student, run, recipe, summary, data, fold_temperature=options.fold_temperature, baseline=options.baseline
+        )
         samples = samples_of(data, recipe, options.max_batch)
         preprocessing = preprocessing_of(data, options.input_type, orientation=recipe.data.orientation or "exif")
         with appearing(folder) as temporary:
             files, missing = _write_files(networks, temporary, data, preprocessing, samples, options)
-            write_recipe(run, temporary / "recipe.yaml", summary)
+            write_recipe(run, temporary / "recipe.yaml", recipe.deploy)
             files.append(other_record(temporary / "recipe.yaml", temporary, "recipe"))
             manifest = Manifest(
                 run=run.path.name,
@@ -138,15 +117,21 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
                 files=tuple(files),
                 missing=tuple(missing),
                 ensemble_calibrated_nll_by_size=tuple(summary["ensemble_calibrated_nll_by_size"]),
-                notes=_notes(networks, options),
+                notes=_notes(networks, options) | _few_classes(networks, rows, data),
             )
             (temporary / CARD_NAME).write_text(model_card(manifest, recipe, summary), encoding="utf-8")
             write_manifest(temporary, manifest)
     return manifest
 
 
+def _deploying(recipe: Recipe, student: str, run: RunFolder) -> Recipe:
+    if student not in recipe.students:
+        raise RunError(f"{run.path}: has no student {student!r}; expected one of {', '.join(recipe.students)}")
+    return recipe.model_copy(update={"deploy": student, "deploy_by": None})
+
+
 def _write_files(
-    networks: list[_Network],
+    networks: list[ExportedNetwork],
     folder: Path,
     data: DataSet,
     preprocessing: Preprocessing,
@@ -196,17 +181,6 @@ def _write_files(
     return files, gates.missing
 
 
-def references_of(
-    run: RunFolder, recipe: Recipe, data: DataSet, *, fold_temperature: bool
-) -> dict[tuple[str, int | None], nn.Module]:
-    """Returns the torch network that each file of an artifact must compute, by the file's role and member."""
-    summary = run.summary()
-    student = load_student(recipe, recipe.deploy, data, run=run)
-    options = ExportOptions(fold_temperature=fold_temperature)
-    networks = _networks(student, run, recipe, summary, data, options)
-    return {(network.subject.role, network.subject.member): network.reference for network in networks}
-
-
 def preprocessing_of(
     data: DataSet, input_type: Literal["float", "uint8"] = "float", *, orientation: Literal["exif", "stored"] = "exif"
 ) -> Preprocessing:
@@ -225,62 +199,26 @@ def preprocessing_of(
     )
 
 
-def _networks(
-    student: nn.Module,
-    run: RunFolder,
-    recipe: Recipe,
-    summary: dict[str, Any],
-    data: DataSet,
-    options: ExportOptions,
-) -> list[_Network]:
-    """Returns the student, then its baseline: each teacher and the ensemble merged into one graph.
-
-    There is no baseline if a teacher cannot be written as ONNX (TorchScript, converted ONNX), because half a baseline
-    would not be fair to the ensemble.
-    """
-    cpu, shape = Accelerator(cpu=True), data.image_shape
-    folded = deployable(student, recipe, recipe.deploy, data, accelerator=cpu)
-    rows, deployed = rows_by_subject(summary), Subject("student", name=recipe.deploy)
-    row = rows[deployed]
-    reference, exported = folded, fuse_batchnorm(folded, input_shape=shape).network
-    if options.fold_temperature:
-        temperature = row["calibration_temperature"]
-        reference = _Tempered(folded, temperature)
-        exported = scale_classifier(exported, calibration_temperature=temperature, input_shape=shape)
-    networks = [_Network("student", deployed, reference, exported, _metrics(row))]
-    if not options.baseline:
-        return networks
-    own = [one.network for one in own_teachers_of(recipe, data, run)]
-    teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu, own=own).members)
-    if fixed := [f"teacher {m}" for m, teacher in enumerate(teachers) if not getattr(teacher, "exportable", True)]:
-        console.print(f"no baseline files: torch cannot write {', '.join(fixed)} as ONNX; bench runs them in torch")
-        return networks
-    fused = [fuse_batchnorm(teacher, input_shape=shape).network for teacher in teachers]
-    for m, teacher in enumerate(teachers):
-        subject = Subject("teacher", member=m)
-        networks.append(_Network(f"baseline/teacher_{m}", subject, teacher, fused[m], _metrics(rows[subject])))
-    by_size = summary["ensemble_calibrated_nll_by_size"]  # what a DEE is read off
-    ensemble = Subject("ensemble", ensemble_form="merged")
-    known = _metrics(rows[ensemble.network])
-    known |= {f"calibrated_nll_of_{m}": nll for m, nll in enumerate(by_size, start=1)}
-    temperature = member_temperature(rows[ensemble.network])
-    merged = ensemble_network(teachers, temperature=temperature)
-    merged_fused = tempered_ensemble(fused, temperature, input_shape=shape)
-    if not fits_in_a_file(merged_fused):
-        console.print(f"no merged ensemble: {TOO_LARGE}", highlight=False)
-        return networks
-    return [*networks, _Network("baseline/ensemble", ensemble, merged, merged_fused, known)]
-
-
-def _notes(networks: list[_Network], options: ExportOptions) -> dict[str, str]:
+def _notes(networks: list[ExportedNetwork], options: ExportOptions) -> dict[str, str]:
     """Returns what the manifest says of files that nobody asked for in vain, and that are not there."""
     roles = [network.subject.role for network in networks]
     too_large = {"ensemble": TOO_LARGE} if "teacher" in roles and "ensemble" not in roles else {}
     return too_large if options.baseline else {"baseline": "left out, as asked for"}
 
 
+def _few_classes(networks: list[ExportedNetwork], rows: dict[Subject, dict[str, Any]], data: DataSet) -> dict[str, str]:
+    """Returns, by label, which of the networks predict one or few classes of the test images."""
+    known = {network.subject.network: rows[network.subject.network].get("by_class") for network in networks}
+    found = {
+        subject.label: metrics.in_words(each["images"], each["predicted"], data.class_names)
+        for subject, each in known.items()
+        if each
+    }
+    return {label: words for label, words in found.items() if words}
+
+
 def _differences(
-    student: nn.Module, network: _Network, images: Floats, temperature: float, options: ExportOptions
+    student: nn.Module, network: ExportedNetwork, images: Floats, temperature: float, options: ExportOptions
 ) -> dict[str, ParityFigures]:
     """Returns how far fusing moved the student's outputs, and how far folding moved them from its members' mean."""
     reference = network_outputs(network.reference, images, batch_size=64)
@@ -295,8 +233,3 @@ def _differences(
             folded = torch.from_numpy(reference) * (temperature if options.fold_temperature else 1.0)
         found["folded_from_members"] = compare_outputs(mean.numpy(), folded.log_softmax(-1).numpy())
     return {name: ParityFigures(**{**asdict(parity), "batch_sizes": (64,)}) for name, parity in found.items()}
-
-
-def _metrics(row: dict[str, Any]) -> dict[str, float]:
-    calibrated = {f"calibrated_{name}": value for name, value in row["calibrated"].items()}
-    return {"parameters": row["parameters"], **row["raw"], **calibrated}

@@ -87,14 +87,17 @@ def _described(value: onnx.ValueInfoProto) -> tuple[str, str, list[int | None]]:
 def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path | None) -> str:
     """Compares the fp32 and fp16 files with the run's networks again."""
     from edc.data import load_data
-    from edc.deploy.export import references_of, sample_images
+    from edc.deploy.networks import references_of
     from edc.deploy.onnx.parity import check_onnx_parity
+    from edc.deploy.samples import sample_images
     from edc.runs.folder import RunFolder
 
     folder = RunFolder(run)
     if folder.summary()["recipe_sha256"] != manifest.recipe_sha256:
         raise ArtifactError(f"{artifact}: was made from another recipe than {run} (recipe_sha256 differs)")
     recipe = folder.recipe(data_root=data_root).deploying(folder.summary())
+    if (artifact / "recipe.yaml").is_file():  # which says whose student the artifact holds
+        recipe = recipe.model_copy(update={"deploy": RunFolder(artifact).recipe().deploy, "deploy_by": None})
     data = load_data(recipe.data)
     folder.warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
     images, _ = sample_images(data.validation, 512, seed=0)

@@ -71,9 +71,17 @@ def student_loss(distillation: Tensor, student_logits: Tensor, labels: Tensor, *
     return ((1 - alpha) * by_label + alpha * distillation).mean()
 
 
-def label_loss(student_logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the mean cross-entropy of every member with the labels. Shapes: (M, N, K), (N,)."""
-    return F.cross_entropy(student_logits.flatten(0, 1), labels.repeat(student_logits.shape[0]))
+def label_loss(student_logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Returns the mean over members and images of the cross-entropy with the labels, times the weight of the label.
+
+    It is divided by the number of images, not by their weights: parts of a batch add up to the batch.
+
+    Shapes: (M, N, K), (N,), weights (K,); the result is a scalar.
+    """
+    logits, labels = student_logits.flatten(0, 1), labels.repeat(student_logits.shape[0])
+    if class_weights is None:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits, labels, class_weights.to(logits), reduction="none").mean()
 
 
 def wide(x: Tensor) -> Tensor:

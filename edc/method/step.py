@@ -197,13 +197,15 @@ class LabelStep:
     """A step of a network that learns from labels alone, as a teacher does."""
 
     autocast: torch.dtype | None = None
+    class_weights: Tensor | None = None
+    """How much an image of each class counts (K,); None: all count alike."""
 
     def losses(self, model: nn.Module, _network: nn.Module, batch: Batch) -> Iterator[Tensor]:
         with (
             autocast_to(self.autocast, batch.images.device),
             record_function("edc:forward"),
         ):
-            loss = label_loss(wide(model(batch.images))[None], batch.labels)
+            loss = label_loss(wide(model(batch.images))[None], batch.labels, self.class_weights)
         yield loss
 
     def num_parts(self, _network: nn.Module) -> int:

@@ -1,5 +1,6 @@
 """Metrics of predictions: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
 
+from edc.metrics.by_class import ByClass, by_class, in_words, majority
 from edc.metrics.calibrate import fit_member_temperature, fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.metrics import (
@@ -22,12 +23,14 @@ from edc.metrics.metrics import (
 from edc.metrics.reliability import ReliabilityBin, reliability_bins
 
 __all__ = [
+    "ByClass",
     "Labels",
     "Metrics",
     "Quality",
     "ReliabilityBin",
     "accuracy",
     "brier",
+    "by_class",
     "calibrated_log_probs",
     "dee",
     "diversity",
@@ -38,7 +41,9 @@ __all__ = [
     "fit_member_temperature",
     "fit_temperature",
     "fit_temperatures",
+    "in_words",
     "log_probs_from_logits",
+    "majority",
     "nll",
     "quality",
     "reliability_bins",

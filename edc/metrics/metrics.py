@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edc.metrics.by_class import balanced_accuracy_and_f1
 from edc.metrics.calibrate import fit_member_temperature, fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs, log_softmax
 from edc.metrics.reliability import NUM_BINS, ece_of_bins, reliability_bins
@@ -38,12 +39,15 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Quality:
-    """Accuracy, negative log-likelihood (nats), expected calibration error and Brier score."""
+    """Accuracy, negative log-likelihood (nats), expected calibration error, Brier score; and means over classes."""
 
     acc: float
     nll: float
     ece: float
     brier: float
+    balanced_acc: float
+    """Mean recall over the classes that have images."""
+    macro_f1: float
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,15 @@ def diversity(member_log_probs: Array) -> float:
 
 
 def quality(log_probs: Array, labels: Labels) -> Quality:
-    """Returns the four measures of one set of predictions."""
+    """Returns the measures of one set of predictions."""
+    balanced_acc, macro_f1 = balanced_accuracy_and_f1(log_probs.argmax(1), labels)
     return Quality(
         acc=accuracy(log_probs, labels),
         nll=nll(log_probs, labels),
         ece=ece(log_probs, labels),
         brier=brier(log_probs, labels),
+        balanced_acc=balanced_acc,
+        macro_f1=macro_f1,
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from edc.errors import RecipeError, cut, shown
 from edc.recipe import Recipe
+from edc.recipe.without_effect import without_effect
 from edc.system.documents import MOST_YAML_BYTES, read_text, yaml_from_text
 
 __all__ = ["load_recipe", "recipe_from_document"]
@@ -46,7 +47,12 @@ def load_recipe(path: Path | str, *, overrides: Iterable[str] = (), data_root: P
         data = document.setdefault("data", {})
         if isinstance(data, dict):
             data["root"] = str(data_root)
-    return recipe_from_document(document, source=str(path))
+    recipe = recipe_from_document(document, source=str(path))
+    is_of_a_run = path.with_name("inputs.json").is_file()  # it is what it was, and goes on
+    if not is_of_a_run and (mistakes := without_effect(recipe)):
+        found = f"{path}: {len(mistakes)} mistake{'s' * (len(mistakes) > 1)}"
+        raise RecipeError("\n  ".join([found, *mistakes]))
+    return recipe
 
 
 def recipe_from_document(document: dict[str, Any], *, source: str) -> Recipe:

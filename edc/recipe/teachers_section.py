@@ -101,7 +101,7 @@ class CheckpointSection(Section):
 class TeachersSection(Section):
     """The deep ensemble: trained here with different seeds, or the user's own checkpoints."""
 
-    later_than_first: ClassVar[tuple[str, ...]] = ("training",)
+    later_than_first: ClassVar[tuple[str, ...]] = ("training", "class_weights")
     ensemble_size: Annotated[int, Field(gt=0, le=1000)] | None = None
     """M; 4, or the number of `checkpoints`."""
     network: NetworkSection | None = None
@@ -109,6 +109,10 @@ class TeachersSection(Section):
     epochs: Count | None = None
     training: TrainingOverrides | None = None
     """Where teachers differ from the shared `training`."""
+    class_weights: Literal["balanced"] | None = None
+    """`balanced`: classes count alike in training. An image weighs the inverse of its class's frequency among training
+    images, scaled so that the mean weight is 1. None: images count alike, so rare classes count little. Either way the
+    best epoch is that of the best validation accuracy."""
     seed: int = 0
     checkpoints: tuple[CheckpointSection, ...] = ()
 
@@ -121,7 +125,9 @@ class TeachersSection(Section):
             )
         if self.network and self.network.start == "teacher":
             raise ValueError("network.start: found 'teacher', which only students can start from; expected another")
-        for field, value in (("network.start", self.network and self.network.start), ("training", self.training)):
+        given = {"network.start": self.network and self.network.start, "training": self.training}
+        given["class_weights"] = self.class_weights
+        for field, value in given.items():
             if self.checkpoints and value:
                 raise ValueError(f"{field}: has no effect, because checkpoints lists trained teachers; leave it out")
         require_one_of_epochs(self.epochs, self.training)

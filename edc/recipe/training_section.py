@@ -28,13 +28,16 @@ class TrainingSection(Section):
     up to the same, but BatchNorm's batch statistics are those of the smaller batches."""
     optimizer: Optimizer = "sgd"
     learning_rate: PositiveFloat = 0.1
+    """The highest one: it rises in a line from 0 in `warmup_epochs`, then falls to 0 in half a cosine, step by step."""
     layer_decay: LayerDecay | None = None
     """Layer-wise learning rates, for networks that do not start from random weights. The last layer, the classifier,
     has `learning_rate`; each layer before it has `layer_decay` times that of the next (docs/method.md defines a
     layer). None: all layers have one rate."""
     momentum: UnitInterval = 0.9
+    """Nesterov's, of `sgd`; `adamw` has momenta of its own, and another value here is an error."""
     weight_decay: WeightDecay = 5e-4
     warmup_epochs: CountOrZero = 5
+    """Epochs in which the learning rate rises in a line from 0; after them it falls in half a cosine to 0."""
     precision: Precision = "fp32"
     """fp32 is float32 by IEEE also on a GPU, whose convolutions torch would compute in TF32 (ten bits of mantissa).
     tf32 lets a GPU do so, and matrix products with them. bf16 is autocast. Evaluation never uses TF32."""

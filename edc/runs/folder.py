@@ -10,13 +10,16 @@ runs/<name>/
 runs/teachers/<key>/         one trained teacher, its key derived from what determines it; all runs share it
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from edc.console import console
-from edc.errors import RunError
+from edc.errors import RunError, shown
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
 from edc.runs.documents.summary import SavedSummary
@@ -188,15 +191,24 @@ def newest_run(runs: Path) -> RunFolder:
 
 
 def first_difference(held: Recipe, asked: Recipe) -> str:
-    """Returns the first field in which two recipes differ, with both values."""
-
-    def flat(document: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(document, dict):
-            return {prefix: document}
-        return {k: v for key, value in document.items() for k, v in flat(value, f"{prefix}.{key}".strip(".")).items()}
-
-    before, after = (flat(recipe.identity()) for recipe in (held, asked))
-    for field in [*before, *after]:
-        if before.get(field) != after.get(field):
-            return f"{field} ({before.get(field)!r} there, {after.get(field)!r} asked for)"
+    """Returns the first field in which two recipes differ, with both values; of a list, the entry that differs."""
+    for field, before, after in _differences(held.identity(), asked.identity(), ""):
+        return f"{field} ({shown(before)} there, {shown(after)} asked for)"
     return "nothing but the order of its fields"
+
+
+def _differences(before: Any, after: Any, field: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the fields in which two documents differ; what only one of them has is None in the other."""
+    if isinstance(before, dict) or isinstance(after, dict):
+        before, after = ({} if each is None else each for each in (before, after))
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in {**before, **after}:
+            yield from _differences(before.get(key), after.get(key), f"{field}.{key}".strip("."))
+    elif isinstance(before, list) and isinstance(after, list):
+        keys = [[json.dumps(entry, sort_keys=True) for entry in each] for each in (before, after)]
+        for kind, i, i_end, j, j_end in SequenceMatcher(None, keys[0], keys[1], autojunk=False).get_opcodes():
+            pairs = () if kind == "equal" else zip_longest(before[i:i_end], after[j:j_end])
+            for number, (old, new) in enumerate(pairs):
+                yield from _differences(old, new, f"{field}.{(j if old is None else i) + number}")
+    elif before != after:
+        yield field, before, after

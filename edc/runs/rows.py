@@ -1,12 +1,12 @@
 """The rows of summary.json by subject."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edc.recipe import Recipe
 from edc.subject import Subject
 
-__all__ = ["deployed_student", "identity_of", "member_temperature", "rows_by_subject", "teacher_sets"]
+__all__ = ["best_teacher", "deployed_student", "identity_of", "member_temperature", "rows_by_subject", "teacher_sets"]
 
 
 def identity_of(subject: Subject) -> dict[str, Any]:
@@ -40,6 +40,14 @@ def rows_by_subject(summary: dict[str, Any]) -> dict[Subject, dict[str, Any]]:
                 name = row["subject"] if name is None else name
         found[Subject(row["kind"], name=name, member=member)] = row
     return found
+
+
+def best_teacher(rows: Mapping[Subject, dict[str, Any]]) -> Subject | None:
+    """Returns the teacher with the best validation accuracy, of equals the first; None if an older edc wrote none."""
+    teachers = [subject for subject in rows if subject.role == "teacher"]
+    if not teachers or any(rows[subject].get("validation") is None for subject in teachers):
+        return None
+    return max(teachers, key=lambda subject: float(rows[subject]["validation"]["acc"]))
 
 
 def member_temperature(row: dict[str, Any]) -> float:

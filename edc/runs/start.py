@@ -1,25 +1,38 @@
 """The weights that the students of a run start from: random, the library's, a file's, or the best teacher's."""
 
+import urllib.request
 from collections.abc import Sequence
 from functools import partial
+from http.client import HTTPException
+from pathlib import Path
 
 from accelerate import Accelerator
 from torch import nn
 
 from edc.console import console
 from edc.data import DataSet
-from edc.errors import CheckpointError
+from edc.errors import CheckpointError, FailedError, first_line
 from edc.networks import Classifier, build_network
 from edc.recipe import NetworkSection, Recipe
 from edc.runs.folder import RunFolder
-from edc.teachers.ensemble import TeacherEnsemble
+from edc.teachers.ensemble import TeacherEnsemble, are_trained
 from edc.teachers.file_teacher import FileTeacher
 from edc.teachers.from_file import format_of
+from edc.teachers.from_library import has_library_weights, place_of_library_weights
 from edc.teachers.start import say_start, start_digest, start_from_file, start_from_teacher
 from edc.train.distributed import raised_together
 from edc.train.evaluate import evaluate_accuracy
 
-__all__ = ["require_start_files", "require_teachers_to_start_from", "start_digests", "start_student"]
+__all__ = [
+    "require_fetchable",
+    "require_start_files",
+    "require_teachers_to_start_from",
+    "start_digests",
+    "start_student",
+]
+
+MOST_SECONDS = 10.0
+"""That the place of weights may take to answer."""
 
 
 def start_student(
@@ -127,6 +140,23 @@ def require_teachers_to_start_from(recipe: Recipe, data: DataSet, own: Sequence[
             start_from_teacher(_bare(network, data), network, teacher, source=source)
 
 
+def require_fetchable(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> None:
+    """Raises `FailedError` if a run could not begin, because weights of a library are neither here nor within reach."""
+    for field, name in _wanted(recipe, data, teachers_path):
+        if has_library_weights(name):
+            continue
+        url = place_of_library_weights(name)
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=MOST_SECONDS):
+                pass
+        except (OSError, ValueError, HTTPException) as error:
+            raise FailedError(
+                f"{field}: the weights of {name} are not here, and cannot be fetched from {url} ({first_line(error)}). "
+                "Fetch them on a machine with a network (TORCH_HOME and HF_HOME say where they are kept), or start "
+                "from random weights"
+            ) from None
+
+
 def _start_of(recipe: Recipe, name: str) -> tuple[NetworkSection, str]:
     """Returns the network of student `name`, and the field that says what it starts from."""
     student = recipe.students[name]
@@ -136,3 +166,19 @@ def _start_of(recipe: Recipe, name: str) -> tuple[NetworkSection, str]:
 def _bare(network: NetworkSection, data: DataSet) -> Classifier:
     shape = data.image_shape
     return build_network(network.bare(), num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)
+
+
+def _wanted(recipe: Recipe, data: DataSet, teachers_path: Path) -> dict[tuple[str, str], None]:
+    """Returns the networks of libraries whose weights the run needs, with the field that asks for them."""
+    found: dict[tuple[str, str], None] = {}
+    for m, checkpoint in enumerate(recipe.teachers.checkpoints):
+        if checkpoint.file is None and checkpoint.network:
+            found[f"teachers.checkpoints.{m}", checkpoint.network.name] = None
+    teacher = recipe.teacher_network
+    trains = not recipe.teachers.checkpoints and not are_trained(recipe, data, teachers_path=teachers_path)
+    if trains and teacher.pretrained:
+        found[recipe.teacher_start_field, teacher.name] = None
+    for name, student in recipe.students.items():
+        if recipe.network_of(student).pretrained:
+            found[recipe.start_field(student, f"students.{name}"), recipe.network.name] = None
+    return found

@@ -116,6 +116,7 @@ def summarise(
             "test": len(data.test),
             **({"extra": len(data.extra)} if data.extra else {}),
             "classes": list(data.class_names),
+            "majority": _majority(data, test_labels),
         },
         "ensemble_size": recipe.teachers.size,
         "ensemble_calibrated_nll_by_size": nlls,
@@ -126,6 +127,12 @@ def summarise(
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def _majority(data: DataSet, labels: Labels) -> dict[str, Any]:
+    """Returns the most frequent class of the test images, and its share: what always saying so is right on."""
+    largest, share = metrics.majority(np.bincount(labels, minlength=data.num_classes).tolist())
+    return {"class": data.class_names[largest], "share": share}
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,10 @@ def _row(
         )
         for members in (predictions.test, predictions.validation)
     )
-    results[subject] = per_image_of(metrics.ensemble_log_probs(predictions.test), calibrated, test_labels)
+    answers = metrics.ensemble_log_probs(predictions.test)
+    results[subject] = per_image_of(answers, calibrated, test_labels)
+    found = metrics.by_class(answers.argmax(1), test_labels, num_classes=answers.shape[1])
+    row["by_class"] = dataclasses.asdict(found)
     row["validation"] = {
         "acc": result.validation_acc,
         "nll": result.validation_nll,

@@ -35,6 +35,7 @@ __all__ = [
     "TeacherEnsemble",
     "are_trained",
     "build_teacher",
+    "class_weights_of",
     "fetch_teacher_weights",
     "load_own_teacher",
     "load_own_teachers",
@@ -136,7 +137,7 @@ def obtain_teacher(
         return fit(
             network,
             replace(data, extra=None),
-            learn=LabelStep(autocast_dtype(training)),
+            learn=LabelStep(autocast_dtype(training), class_weights_of(recipe, data)),
             plain_of=lambda trained: trained,
             data_section=recipe.data,
             training=training,
@@ -182,12 +183,26 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
         ),
         "seed": recipe.teachers.seed + member,
     }
+    if recipe.teachers.class_weights:
+        determined_by["class_weights"] = recipe.teachers.class_weights
     if network.start_file:  # its content, wherever it lies
         untrained = partial(build_teacher, recipe, data, fresh=False)
         determined_by["start"] = start_digest(network, untrained, field=recipe.teacher_start_field)
     digest = hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
     name = network.name.replace("/", "-")
     return f"{recipe.data.kind}-{name}-seed{determined_by['seed']}-{digest[:12]}", determined_by
+
+
+def class_weights_of(recipe: Recipe, data: DataSet) -> Tensor | None:
+    """Returns how much an image of each class counts in the training of teachers (K,); None: all count alike.
+
+    N / (number of classes with images * N_k), as scikit-learn's `compute_class_weight("balanced")`; a class without
+    training images has 0, because it has no image to weigh.
+    """
+    if recipe.teachers.class_weights is None:
+        return None
+    counts = torch.bincount(data.train.labels, minlength=data.num_classes)
+    return torch.where(counts > 0, len(data.train) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
 
 
 def are_trained(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> bool:

@@ -16,7 +16,14 @@ from edc.teachers.file_teacher import FileTeacher, in_order_of_data
 from edc.teachers.from_file import require_classifier
 from edc.teachers.reading import OwnTeacher, Reading
 
-__all__ = ["has_library_weights", "load_library_teacher", "name_of_library_weights"]
+__all__ = [
+    "has_library_weights",
+    "load_library_teacher",
+    "name_of_library_weights",
+    "place_of_library_weights",
+]
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -101,18 +108,32 @@ def _weights_of(name: str, source: str) -> _Weights:
 
 def has_library_weights(name: str) -> bool:
     """Returns whether the library has fetched its weights of network `name` already, so that no network is needed."""
+    hub, url = _hub_and_url(name)
+    if hub:
+        from huggingface_hub import try_to_load_from_cache
+
+        return any(isinstance(try_to_load_from_cache(hub, file), str) for file in HUB_FILES)
+    return bool(url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name).is_file()
+
+
+def place_of_library_weights(name: str) -> str:
+    """Returns the address that answers if the library can fetch its weights of network `name`; "" if it has none."""
+    hub, url = _hub_and_url(name)
+    if hub:
+        from huggingface_hub import hf_hub_url
+
+        return str(hf_hub_url(hub, "config.json"))
+    return url
+
+
+def _hub_and_url(name: str) -> tuple[str, str]:
+    """Returns the repository of the weights on the hub, or their address elsewhere; the other one is empty."""
     library, _, model = name.partition("/")
     if library == "timm":
         import timm
-        from huggingface_hub import try_to_load_from_cache
 
         config = timm.get_pretrained_cfg(model)
-        files = ("model.safetensors", "pytorch_model.bin")
-        if config and config.hf_hub_id:
-            return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
-        url = str(config.url or "") if config else ""
-    else:
-        from torchvision import models
+        return (str(config.hf_hub_id or ""), str(config.url or "")) if config else ("", "")
+    from torchvision import models
 
-        url = str(models.get_model_weights(model).DEFAULT.url)
-    return bool(url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name).is_file()
+    return "", str(models.get_model_weights(model).DEFAULT.url)

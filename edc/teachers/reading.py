@@ -76,6 +76,8 @@ class Answered:
     """Accuracy of answers as frequent as its own that do not look at the images."""
     nll: float
     reading: Reading
+    few_classes: str = ""
+    """That it predicts one or few classes, in words."""
 
     @property
     def margin(self) -> float:

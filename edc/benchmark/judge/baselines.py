@@ -18,14 +18,11 @@ from edc.benchmark.judge.statistics import (
     images_per_second,
 )
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
-from edc.subject import Subject
 
 __all__ = ["best_ensemble", "compare_all", "doubts_about", "with_corrected_p"]
 
 DOUBT = 1.5
 """A speed-up that differs from images per second, or exceeds the saving in FLOPs, by this factor is doubted."""
-FIRST_TEACHER = Subject("teacher", member=0)
-"""The one that stands for all in a bench."""
 Correct = NDArray[np.bool_]
 Timings = Mapping[RowSpec, Timing | NotRun]
 
@@ -166,8 +163,13 @@ def _baselines(spec: RowSpec, specs: Sequence[RowSpec], timings: Timings) -> dic
 
 def _teacher(spec: RowSpec, specs: Sequence[RowSpec]) -> RowSpec | None:
     """Returns the row of one teacher alone, on the same backend and in the same precision."""
-    subject = dataclasses.replace(FIRST_TEACHER, precision=spec.subject.precision, cuda_graph=spec.subject.cuda_graph)
-    return next((o for o in specs if (o.artifact, o.subject, o.backend) == (None, subject, spec.backend)), None)
+    wanted = (None, "teacher", spec.backend, spec.subject.precision, spec.subject.cuda_graph)
+
+    def what(other: RowSpec) -> tuple[object, ...]:
+        of = other.subject
+        return other.artifact, of.role, other.backend, of.precision, of.cuda_graph
+
+    return next((other for other in specs if what(other) == wanted), None)
 
 
 def _in_fp32(spec: RowSpec, specs: Sequence[RowSpec]) -> RowSpec | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,8 @@ BACKEND_WORDS = {
 class BenchVerdict:
     """The statement about one row against the ensemble's best form, both named by key.
 
-    `sentences`: the two that matter (speed and accuracy; which file), then calibration, one teacher, and doubts.
+    `sentences`: whoever predicts one or few classes; the two that matter (speed and accuracy; which file), then
+    calibration, one teacher, and doubts.
     """
 
     sentences: tuple[str, ...]
@@ -80,6 +82,8 @@ def verdict_on(
     validation_acc: Mapping[str, float],
     losses: Mapping[str, NDArray[np.float64]],
     seed: int,
+    few_classes: Mapping[str, str] = MappingProxyType({}),
+    teacher: str = "",
 ) -> BenchVerdict | None:
     """Returns the sentences, or None if no student could be compared with an ensemble on its own backend.
 
@@ -89,6 +93,8 @@ def verdict_on(
         files: by key, the name of a row's file, if it is one.
         validation_acc: by key, the accuracy on validation images.
         losses: by key, the calibrated -log p(label) of each test image (N,).
+        few_classes: by key, that a row predicts one or few classes, in words.
+        teacher: which one "one teacher" is, and what all have, in words.
     """
     shipped = row = row_to_ship(rows, students=students, validation_acc=validation_acc)
     if shipped is not None and _against(shipped, "ensemble") is None:  # the ensemble runs on another backend alone
@@ -103,13 +109,20 @@ def verdict_on(
     }
     baseline = next(each for each in rows if (each.key, each.batch) == (against.baseline, row.batch))
     sentences = (
+        *_one_or_few_classes(row, baseline, against, few_classes),
         _speed_and_accuracy(row, baseline.subject, against.accuracy, against.speedup),
         _file_to_ship(shipped, candidates, files),
         _calibration(row, against, losses, seed=seed),
-        _one_teacher(row),
+        _one_teacher(row, teacher),
         _doubts(row, baseline),
     )
     return BenchVerdict(tuple(filter(None, sentences)), against.baseline, row.key, row.batch)
+
+
+def _one_or_few_classes(row: Row, baseline: Row, against: Against, few_classes: Mapping[str, str]) -> list[str]:
+    """Returns a sentence on the row and on its ensemble, if one predicts few classes: nothing else matters then."""
+    named = {row.key: row.subject.label, against.accuracy_baseline or baseline.key: "The ensemble"}
+    return [f"{name} {few_classes[key]}." for key, name in named.items() if key in few_classes]
 
 
 def _speed_and_accuracy(row: Row, ensemble: Subject, accuracy: AccuracyComparison, speedup: Estimate) -> str:
@@ -145,7 +158,7 @@ def _file_to_ship(row: Row, candidates: Mapping[int, Sequence[Row]], files: Mapp
     return sentence + "."
 
 
-def _one_teacher(row: Row) -> str:
+def _one_teacher(row: Row, who: str) -> str:
     """Returns the sentence on one teacher, which costs the same without any distillation."""
     against = _against(row, "teacher")
     if against is None or against.accuracy is None:
@@ -153,7 +166,9 @@ def _one_teacher(row: Row) -> str:
     speed = "" if against.speedup is None else f", at {_times(against.speedup)} times its speed"
     acc = 100 * against.accuracy.paired.reference_accuracy
     verdict = WORDS[against.accuracy.verdict]
-    return f"One teacher alone has {acc:.2f} %: the student differs by {_points(against.accuracy)}, {verdict}{speed}."
+    who = f" ({who})" if who else ""
+    differs = f"the student differs by {_points(against.accuracy)}, {verdict}{speed}"
+    return f"One teacher alone{who} has {acc:.2f} %: {differs}."
 
 
 def _doubts(row: Row, baseline: Row) -> str:

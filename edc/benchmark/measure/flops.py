@@ -21,13 +21,15 @@ def flops_by_subject(artifact: Path, manifest: Manifest, recipe: Recipe) -> dict
     All students of a run have one architecture; one with its members unfolded runs it once per member.
     """
     files: dict[str, list[int]] = {}
-    for file in sorted(manifest.files, key=lambda file: file.member or 0):
+    teachers: dict[Subject, int] = {}
+    for file in manifest.files:
         if file.format == "onnx" and file.precision == "fp32":
             files.setdefault(file.role, []).append(flops_of_graph(artifact / file.path))
-    found: dict[Subject, int] = {}
-    if teachers := files.get("teacher"):
-        found |= {Subject("teacher", member=m): flops for m, flops in enumerate(teachers)}
-        found[Subject("ensemble", ensemble_form="in turn")] = sum(teachers)
+            if file.role == "teacher":
+                teachers[Subject("teacher", member=file.member)] = files["teacher"][-1]
+    found = dict(teachers)
+    if teachers:
+        found[Subject("ensemble", ensemble_form="in turn")] = sum(teachers.values())
     if ensemble := files.get("ensemble"):
         found[Subject("ensemble", ensemble_form="merged")] = ensemble[0]
     for flops in files.get("student", []):

@@ -14,7 +14,7 @@ from edc.benchmark.judge.rows import RowQuality, quality_of
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
 from edc.data import DataSet, Images, evaluation_batches
 from edc.data.data_set import take
-from edc.metrics import Labels, ReliabilityBin, reliability_bins
+from edc.metrics import ByClass, Labels, ReliabilityBin, reliability_bins
 from edc.seeding import generator_for
 
 __all__ = [
@@ -69,6 +69,7 @@ class Qualities:
     confidences: dict[RowSpec, NDArray[np.float64]]
     validation_acc: dict[RowSpec, float]
     """The accuracy that may choose a file; test images may not."""
+    by_class: dict[RowSpec, ByClass]
 
 
 def predict_all(
@@ -104,7 +105,7 @@ def float_batches(images: Images, batch_size: int = 256) -> Iterator[Floats]:
 
 def score_all(predictions: Predictions, specs: Sequence[RowSpec]) -> Qualities:
     """Returns the figures of every row; one that failed on either split has none."""
-    found = Qualities({}, {}, {}, {}, {}, {}, {})
+    found = Qualities({}, {}, {}, {}, {}, {}, {}, {})
     for spec in specs:
         test, validation = predictions.test[spec], predictions.validation[spec]
         if isinstance(test, NotRun) or isinstance(validation, NotRun):
@@ -128,6 +129,7 @@ def score_all(predictions: Predictions, specs: Sequence[RowSpec]) -> Qualities:
         found.losses[spec] = -calibrated[np.arange(len(calibrated)), predictions.test_labels]
         found.validation_acc[spec] = float(np.mean(validation.argmax(1) == predictions.validation_labels))
         found.confidences[spec] = np.exp(calibrated.max(1))
+        found.by_class[spec] = metrics.by_class(found.answers[spec], predictions.test_labels, num_classes=test.shape[1])
     return found
 
 

@@ -4,11 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from edc.benchmark.page.numbers import MISSING, fixed
+from edc.benchmark.page.tables.by_class import class_tables
 from edc.benchmark.page.tables.table import Line, Table
 from edc.cli.page.sections import Lines, by_student
+from edc.cli.tables.run import COLUMNS as COLUMNS_SHOWN
+from edc.cli.tables.run import mean_rows, shown_columns
+from edc.cli.tables.run_notes import beaten_by_a_teacher, few_classes, zero_line
+from edc.runs.documents.by_class import SavedByClass
+from edc.runs.rows import rows_by_subject
 from edc.runs.why.observer import NUM_IMAGES
+from edc.subject import Subject
 
-__all__ = ["last_figures", "note_on_samples", "sentences", "subtitle"]
+__all__ = ["classes", "last_figures", "note_on_samples", "notes", "quality", "sentences", "subtitle"]
 
 COLUMNS = {
     "agreement_train": ("agree, training %", 100, 1),
@@ -25,6 +32,7 @@ COLUMNS = {
     "members_kl_moved": ("moved", 1, 4),
 }
 Observed = Mapping[str, float]
+NOTE = "KL in nats. Figures of all epochs: students/NAME/metrics.jsonl in the run's folder, and TensorBoard."
 
 
 def subtitle(summary: Mapping[str, Any]) -> str:
@@ -71,7 +79,35 @@ def last_figures(lines: Lines) -> Table:
         ]
         rows.append(Line((name, str(epoch), *cells), series[name]))
     columns = ("student", "epoch", *(COLUMNS[key][0] for key in known))
-    return Table("observed", "The last epoch that was looked at", columns, (("", tuple(rows)),), note="KL in nats.")
+    return Table("observed", "The last epoch that was looked at", columns, (("", tuple(rows)),), note=NOTE)
+
+
+def quality(summary: dict[str, Any]) -> list[Table]:
+    """Returns the table of all networks of the run on test images, as `edc show` prints it."""
+    rows = mean_rows([summary])
+    shown = shown_columns(rows)
+    lines = tuple(
+        Line(
+            (row["label"], *(cell for column, cell in zip(COLUMNS_SHOWN, row["cells"], strict=True) if column in shown))
+        )
+        for row in rows
+    )
+    note = zero_line([summary])
+    return [Table("quality", "Quality on test images", ("network", *shown), (("", lines),), note=note and f"{note}.")]
+
+
+def classes(summary: Mapping[str, Any]) -> list[Table]:
+    """Returns the tables of classes of the deployed student and the ensemble; none for a run of an older edc."""
+    rows = rows_by_subject(dict(summary))
+    shown = (Subject("student", name=summary["deploy"]), Subject("ensemble"))
+    known = {subject.label: rows[subject]["by_class"] for subject in shown if "by_class" in rows.get(subject, {})}
+    names = summary["data"].get("classes", ())
+    return class_tables(names, {label: SavedByClass.model_validate(each) for label, each in known.items()})
+
+
+def notes(summary: dict[str, Any]) -> list[str]:
+    """Returns who predicts one or few classes, and whether a teacher is better than the ensemble."""
+    return [f"{line}." for line in (*few_classes([summary]), *beaten_by_a_teacher([summary]))]
 
 
 def _last(lines: Lines) -> dict[str, tuple[int, Observed]]:

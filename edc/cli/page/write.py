@@ -37,14 +37,17 @@ def page_of_run(run: RunFolder) -> str:
     """Returns the page of a finished run: HTML with style, script and pictures in it, all names in it escaped."""
     summary = run.summary()
     lines = {name: epoch_lines(run.student_path(name) / "metrics.jsonl") for name in run.recipe().students}
+    said = words.sentences(lines)
     return _template().render(
         name=summary["name"],
         run=summary["run"],
         subtitle=words.subtitle(summary),
-        sentences=words.sentences(lines),
+        sentences=said,
         note=words.note_on_samples(summary),
         figures=sections(lines),
-        table=words.last_figures(lines),
+        quality_tables=[*words.quality(summary), *words.classes(summary)],
+        figures_table=words.last_figures(lines),
+        notes=words.notes(summary),
         versions=summary["versions"] | summary["machine"],
         mark=legend_mark,
         markers=marker_definitions(),

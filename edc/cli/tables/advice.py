@@ -36,10 +36,15 @@ def print_advice(advice: Advice | str, *, console: Console) -> None:
         one += f"right on {advice.train_acc:.1%} of {advice.num_train:,} training images and "
     else:
         one += "right "
+    best = f"teacher {advice.best_teacher}"
     one += f"on {advice.validation_acc:.1%} of {advice.num_validation:,} validation images, "
     one += f"calibrated NLL {advice.calibrated_nll:.3f}"
     ensemble = f"ensemble: {advice.ensemble_validation_acc:.1%}, calibrated NLL {advice.ensemble_calibrated_nll:.3f}"
     gains = f"{_gain(advice.gain_acc, 100, 1)} points of accuracy and {_gain(advice.gain_calibrated_nll, 1, 3)} nats"
+    if advice.best_validation_acc > advice.ensemble_validation_acc:
+        one = f"{best} alone is better than the ensemble: {advice.best_validation_acc:.1%}\n{one}"
+    else:
+        one += f"; the best, {best}: {advice.best_validation_acc:.1%}"
     lines = [one, ensemble, f"to be won over one teacher, by a student worth its ensemble: {gains} (95 % intervals)"]
     if any(not gain.excludes(0) for gain in (advice.gain_acc, advice.gain_calibrated_nll)):
         lines.append("an interval that holds 0: on these images, that gain cannot be told from none")

@@ -1,20 +1,21 @@
 """The terminal's output of a bench: the verdict, a table (two on a narrow terminal), and the flags."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from edc.benchmark.judge.rows import Row
 from edc.benchmark.judge.statistics import Estimate
 from edc.benchmark.result import BenchResult
-from edc.console import count
+from edc.console import TextRow, count, fitting_table, has_room, left_out_words
 
 __all__ = ["print_bench"]
 
-ROOM_FOR_ONE_TABLE = 165
+QUALITY_GIVES_WAY = ("MB", "params", "ECE", "NLL", "DEE", "F1 %", "bal %")
+"""In this order, where the terminal is too narrow for all."""
+NAMES = ("network", "backend")
 SIGNS = {"not worse": "ok", "worse": "worse", "undecided": "?"}
 Column = tuple[str, Callable[[list[Row]], str]]
 """A heading, and the cell for the rows (one per batch size) of one subject on one backend."""
@@ -25,9 +26,12 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
     environment = result.environment
     batches = list(dict.fromkeys(row.batch for row in result.rows))
     title = f"{result.artifact}: {environment.threads} threads on {environment.cpu}"
-    quality, speed = _quality_columns(result), _speed_columns(batches)
-    for columns in [quality + speed] if console.width >= ROOM_FOR_ONE_TABLE else [quality, speed]:
-        _print_table(title, columns, result, console)
+    quality, speed = _quality_columns(result), [_speed_columns(batch) for batch in batches]
+    whole = [column for columns in speed for column in columns]
+    for columns in _as_wide_as_fits([[[*quality, *whole]], [quality, whole], [quality, *speed]], result, console):
+        table, left_out = _table(title, columns, result, console)
+        table.caption = left_out_words(left_out)
+        console.print(table)
     console.print(
         f"quality on {result.num_test_images:,} test images; cNLL: calibrated on validation images\n"
         "ms: median for a whole batch; x: times as fast as the ensemble's best form, same backend and precision, "
@@ -36,6 +40,15 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
         "?: not decided",
         highlight=False,
     )
+    if result.majority is not None:
+        name, share = result.majority
+        console.print(f"bal: balanced accuracy; always `{name}`: acc {100 * share:.2f} %", highlight=False)
+    if result.teachers.words:
+        console.print(f"one teacher: {result.teachers.words}", highlight=False)
+    for line in dict.fromkeys(
+        f"{row.subject.label}: {result.few_classes[row.key]}" for row in result.rows if row.key in result.few_classes
+    ):
+        console.print(line, style="bold", highlight=False)
     _print_baselines(result, console)
     _print_servers(result, console)
     for row in result.rows:
@@ -81,25 +94,33 @@ def _print_baselines(result: BenchResult, console: Console) -> None:
         console.print(f"{student.key} @{student.batch}: {ratio}", highlight=False)
 
 
-def _print_table(title: str, columns: list[Column], result: BenchResult, console: Console) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("network", no_wrap=True)
-    table.add_column("backend", no_wrap=True)
-    for heading, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
+def _as_wide_as_fits(ways: Sequence[list[list[Column]]], result: BenchResult, console: Console) -> list[list[Column]]:
+    """Returns the first way to divide the columns into tables that all have room, else the last."""
+    for way in ways[:-1]:
+        tables = [(_text_rows(columns, result), [heading for heading, _ in columns]) for columns in way]
+        if all(has_room(rows, headings, console=console, names=NAMES) for rows, headings in tables):
+            return way
+    return ways[-1]
+
+
+def _table(title: str, columns: list[Column], result: BenchResult, console: Console) -> tuple[Table, list[str]]:
+    headings = [heading for heading, _ in columns]
+    rows = _text_rows(columns, result)
+    return fitting_table(title, rows, headings, gives_way=QUALITY_GIVES_WAY, console=console, names=NAMES)
+
+
+def _text_rows(columns: list[Column], result: BenchResult) -> list[TextRow]:
+    """Returns one row per subject and backend."""
     by_key: dict[str, list[Row]] = {}
     for row in result.rows:
         by_key.setdefault(row.key, []).append(row)
-    backend = result.rows[0].backend if result.rows else ""
+    found = []
     for rows in by_key.values():
         row = rows[0]
-        if row.backend != backend:
-            backend = row.backend
-            table.add_section()
         name = f"{row.artifact}: {row.subject.label}" if row.artifact else row.subject.label
         style = "bold" if row.key in result.students else None
-        table.add_row(name, row.backend, *(cell(rows) for _, cell in columns), style=style)
-    console.print(table)
+        found.append(TextRow(name, {heading: cell(rows) for heading, cell in columns}, style, row.backend))
+    return found
 
 
 def _quality_columns(result: BenchResult) -> list[Column]:
@@ -120,6 +141,8 @@ def _quality_columns(result: BenchResult) -> list[Column]:
 
     return [
         ("acc %", lambda rows: raw(rows, "acc", 2, 100)),
+        ("bal %", lambda rows: raw(rows, "balanced_acc", 2, 100)),
+        ("F1 %", lambda rows: raw(rows, "macro_f1", 2, 100)),
         ("vs ens.", lambda rows: _against_ensemble(rows[0])),
         ("NLL", lambda rows: raw(rows, "nll", 3)),
         ("ECE", lambda rows: raw(rows, "ece", 3)),
@@ -130,24 +153,20 @@ def _quality_columns(result: BenchResult) -> list[Column]:
     ]
 
 
-def _speed_columns(batches: list[int]) -> list[Column]:
-    columns: list[Column] = []
-    for batch in batches:
+def _speed_columns(batch: int) -> list[Column]:
+    def row_at(rows: list[Row]) -> Row | None:
+        return next((row for row in rows if row.batch == batch), None)
 
-        def row_at(rows: list[Row], batch: int = batch) -> Row | None:
-            return next((row for row in rows if row.batch == batch), None)
+    def median(rows: list[Row]) -> str:
+        row = row_at(rows)
+        return "" if row is None else _ms(row.p50_ms)
 
-        def median(rows: list[Row], at: Callable[[list[Row]], Row | None] = row_at) -> str:
-            row = at(rows)
-            return "" if row is None else _ms(row.p50_ms)
+    def ratio(rows: list[Row]) -> str:
+        row = row_at(rows)
+        against = () if row is None else row.against
+        return next((_ratio(a.speedup) for a in against if a.basis == "ensemble"), "")
 
-        def ratio(rows: list[Row], at: Callable[[list[Row]], Row | None] = row_at) -> str:
-            row = at(rows)
-            against = () if row is None else row.against
-            return next((_ratio(a.speedup) for a in against if a.basis == "ensemble"), "")
-
-        columns += [(f"ms @{batch}", median), (f"x @{batch}", ratio)]
-    return columns
+    return [(f"ms @{batch}", median), (f"x @{batch}", ratio)]
 
 
 def _against_ensemble(row: Row) -> str:

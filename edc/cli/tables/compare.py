@@ -1,29 +1,33 @@
 """The changes since a saved bench, for people: one row per figure, then the rows that got worse, by name."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from edc.benchmark.judge.statistics import Estimate
 from edc.benchmark.regression.changes import Change, Comparison
+from edc.console import TextRow, fitting_table, left_out_words
 
 __all__ = ["print_comparison"]
 
+COLUMNS = ("figure", "before", "now", "change", "interval", "rest", "rest's interval", "verdict")
+GIVES_WAY = ("rest's interval", "interval", "rest", "before", "now", "figure")
+"""In this order, where the terminal is too narrow for all; rows that got worse are named in full below."""
 STYLES = {"worse": "bold red", "better": "green", "undecided": "yellow"}
 
 
 def print_comparison(comparison: Comparison, *, console: Console) -> None:
     """Prints every change of time, other figures only if they changed, then the warnings and the verdict."""
-    table = Table(title="against the saved bench", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("row")
-    for heading in ("figure", "before", "now", "change", "interval", "rest", "interval"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for change in comparison.changes:
-        if change.figure == "p50_ms" or change.verdict != "same":
-            cells = (change.name, *_cells(change), change.verdict)
-            table.add_row(*map(Text, cells), style=STYLES.get(change.verdict))
+    rows = [
+        TextRow(
+            change.name, dict(zip(COLUMNS, (*_cells(change), change.verdict), strict=True)), STYLES.get(change.verdict)
+        )
+        for change in comparison.changes
+        if change.figure == "p50_ms" or change.verdict != "same"
+    ]
+    title = "against the saved bench"
+    table, left_out = fitting_table(
+        title, rows, COLUMNS, gives_way=GIVES_WAY, console=console, names=("row",), words=("verdict",)
+    )
+    table.caption = left_out_words(left_out)
     console.print(table)
     lines = [
         f"intervals: {comparison.confidence:.0%} for all times together; worse: over {comparison.fail_on:.1%} and "

@@ -7,8 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from edc.cli.tables.fitting import TextRow, fitting_table
-from edc.console import duration
+from edc.console import TextRow, duration, fitting_table, left_out_words
 from edc.evidence.over_seeds import Evidence, EvidenceRow
 from edc.evidence.read_runs import MEASURES
 from edc.metrics.intervals import Interval
@@ -81,7 +80,7 @@ def _print(
     console: Console,
 ) -> None:
     table, left_out = fitting_table(title, rows, columns, gives_way=gives_way, console=console)
-    table.caption = caption + (f"\nleft out for want of room: {', '.join(left_out)}" if left_out else "")
+    table.caption = "\n".join(filter(None, [caption, left_out_words(left_out)]))
     console.print(table)
 
 

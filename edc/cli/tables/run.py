@@ -4,23 +4,25 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from edc.cli.tables.fitting import TextRow, fitting_table
-from edc.console import count, duration
+from edc.cli.tables.run_notes import beaten_by_a_teacher, few_classes, zero_line
+from edc.console import TextRow, count, duration, fitting_table, left_out_words
 from edc.errors import RunError
 from edc.runs.choice import Choice
 from edc.runs.cost import Cost
-from edc.runs.rows import rows_by_subject, teacher_sets
+from edc.runs.rows import best_teacher, rows_by_subject, teacher_sets
 from edc.subject import Subject
 
-__all__ = ["mean_rows", "print_costs", "print_summaries"]
+__all__ = ["COLUMNS", "mean_rows", "print_costs", "print_summaries", "shown_columns"]
 
-COLUMNS = ("acc %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
-GIVES_WAY = ("cECE", "NLL", "ECE", "params", "runs", "DEE")
+COLUMNS = ("acc %", "bal %", "F1 %", "NLL", "ECE", "cNLL", "cECE", "DEE", "params", "runs")
+GIVES_WAY = ("cECE", "NLL", "ECE", "params", "runs", "DEE", "F1 %", "bal %")
 """In this order, where the terminal is too narrow for all."""
+COST_COLUMNS = ("units a step", "steps", "units", "ms a step", "time")
+COST_GIVES_WAY = ("units a step", "ms a step", "steps", "units")
+BY_CLASS = ("bal %", "F1 %")
+"""Left out if an older edc did not measure them, or if they say what the accuracy says."""
 
 
 def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) -> None:
@@ -36,27 +38,22 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     title = f"{first['name']}: {data['kind']}, {training} and {data['test']:,} test images, "
     title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
     forms = _member_forms(summaries)
-    caption = "c: calibrated on validation images; runs: forward passes per image"
-    for name, by_seed in forms.items():
-        label = Subject("student", name=name).label
-        caption += f"\n{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members"
-    for name, words in _choices(summaries).items():
-        caption += f"\n{Subject('student', name=name).label}: chosen on validation images, {words}"
+    made = mean_rows(summaries)
+    columns = shown_columns(made)
     chosen = {summary["deploy"] for summary in summaries}
-    if len(chosen) > 1:
-        choices = ", ".join(f"{summary['deploy']} at seed {summary['seed']}" for summary in summaries)
-        caption += f"\nthe best on validation images, and so deployed: {choices}"
     rows = [
         TextRow(
             row["label"],
-            dict(zip(COLUMNS, row["cells"], strict=True)),
-            is_bold=row["subject"] in [Subject("student", name=name) for name in chosen],
+            {column: cell for column, cell in zip(COLUMNS, row["cells"], strict=True) if column in columns},
+            "bold" if row["subject"] in [Subject("student", name=name) for name in chosen] else None,
         )
-        for row in mean_rows(summaries)
+        for row in made
     ]
-    table, left_out = fitting_table(title, rows, COLUMNS, gives_way=GIVES_WAY, console=console)
-    table.caption = caption + (f"\nleft out for want of room: {', '.join(left_out)}" if left_out else "")
+    table, left_out = fitting_table(title, rows, columns, gives_way=GIVES_WAY, console=console)
+    table.caption = "\n".join(filter(None, [_caption(summaries, forms, columns), left_out_words(left_out)]))
     console.print(table)
+    for line in (*few_classes(summaries), *beaten_by_a_teacher(summaries)):
+        console.print(line, style="bold", highlight=False, soft_wrap=True)
     for name, by_seed in forms.items():
         if len(set(by_seed.values())) > 1:
             found = ", ".join(f"{form} at seed {seed}" for seed, form in by_seed.items())
@@ -65,6 +62,30 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
                 f"not of the seeds alone. students.{name}.member_form in the recipe fixes one form.",
                 highlight=False,
             )
+
+
+def _caption(summaries: Sequence[dict[str, Any]], forms: dict[str, dict[int, str]], columns: Sequence[str]) -> str:
+    lines = ["c: calibrated on validation images; runs: forward passes per image"]
+    if "bal %" in columns:
+        lines.append("bal: balanced accuracy, the mean recall over classes; F1: its mean over classes")
+    lines += filter(None, [zero_line(summaries)])
+    for name, by_seed in forms.items():
+        label = Subject("student", name=name).label
+        lines.append(f"{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members")
+    for name, words in _choices(summaries).items():
+        lines.append(f"{Subject('student', name=name).label}: chosen on validation images, {words}")
+    if len({summary["deploy"] for summary in summaries}) > 1:
+        choices = ", ".join(f"{summary['deploy']} at seed {summary['seed']}" for summary in summaries)
+        lines.append(f"the best on validation images, and so deployed: {choices}")
+    return "\n".join(lines)
+
+
+def shown_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the columns of the table: those of classes only where they say what the accuracy does not."""
+    cells = {column: [row["cells"][number] for row in rows] for number, column in enumerate(COLUMNS)}
+    if not all(cells["bal %"]) or cells["bal %"] == cells["acc %"]:
+        return [column for column in COLUMNS if column not in BY_CLASS]
+    return list(COLUMNS)
 
 
 def _member_forms(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[int, str]]:
@@ -108,6 +129,13 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {"subject": None, "label": f"one teacher (mean of {len(teachers)})", "cells": _cells(teachers, "1")}
     ]
+    if len(teachers) > 1 and None not in (best := [best_teacher(of_set) for of_set in of_sets]):
+        group = [of_set[subject] for of_set, subject in zip(of_sets, best, strict=True) if subject]
+        label = "teacher best on validation"
+        if best[0] and len(set(best)) == 1:
+            label = f"{best[0].label} (best on validation)"
+        cells = _cells(group, _dee(group, ensemble_size))
+        rows.append({"subject": best[0], "label": label, "cells": cells})
     for subject in by_subject[0]:
         if subject.role == "teacher":
             continue
@@ -122,6 +150,7 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _cells(group: Sequence[dict[str, Any]], dee: str) -> list[str]:
     return [
         _spread([100 * row["raw"]["acc"] for row in group], 2),
+        *(_spread_if_known([row["raw"].get(name) for row in group]) for name in ("balanced_acc", "macro_f1")),
         _spread([row["raw"]["nll"] for row in group], 3),
         _spread([row["raw"]["ece"] for row in group], 3),
         _spread([row["calibrated"]["nll"] for row in group], 3),
@@ -134,24 +163,25 @@ def _cells(group: Sequence[dict[str, Any]], dee: str) -> list[str]:
 
 def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
     """Prints what each training of a run costs."""
-    table = Table(
-        title="cost of the run (units: forward passes of one batch)", title_justify="left", box=box.SIMPLE_HEAD
-    )
-    table.add_column("training")
-    for column in ("units a step", "steps", "units", "ms a step", "time"):
-        table.add_column(column, justify="right")
+    rows = []
     for cost in costs:
-        table.add_row(
-            cost.name if cost.member_form is None else f"{cost.name} ({cost.member_form} members)",
+        cells = (
             str(cost.units_per_step),
             f"{cost.num_steps:,}",
             f"{cost.units_per_step * cost.num_steps:,}",
             f"{1000 * cost.seconds_per_step:.0f}",
             duration(cost.seconds),
         )
-    table.add_section()
+        name = cost.name if cost.member_form is None else f"{cost.name} ({cost.member_form} members)"
+        rows.append(TextRow(name, dict(zip(COST_COLUMNS, cells, strict=True))))
     total_units = sum(cost.units_per_step * cost.num_steps for cost in costs)
-    table.add_row("all", "", "", f"{total_units:,}", "", duration(sum(cost.seconds for cost in costs)))
+    total = {"units": f"{total_units:,}", "time": duration(sum(cost.seconds for cost in costs))}
+    rows.append(TextRow("all", dict.fromkeys(COST_COLUMNS, "") | total, second="all"))
+    title = "cost of the run (units: forward passes of one batch)"
+    table, left_out = fitting_table(
+        title, rows, COST_COLUMNS, gives_way=COST_GIVES_WAY, console=console, names=("training",)
+    )
+    table.caption = left_out_words(left_out)
     console.print(table)
 
 
@@ -159,6 +189,11 @@ def _spread(values: Sequence[float], digits: int) -> str:
     """Returns the mean, and ± the standard deviation where there are several values."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ±{statistics.stdev(values):.{digits}f}"
+
+
+def _spread_if_known(shares: Sequence[float | None]) -> str:
+    known = [100 * share for share in shares if share is not None]
+    return _spread(known, 2) if known and len(known) == len(shares) else ""
 
 
 def _dee(rows: Sequence[dict[str, Any]], ensemble_size: int) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edc.runs.documents.by_class import SavedByClass
 from edc.runs.rows import rows_by_subject
 from edc.subject import Role
 
@@ -26,6 +27,8 @@ class _Scores(_Section):
     nll: Nats
     ece: float | None = None
     brier: float | None = None
+    balanced_acc: Share | None = None
+    macro_f1: Share | None = None
 
 
 class _Validation(_Section):
@@ -53,12 +56,22 @@ class _Row(_Section):
     validation: _Validation | None = None
     training: _Training | None = None
     member_form: Literal["joint", "sequential"] | None = None
+    by_class: SavedByClass | None = None
+
+
+class _Majority(BaseModel):
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: Annotated[str, Field(alias="class")]
+    share: Share
 
 
 class _Data(_Section):
     train: Count
     validation: Count
     test: Count
+    classes: tuple[str, ...] | None = None
+    majority: _Majority | None = None
 
 
 class SavedSummary(_Section):
@@ -79,4 +92,7 @@ class SavedSummary(_Section):
         found = rows_by_subject({"rows": [row.model_dump() for row in self.rows]})
         if len(found) < len(self.rows):
             raise ValueError("rows: two of them are about one network")
+        known = [row.by_class.images for row in self.rows if row.by_class]
+        if any(len(images) != len(self.data.classes or ()) for images in known):
+            raise ValueError("rows: by_class is of other classes than data.classes")
         return self

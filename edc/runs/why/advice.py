@@ -52,6 +52,9 @@ class Advice:
     """None: the training images have no labels."""
     validation_acc: float
     ensemble_validation_acc: float
+    best_teacher: int
+    """The one with the best accuracy on these validation images, which is `best_validation_acc`."""
+    best_validation_acc: float
     calibrated_nll: float
     ensemble_calibrated_nll: float
     gain_acc: Interval
@@ -132,6 +135,8 @@ def _looked_at(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, acceler
         train_acc=train_acc,
         validation_acc=float(right.mean()),
         ensemble_validation_acc=float(ensemble_right.mean()),
+        best_teacher=int(right.mean(1).argmax()),
+        best_validation_acc=float(right.mean(1).max()),
         calibrated_nll=float(nlls.mean()),
         ensemble_calibrated_nll=float(ensemble_nlls.mean()),
         gain_acc=mean_interval(ensemble_right - right.mean(0)),

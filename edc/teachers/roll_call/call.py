@@ -25,7 +25,7 @@ from edc.recipe import Recipe
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.reading import Answered, OwnTeacher, Reading
 from edc.teachers.roll_call.other_readings import better_readings, other_readings
-from edc.teachers.roll_call.words import print_roll_call, what_was_tried
+from edc.teachers.roll_call.words import better_than_all, print_roll_call, what_was_tried
 from edc.train.evaluate import labels_of, predict_logits
 
 __all__ = ["FEW_IMAGES", "RollCall", "call_roll"]
@@ -42,14 +42,19 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RollCall:
-    """All teachers, and their logits (1, N, K) on validation images; None if not all images were looked at."""
+    """All teachers, the accuracy of the mean of their probabilities, and their logits (1, N, K) on validation images.
+
+    The logits are None if not all images were looked at.
+    """
 
     answered: tuple[Answered, ...]
+    ensemble_acc: float
     num_images: int
     logits: tuple[Logits, ...] | None
 
     def document(self) -> dict[str, Any]:
-        return {"images": self.num_images, "teachers": [each.document() for each in self.answered]}
+        teachers = [each.document() for each in self.answered]
+        return {"images": self.num_images, "ensemble_acc": self.ensemble_acc, "teachers": teachers}
 
 
 def call_roll(
@@ -77,10 +82,31 @@ def call_roll(
         predict_logits(teacher, images, recipe.data, recipe.training, accelerator) for teacher in teachers.members
     ]
     readings = [one.reading for one in own] or [_as_trained(teacher, recipe, data) for teacher in teachers.members]
-    answered = tuple(_answered(m, _name(recipe, m), logits[m], labels, reading) for m, reading in enumerate(readings))
-    roll = RollCall(answered, len(images), tuple(logits) if is_all else None)
+    answered = tuple(
+        _answered(m, _name(recipe, m), logits[m], labels, reading, class_names=data.class_names)
+        for m, reading in enumerate(readings)
+    )
+    members = np.stack([metrics.log_probs_from_logits(each[0]) for each in logits])
+    ensemble_acc = metrics.accuracy(metrics.ensemble_log_probs(members), labels)
+    roll = RollCall(answered, ensemble_acc, len(images), tuple(logits) if is_all else None)
     if accelerator.is_main_process:
+        if words := better_than_all(answered, ensemble_acc, num_images=len(images)):
+            console.print(words, style="bold", highlight=False, soft_wrap=True)
         print_roll_call(answered, num_images=len(images), are_own=bool(own), console=console)
+    _require_well_read(recipe, data, own, answered, logits, images, accelerator=accelerator)
+    return roll
+
+
+def _require_well_read(
+    recipe: Recipe,
+    data: DataSet,
+    own: Sequence[OwnTeacher],
+    answered: Sequence[Answered],
+    logits: Sequence[Logits],
+    images: Images,
+    *,
+    accelerator: Accelerator,
+) -> None:
     refused = []
     for m, one in enumerate(own):
         if recipe.teachers.checkpoints[m].allow_weak:
@@ -91,7 +117,6 @@ def call_roll(
             refused.append(what_was_tried(answered[m], answered, tried, field=f"teachers.checkpoints.{m}"))
     if refused:
         raise CheckpointError("\n".join(refused))
-    return roll
 
 
 def _as_trained(teacher: nn.Module, recipe: Recipe, data: DataSet) -> Reading:
@@ -109,12 +134,16 @@ def _is_weak(one: Answered, all_of_them: Sequence[Answered]) -> bool:
     return one.margin < NEAR_CHANCE * (1 - one.chance) or one.margin < FAR_BELOW * best
 
 
-def _answered(member: int, name: str, logits: Logits, labels: metrics.Labels, reading: Reading) -> Answered:
+def _answered(
+    member: int, name: str, logits: Logits, labels: metrics.Labels, reading: Reading, *, class_names: Sequence[str]
+) -> Answered:
     log_probs = metrics.log_probs_from_logits(logits[0])
     answers, num_classes = log_probs.argmax(-1), log_probs.shape[-1]
-    frequencies = (np.bincount(each, minlength=num_classes) / len(labels) for each in (answers, labels))
-    chance = float(np.prod(list(frequencies), axis=0).sum())
-    return Answered(member, name, metrics.accuracy(log_probs, labels), chance, metrics.nll(log_probs, labels), reading)
+    predicted, images = (np.bincount(each, minlength=num_classes) for each in (answers, labels))
+    chance = float((predicted / len(labels) * (images / len(labels))).sum())
+    words = metrics.in_words(images.tolist(), predicted.tolist(), class_names)
+    acc, nll = metrics.accuracy(log_probs, labels), metrics.nll(log_probs, labels)
+    return Answered(member, name, acc, chance, nll, reading, words)
 
 
 def _some_of(images: Images, most: int) -> tuple[Images, bool]:

@@ -23,7 +23,7 @@ from edc.train.placement import place
 
 __all__ = ["Attempt", "better_readings", "other_readings"]
 
-FIRST_IMAGES, MOST_IMAGES = 200, 1000
+FIRST_IMAGES, MOST_IMAGES = 100, 1000
 """A reading that is right on no more of the first ones than the recipe's is not tried on more."""
 MOST_CLASSES_LISTED = 20
 STANDARD_ERRORS, LEAST_GAIN = 3.0, 0.01

@@ -2,36 +2,58 @@
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from edc.console import TextRow, fitting_table, left_out_words
 from edc.teachers.reading import Answered
 from edc.teachers.roll_call.other_readings import Attempt
 
-__all__ = ["print_roll_call", "what_was_tried"]
+__all__ = ["better_than_all", "print_roll_call", "what_was_tried"]
 
 MOST_SHOWN = 8
+OF_FILES = ("weights", "classes")
+COLUMNS = ("acc %", "NLL", "size", "normalised by", *OF_FILES)
+WORDS = ("size", "normalised by", *OF_FILES)
+GIVES_WAY = ("size", "weights", "classes", "normalised by", "NLL")
+"""In this order, where the terminal is too narrow for all."""
+
+
+def better_than_all(answered: Sequence[Answered], ensemble_acc: float, *, num_images: int) -> str:
+    """Returns that a teacher alone is right on more images than the ensemble that students learn from, if one is."""
+    best = max(answered, key=lambda one: one.acc)
+    if best.acc <= ensemble_acc:
+        return ""
+    more = round((best.acc - ensemble_acc) * num_images)
+    return (
+        f"teacher {best.member} ({best.name}) alone is better than the ensemble of {len(answered)}: right on "
+        f"{100 * best.acc:.2f} % of {num_images:,} validation images, the ensemble on {100 * ensemble_acc:.2f} % "
+        f"({more} image{'s' * (more != 1)} fewer). Students learn from the ensemble: leave weak teachers out, or serve "
+        f"that one (baseline/teacher_{best.member}.onnx in an artifact)"
+    )
 
 
 def print_roll_call(answered: Sequence[Answered], *, num_images: int, are_own: bool, console: Console) -> None:
     """Prints one line per teacher: what it is, how right it is, and how it is fed."""
-    table = Table(title=f"teachers on {num_images:,} validation images", title_justify="left", box=box.SIMPLE_HEAD)
-    for name, justify in (("", "right"), ("teacher", "left"), ("acc %", "right"), ("NLL", "right"), ("size", "right")):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_column("normalised by", overflow="fold")
-    if are_own:
-        table.add_column("weights", overflow="fold")
-        table.add_column("classes", overflow="fold")
+    rows = []
     for one in answered:
         reading = one.reading
-        cells = [str(one.member), one.name, f"{100 * one.acc:.2f}", f"{abs(one.nll):.3f}"]
-        cells += [str(reading.input_size or "the data's"), f"{reading.normalisation_of} ({_short(reading.mean)})"]
-        cells += [reading.weights or "as in the file", reading.classes] if are_own else []
-        table.add_row(*cells)
+        cells = [f"{100 * one.acc:.2f}", f"{abs(one.nll):.3f}", str(reading.input_size or "the data's")]
+        cells += [f"{reading.normalisation_of} ({_short(reading.mean)})", reading.weights or "as in the file"]
+        by_column = dict(zip(COLUMNS, (*cells, reading.classes), strict=True))
+        rows.append(TextRow(f"{one.member}:{one.name}", by_column))
+    table, left_out = fitting_table(
+        f"teachers on {num_images:,} validation images",
+        rows,
+        COLUMNS if are_own else COLUMNS[: -len(OF_FILES)],
+        gives_way=GIVES_WAY,
+        console=console,
+        names=("teacher",),
+        words=WORDS,
+    )
+    table.caption = left_out_words(left_out)
     console.print(table, highlight=False)
     for one in answered:
-        for note in one.reading.notes:
+        for note in (*one.reading.notes, *filter(None, [one.few_classes])):
             console.print(f"teacher {one.member}: {note}", highlight=False)
 
 

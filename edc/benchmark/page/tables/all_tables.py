@@ -8,6 +8,7 @@ from edc.benchmark.document import SavedRow
 from edc.benchmark.page.charts.latency import rounds_line
 from edc.benchmark.page.document import Bench
 from edc.benchmark.page.numbers import MISSING, fixed, megabytes, milliseconds
+from edc.benchmark.page.tables.by_class import class_tables_of
 from edc.benchmark.page.tables.comparison import comparison_table
 from edc.benchmark.page.tables.sweep import robustness_table, server_table, throughput_table
 from edc.benchmark.page.tables.table import Line, Table, line_of
@@ -18,8 +19,10 @@ __all__ = ["tables"]
 
 def tables(bench: Bench) -> list[Table]:
     """Returns the tables that have a line, in the order of the page."""
-    made = (_quality, _speed, comparison_table, _what_ran, _parts, throughput_table, server_table, robustness_table)
-    return [table for table in (make(bench) for make in made) if any(lines for _, lines in table.groups)]
+    first = (_quality, _speed, comparison_table)
+    then = (_what_ran, _parts, throughput_table, server_table, robustness_table)
+    made = [*(make(bench) for make in first), *class_tables_of(bench), *(make(bench) for make in then)]
+    return [table for table in made if any(lines for _, lines in table.groups)]
 
 
 def _grouped(
@@ -35,7 +38,13 @@ def _grouped(
     return tuple(groups)
 
 
+BY_CLASS = {"balanced_acc": "bal %", "macro_f1": "F1 %"}
+
+
 def _quality(bench: Bench) -> Table:
+    known = {name for row in bench.rows if row.quality for name, score in row.quality.raw if score is not None}
+    of_classes = {name: heading for name, heading in BY_CLASS.items() if name in known}
+
     def line(row: SavedRow) -> Line | None:
         quality = row.quality
         if quality is None:
@@ -46,6 +55,7 @@ def _quality(bench: Bench) -> Table:
             bench,
             row,
             fixed(raw.acc, 2, scale=100),
+            *(fixed(getattr(raw, name), 2, scale=100) for name in of_classes),
             *(fixed(getattr(raw, name), 3) for name in ("nll", "ece", "brier")),
             *(fixed(getattr(calibrated, name, None), 3) for name in ("nll", "ece", "brier")),
             fixed(quality.calibration_temperature, 3),
@@ -58,6 +68,7 @@ def _quality(bench: Bench) -> Table:
     columns = (
         "network",
         "acc %",
+        *of_classes.values(),
         "NLL",
         "ECE",
         "Brier",
@@ -75,6 +86,10 @@ def _quality(bench: Bench) -> Table:
         "calibrates its members before their mean. agree: same class as the ensemble. "
         "DEE: how many teachers an ensemble needs for the same cNLL; >: more than the ensemble has."
     )
+    majority = bench.document.majority
+    if majority is not None:
+        note += " bal: balanced accuracy, the mean recall over classes; F1: its mean over classes. Always saying "
+        note += f"{majority.name} is right on {fixed(majority.share, 2, scale=100)} %."
     number = bench.document.num_test_images
     title = f"Quality on {number:,} test images" if number else "Quality"
     return Table("quality", title, columns, _grouped(bench, bench.by_key.values(), line), note=note)

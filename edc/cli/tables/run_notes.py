@@ -1,0 +1,47 @@
+"""What is said below the table of runs: one or few classes predicted, the zero line, a teacher above its ensemble."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edc import metrics
+from edc.runs.rows import best_teacher, rows_by_subject
+from edc.subject import Subject
+
+__all__ = ["beaten_by_a_teacher", "few_classes", "zero_line"]
+
+
+def zero_line(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what always saying the most frequent class is right on; "" if an older edc did not write it."""
+    majority = summaries[0]["data"].get("majority")
+    return "" if majority is None else f"always `{majority['class']}`: acc {100 * majority['share']:.2f} %"
+
+
+def few_classes(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a sentence for each network that predicts one or few classes of the test images, or leaves one out."""
+    found = []
+    for summary in summaries:
+        at_seed = f", seed {summary['seed']}" if len(summaries) > 1 else ""
+        for subject, row in rows_by_subject(summary).items():
+            known = row.get("by_class")
+            words = known and metrics.in_words(known["images"], known["predicted"], summary["data"]["classes"])
+            if words:
+                found.append(f"{subject.label}{at_seed}: {words}")
+    return found
+
+
+def beaten_by_a_teacher(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a sentence for each run with a teacher that is right on more validation images than its ensemble."""
+    found = []
+    for summary in summaries:
+        rows = rows_by_subject(summary)
+        best, ensemble = best_teacher(rows), rows.get(Subject("ensemble"))
+        if best is None or ensemble is None or ensemble.get("validation") is None:
+            continue
+        of_best, of_ensemble = (100 * row["validation"]["acc"] for row in (rows[best], ensemble))
+        if of_best > of_ensemble:
+            at_seed = f", seed {summary['seed']}" if len(summaries) > 1 else ""
+            found.append(
+                f"{best.label}{at_seed}: right on {of_best:.2f} % of the validation images, its ensemble on "
+                f"{of_ensemble:.2f} %"
+            )
+    return list(dict.fromkeys(found))
