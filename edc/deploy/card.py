@@ -27,7 +27,7 @@ Made by edc {version}.
 {rows}
 
 On {num_test:,} test images of the data that it was trained on (`{data}`). Calibrated: by temperatures that were
-fitted on validation images. Nothing is known about other images.
+fitted on validation images. Nothing is known about other images.{notes}
 
 ## Use
 
@@ -79,6 +79,7 @@ def model_card(manifest: Manifest, recipe: Recipe, summary: dict[str, Any]) -> s
         images=_images(manifest.preprocessing),
         num_classes=len(manifest.classes),
         temperature="" if manifest.temperature_folded else f" (after a division by the temperature {kept:.4g})",
+        notes="".join(f"\n\n**{about}**: {note}" for about, note in manifest.notes.items()),
         files="\n".join(files),
         made=_made(recipe.students[recipe.deploy]),
     )
