@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show: `make gpu-check`, offline; the limits of its parts add up to 39 minutes.
+"""Everything that only a GPU can show: `make gpu-check`, offline; the limits of its parts add up to 25 minutes.
 
     python benchmarks/gpu_check.py                 # all parts
     python benchmarks/gpu_check.py --parts step_times,bench

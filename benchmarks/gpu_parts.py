@@ -108,7 +108,7 @@ def resume(where: Where) -> dict[str, Any]:
     _write_recipe(cut)
     process = subprocess.Popen([*_edc(), "distill", "check.yaml", "--device", where.device], cwd=cut)
     metrics = cut / "runs/check/students/latent_be/metrics.jsonl"
-    until = time.monotonic() + 240
+    until = time.monotonic() + 120
     while not metrics.is_file() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -199,15 +199,15 @@ def data_loading(where: Where) -> dict[str, Any]:
 PARTS = {
     part.name: part
     for part in (
-        Part("doctor", doctor, 240),
-        Part("gpu_tests", gpu_tests, 300),
-        Part("agreement", agreement, 240),
-        Part("resume", resume, 300),
+        Part("doctor", doctor, 120),
+        Part("gpu_tests", gpu_tests, 240),
+        Part("agreement", agreement, 150),
+        Part("resume", resume, 240),
         Part("no_waiting", no_waiting, 60),
-        Part("step_times", step_times, 240),
-        Part("export", export, 300),
-        Part("bench", bench, 600),
-        Part("data_loading", data_loading, 60),
+        Part("step_times", step_times, 180),
+        Part("export", export, 180),
+        Part("bench", bench, 300),
+        Part("data_loading", data_loading, 30),
     )
 }
 

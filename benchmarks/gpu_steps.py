@@ -7,8 +7,14 @@ from typing import Any
 __all__ = ["losses_of", "stepper", "timed"]
 
 
-def stepper(device: str, form: str, kind: str, autocast: Any, *, small: bool) -> Callable[[], Any]:
-    """Returns what takes one training step (`kind`: teacher, kd, latent_be, tdiv_sdiv) and returns its loss."""
+def stepper(
+    device: str, form: str, kind: str, autocast: Any, *, small: bool, network: str | None = None, ensemble_size: int = 0
+) -> Callable[[], Any]:
+    """Returns what takes one training step (`kind`: teacher, kd, latent_be, tdiv_sdiv) and returns its loss.
+
+    Args:
+        small: few and small images, and, unless the others say so, two members and a small network.
+    """
     import torch
 
     from edc.method.batch_ensemble import to_batch_ensemble
@@ -16,12 +22,15 @@ def stepper(device: str, form: str, kind: str, autocast: Any, *, small: bool) ->
     from edc.networks import build_network
     from edc.recipe import NetworkSection
 
-    size, rows, ensemble_size = (16, 8, 2) if small else (32, 128, 4)
+    size, rows = (16, 8) if small else (32, 128)
+    ensemble_size = ensemble_size or (2 if small else 4)
     torch.manual_seed(0)
 
-    def network() -> Any:
+    name = network or ("wrn10x1" if small else "wrn28x4")
+
+    def new_network() -> Any:
         built = build_network(
-            NetworkSection(name="wrn10x1" if small else "wrn28x4"),
+            NetworkSection(name=name),
             num_classes=10,
             image_shape=(3, size, size),
             mean=(0.5, 0.5, 0.5),
@@ -29,14 +38,15 @@ def stepper(device: str, form: str, kind: str, autocast: Any, *, small: bool) ->
         )
         return built.to(device).to(memory_format=torch.channels_last)
 
-    teachers = [network().eval().requires_grad_(False) for _ in range(ensemble_size)] if kind != "teacher" else []
-    student = network().train() if kind in ("teacher", "kd") else to_batch_ensemble(network(), ensemble_size).train()
+    teachers = [new_network().eval().requires_grad_(False) for _ in range(ensemble_size)] if kind != "teacher" else []
+    student = new_network() if kind in ("teacher", "kd") else to_batch_ensemble(new_network(), ensemble_size)
+    student.train()
     step: Any = LabelStep(autocast=autocast)
     if teachers:
         perturbation = "tdiv_sdiv" if kind == "tdiv_sdiv" else "none"
         method = "kd" if kind == "kd" else "latent_be"
         step = StudentStep(teachers, method=method, perturbation=perturbation, form=form, autocast=autocast)  # type: ignore[arg-type]
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, foreach=True)
     draws = torch.Generator().manual_seed(1)
     images = torch.rand(rows, 3, size, size, generator=draws).to(device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (rows,), generator=draws).to(device)

@@ -49,6 +49,8 @@ class StubGpu:
         self.refused_caches: tuple[bytes, ...] = ()
         self.capturing: list[weakref.ref[Any]] | None = None
         self.profiles_run: list[int] = []
+        self.num_compiled = 0
+        """Shapes for which TensorRT-RTX found no kernels in its cache."""
 
     def check(self) -> None:
         if self.sticky:
@@ -249,7 +251,7 @@ class CudaEngine:
         return tuple(dim.dim_value or -1 for dim in self.tensors[name].shape.dim)
 
     def create_runtime_config(self) -> Any:
-        config = RuntimeConfig()
+        config = RuntimeConfig(self.gpu)
         config.cuda_graph_strategy = GraphStrategy.DISABLED
         config.dynamic_shapes_kernel_specialization_strategy = Specialization.LAZY
         return config
@@ -266,11 +268,31 @@ GraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE
 Specialization = enum.Enum("DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"])
 
 
+class RuntimeCache:
+    """Holds the shapes that kernels were compiled for; refuses what another version wrote."""
+
+    def __init__(self, gpu: StubGpu) -> None:
+        self.gpu, self.shapes = gpu, list[list[int]]()
+
+    def deserialize(self, blob: bytes) -> bool:
+        version, _, shapes = blob.partition(b" ")
+        if version != self.gpu.version.encode():
+            return False
+        self.shapes = json.loads(shapes)
+        return True
+
+    def serialize(self) -> bytes:
+        return f"{self.gpu.version} {json.dumps(self.shapes)}".encode()
+
+
 class RuntimeConfig:
     cache: Any = None
 
+    def __init__(self, gpu: StubGpu) -> None:
+        self.gpu = gpu
+
     def create_runtime_cache(self) -> Any:
-        return object()
+        return RuntimeCache(self.gpu)
 
     def set_runtime_cache(self, cache: Any) -> bool:
         self.cache = cache
@@ -302,6 +324,9 @@ class Context:
         if gpu.capturing is not None:
             gpu.capturing.append(weakref.ref(self))
         gpu.profiles_run.append(self.profile)
+        if isinstance(cache := getattr(self.config, "cache", None), RuntimeCache) and [*self.shape] not in cache.shapes:
+            gpu.num_compiled += 1
+            cache.shapes.append([*self.shape])
         gpu.check()
         self.run()
         return True

@@ -109,7 +109,7 @@ def test_member_weight_is_the_slow_weight_times_the_outer_product(case):
     c_out, c_in = layer.weight.shape[:2]
     r, s = 1 + network.rho, 1 + network.sigma
     for m in range(M):
-        weight = network.member_weight(r[m], s[m]).detach()
+        weight = network.member_weights(r, s)[m].detach()
         for o in range(c_out):
             for c in range(c_in):
                 first = o // (c_out // groups) * c_in

@@ -107,12 +107,12 @@ def test_files_that_are_not_there_are_all_named_without_torch(tmp_path):
     )
     called = edc("distill", "asked.yaml", "--device", "cpu", cwd=tmp_path)
     assert called.exit_code == 2
-    for field, name in (
-        ("teachers.checkpoints.0.classes", "names.txt"),
-        ("teachers.checkpoints.1.file", "b.pt"),
-        ("students.kd.start", "c.pt"),
+    for field, name, what in (
+        ("teachers.checkpoints.0.classes", "names.txt", "file of class names"),
+        ("teachers.checkpoints.1.file", "b.pt", "checkpoint"),
+        ("students.kd.start", "c.pt", "file of weights to start from"),
     ):
-        assert f"{field}: {tmp_path / name}: no such file" in called.stderr
+        assert f"{field}: {tmp_path / name}: no such {what}" in called.stderr
     assert "a.pt: no such" not in called.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "asked.yaml"]
     require_named_files(load_recipe(tmp_path / "asked.yaml"), trains=False, with_teachers=False)

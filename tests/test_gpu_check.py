@@ -38,6 +38,18 @@ def test_parts_are_skipped_with_reasons_limited_and_not_repeated_once_they_have_
     assert again["no_waiting"] == parts["no_waiting"]  # not run again
 
 
+def test_limits_of_the_parts_add_up_to_25_minutes_and_docs_say_the_same():
+    calls = [node for node in ast.walk(ast.parse((SCRIPT.parent / "gpu_parts.py").read_text())) if _is_part(node)]
+    limits = {call.args[0].value: call.args[2].value for call in calls}
+    page = (TESTS.parent / "docs/gpu.md").read_text()
+    assert {name: int(limit) for name, limit in re.findall(r"^\| (\w+) \|.*\| (\d+) \|$", page, re.MULTILINE)} == limits
+    assert sum(limits.values()) <= 25 * 60
+
+
+def _is_part(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "Part"
+
+
 def test_docs_list_exactly_the_tests_that_are_left_for_a_gpu():
     """Those that `pytest -m gpu --collect-only` lists."""
     marked = {

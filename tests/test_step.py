@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edc.method.batch_ensemble import batchnorm_momentum_shared, select_members, to_batch_ensemble
+from edc.method.member_layers import BatchEnsembleLayer
 from edc.method.perturb import draw_pair, perturb
-from edc.method.step import Batch
+from edc.method.step import Batch, StudentStep
 from edc.networks import build_network
 from edc.recipe import NetworkSection, StudentSection, TrainingSection
 from edc.runs.student import student_step
@@ -315,3 +316,39 @@ def test_a_step_never_waits_for_the_gpu(form):
             backward_through(learn, network, network, batch, micro_batch_size=None, accelerator=accelerator)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("form", ["joint", "sequential"])
+def test_members_weights_are_made_once_a_joint_step_and_give_the_gradients_of_weights_made_at_each_call(form):
+    torch.manual_seed(0)
+    network, teachers = members(), ensemble()
+    for module in [network, *teachers.members]:
+        module.double()
+    layers = [layer for layer in network.modules() if isinstance(layer, BatchEnsembleLayer)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.rho, std=0.3)
+        torch.nn.init.normal_(layer.sigma, std=0.3)
+    network.eval()  # statistics that do not move: both steps start alike
+    images, made, found = images_of().double(), [], []
+    learn = student_step(StudentSection(perturbation="tdiv_sdiv"), teachers, training=TrainingSection(), form=form)
+    for layer in layers:
+        layer.make_weights = lambda layer=layer: made.append(layer) or BatchEnsembleLayer.make_weights(layer)
+    for is_kept in (True, False):
+        made.clear()
+        step = learn if is_kept else WeightsMadeAtEachCall(**vars(learn))
+        batch = Batch(images, torch.zeros(N), torch.Generator().manual_seed(3), slice(0, N), N)
+        network.zero_grad()
+        for loss in step.losses(network, network, batch):
+            assert all(layer.made is None for layer in layers)
+            loss.backward()
+        # At each call: two members in the perturbation, then all at once or one after another.
+        at_each_call = 2 + (1 if form == "joint" else len(teachers.members))
+        assert len(made) == len(layers) * (1 if is_kept and form == "joint" else at_each_call)
+        found.append([parameter.grad.clone() for parameter in network.parameters()])
+    for kept, at_each in zip(*found, strict=True):
+        torch.testing.assert_close(kept, at_each, rtol=1e-12, atol=1e-14)
+
+
+class WeightsMadeAtEachCall(StudentStep):
+    def _weights_serve_twice(self, _network: torch.nn.Module) -> bool:
+        return False

@@ -204,6 +204,42 @@ def test_parity_binds_once_a_size_and_contexts_share_what_was_compiled(gpu, tmp_
         assert {id(config.cache) for config in made} == {id(runner._cache)}
 
 
+def test_kernels_that_rtx_compiled_are_kept_beside_the_engine_and_used_by_the_next_process(gpu, tmp_path):
+    path, engine = built(tmp_path, "tensorrt_rtx")
+    images, found = tiny_images(8), []
+    source = EngineSource(STUDENT, (EngineFile(path, engine.sha256),))
+
+    def bench() -> list[int]:
+        """Returns how many shapes were compiled when each of two batch sizes first ran."""
+        before, loaded = gpu.num_compiled, open_backend("tensorrt-rtx", threads=1).load(source)
+        found.append("compiled kernels found beside the engine" in loaded.what_ran.notes)
+        return [len(loaded.infer(images[:size])) and gpu.num_compiled - before for size in (1, 8)]
+
+    assert bench() == [1, 2]
+    assert bench() == [0, 0]
+    engine_outputs(EngineRunner(path, engine), images, batch_size=8)
+    assert gpu.num_compiled == 2
+    kept = EngineRunner(path, engine).cache_path
+    kept.write_bytes(b"damaged")  # the library refuses it
+    assert bench() == [1, 2]
+    kept.unlink()
+    kept.mkdir()  # nothing can be written there
+    assert bench() == [1, 2]
+    assert found == [False, True, True, False]
+
+
+def test_a_bench_runs_each_batch_size_with_the_kernels_that_were_chosen_for_it(gpu, tmp_path):
+    path, engine = built(tmp_path)
+    for cuda_graph in (False, True):
+        source = EngineSource(replace(STUDENT, cuda_graph=cuda_graph), (EngineFile(path, engine.sha256),))
+        loaded = open_backend("tensorrt", threads=1).load(source)
+        assert "kernels chosen for batch 1 and 8" in loaded.what_ran.notes
+        for size, profile in ((1, 0), (8, 1), (1, 0)):
+            gpu.profiles_run.clear()
+            loaded.infer(tiny_images(size))
+            assert set(gpu.profiles_run) == {profile}
+
+
 def test_rtx_records_its_own_cuda_graph_and_torch_captures_none(gpu, tmp_path, monkeypatch):
     path, engine = built(tmp_path, "tensorrt_rtx")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: pytest.fail("torch captured a graph"))

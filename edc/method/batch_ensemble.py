@@ -30,6 +30,7 @@ __all__ = [
     "ensemble_size_of",
     "fold",
     "member_logits",
+    "member_weights_made",
     "select_members",
     "shared_layers",
     "to_batch_ensemble",
@@ -141,15 +142,31 @@ def select_members(
     Args:
         rows: how many rows of the batch each of them has, one after another; by default all have the same number.
     """
-    before = [(layer, layer.selected, layer.rows) for _, layer in _layers(network)]
-    for layer, _, _ in before:
+    before = [(layer, layer.selected, layer.members, layer.rows) for _, layer in _layers(network)]
+    for layer, *_ in before:
         layer.selected = None if members is None else _index(members, layer.rho.device)
-        layer.rows = rows
+        layer.members, layer.rows = members, rows
     try:
         yield
     finally:
-        for layer, selected, rows_before in before:
-            layer.selected, layer.rows = selected, rows_before
+        for layer, selected, members_before, rows_before in before:
+            layer.selected, layer.members, layer.rows = selected, members_before, rows_before
+
+
+@contextmanager
+def member_weights_made(network: nn.Module) -> Iterator[None]:
+    """Within the block the weights of all members are made only once, here, from the parameters as they are now.
+
+    A call of a layer that is frozen meanwhile gets them without their graph. No parameter may change within the block.
+    """
+    layers = {layer for _, layer in _layers(network) if layer.form == "weight"}
+    try:
+        for layer in layers:
+            layer.made = layer.make_weights()
+        yield
+    finally:
+        for layer in layers:
+            layer.made = None
 
 
 @cache

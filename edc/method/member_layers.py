@@ -6,6 +6,7 @@ Member m computes with `W_m = W * outer(s_m, r_m)`, in one of two forms that giv
     weight form       y =  conv(x, W_m) + b * s_m             M small weights are made, no activation stored for r, s
 
 edc trains in the weight form. The activation form, which every published BatchEnsemble computes, is the reference.
+All M weights of a layer are one expression. They do not change within a step: `member_weights_made` makes them once.
 
 The factors are stored as their distance from one, rho = r - 1 and sigma = s - 1. Ordinary weight decay then pulls r and
 s towards one, which is the official penalty with its 1/M if their data gradient is multiplied by M. Each member then
@@ -27,6 +28,8 @@ from edc.method.kinds import FoldKind
 __all__ = ["BatchEnsembleConv2d", "BatchEnsembleLayer", "BatchEnsembleLinear", "LayerForm", "is_known"]
 
 LayerForm = Literal["activation", "weight"]
+MemberWeights = list[tuple[Tensor, Tensor | None]]
+"""Weight and bias of one member after another."""
 
 _CASTS = "timm.layers.linear.Linear"
 """Computes what nn.Linear does (it casts its weight, in scripted code alone)."""
@@ -88,6 +91,10 @@ class BatchEnsembleLayer(nn.Module):
         """Which members (A,) the next batch is for; None: all. A tensor, so that a compiled layer fits every member."""
         self.rows: tuple[int, ...] | None = None
         """How many rows of the next batch each of these members has; None: all have the same number."""
+        self.members: tuple[int, ...] | None = None
+        """The same members as `selected`, as numbers."""
+        self.made: MemberWeights | None = None
+        """Weights and biases of all members, where they have been made for the calls to come."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         if self.was_shared and f"{prefix}weight" in state_dict:
@@ -108,16 +115,41 @@ class BatchEnsembleLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self._rows_of_members(len(x))
-        r, s = self.factors()
         if self.form == "activation":
+            r, s = self.factors()
             y = self.plain_forward(_scale_channels(x, r, rows, self.channel_dim), self.weight, self.bias)
             return _scale_channels(y, s, rows, self.channel_dim)
         outputs = [
-            self.plain_forward(part, self.member_weight(r[m], s[m]), None if self.bias is None else self.bias * s[m])
-            for m, part in enumerate(torch.split(x, rows))
+            self.plain_forward(part, weight, bias)
+            for part, (weight, bias) in zip(torch.split(x, rows), self._weights_of_members(), strict=True)
             if len(part)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _weights_of_members(self) -> MemberWeights:
+        """Returns weight and bias of each selected member; without a graph where this layer is frozen."""
+        if self.made is None or self.made[0][0].dtype != self._computed_in():
+            return self.make_weights()
+        made = self.made if self.members is None else [self.made[m] for m in self.members]
+        if self.weight.requires_grad:
+            return made
+        return [(weight.detach(), None if bias is None else bias.detach()) for weight, bias in made]
+
+    def make_weights(self) -> MemberWeights:
+        """Returns weight and bias of each selected member, computed in one expression for all.
+
+        Under autocast they are rounded here, all at once, and not in each convolution.
+        """
+        r, s = self.factors()
+        weights = _apart(self.member_weights(r, s).to(self._computed_in()))
+        biases = [None] * len(weights) if self.bias is None else _apart(self.bias * s)
+        return list(zip(weights, biases, strict=True))
+
+    def _computed_in(self) -> torch.dtype:
+        """Returns the type that autocast, if it is on, would compute this layer in."""
+        kind = self.weight.device.type
+        is_cast = kind != "meta" and torch.is_autocast_enabled(kind) and self.weight.dtype == torch.float32
+        return torch.get_autocast_dtype(kind) if is_cast else self.weight.dtype
 
     def _rows_of_members(self, num_rows: int) -> list[int]:
         """Returns how many of a batch's rows each selected member has; a layer may see each row several times."""
@@ -132,8 +164,8 @@ class BatchEnsembleLayer(nn.Module):
     def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
-        """Returns W * outer(s, r) for r (C_in,) and s (C_out,), in the shape of W."""
+    def member_weights(self, r: Tensor, s: Tensor) -> Tensor:
+        """Returns W * outer(s_m, r_m) (A, C_out, C_in, ...) for r (A, C_in) and s (A, C_out)."""
         raise NotImplementedError
 
     def plain(self) -> nn.Module:
@@ -151,10 +183,9 @@ class BatchEnsembleLayer(nn.Module):
         """Returns `weight` and `bias` of the one plain layer that stands for all members."""
         r, s = 1 + self.rho.detach(), 1 + self.sigma.detach()
         if kind == "mean_factors":
-            weight = self.member_weight(r.mean(0), s.mean(0))
+            weight = self.member_weights(r.mean(0, keepdim=True), s.mean(0, keepdim=True))[0]
         else:
-            members = [self.member_weight(r[m], s[m]) for m in range(self.ensemble_size)]
-            weight = torch.stack(members).mean(0)
+            weight = self.member_weights(r, s).mean(0)
         bias = {} if self.bias is None else {"bias": self.bias.detach() * s.mean(0)}
         return {"weight": weight.detach(), **bias}
 
@@ -206,10 +237,10 @@ class BatchEnsembleConv2d(BatchEnsembleLayer):
             edges += [missing // 2, missing - missing // 2]
         return F.pad(x, edges)
 
-    def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
+    def member_weights(self, r: Tensor, s: Tensor) -> Tensor:
         # Row o of group j meets only the input channels of group j.
-        r_of_row = r.view(self.groups, -1).repeat_interleave(self.out_channels // self.groups, dim=0)
-        return self.weight * (s[:, None] * r_of_row)[:, :, None, None]
+        outer = s.view(len(s), self.groups, -1, 1) * r.view(len(r), self.groups, 1, -1)
+        return self.weight * outer.view(len(s), self.out_channels, -1, 1, 1)
 
 
 class BatchEnsembleLinear(BatchEnsembleLayer):
@@ -227,8 +258,13 @@ class BatchEnsembleLinear(BatchEnsembleLayer):
     def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
-    def member_weight(self, r: Tensor, s: Tensor) -> Tensor:
-        return self.weight * torch.outer(s, r)
+    def member_weights(self, r: Tensor, s: Tensor) -> Tensor:
+        return self.weight * (s[:, :, None] * r[:, None, :])
+
+
+def _apart(tensor: Tensor) -> list[Tensor]:
+    """Returns the parts along the first axis; the gradient of a single one needs no copy."""
+    return [tensor.squeeze(0)] if len(tensor) == 1 else list(tensor.unbind(0))
 
 
 def _scale_channels(x: Tensor, factor: Tensor, rows: list[int], channel_dim: int) -> Tensor:

@@ -18,7 +18,7 @@ Source: Nam et al. 2022 (arXiv 2206.15047); docs/method.md.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from edc.method.batch_ensemble import batchnorm_momentum_shared, ensemble_size_of, select_members
+from edc.method.batch_ensemble import (
+    batchnorm_momentum_shared,
+    ensemble_size_of,
+    member_weights_made,
+    select_members,
+)
 from edc.method.kinds import Answers, MemberForm, Method, MixedView, Pair, Perturbation
 from edc.method.losses import kd_losses, label_loss, latent_be_losses, student_loss, wide
 from edc.method.perturb import perturb, sent_to
@@ -108,42 +113,55 @@ class StudentStep:
         images, labels = self._viewed(batch)
         by_row = self.answers == "split" and self.pair == "row"
         owners = self._owners(batch) if by_row else None
-        with precision, record_function("edc:perturbation"):
-            images = perturb(
-                images,
-                self.perturbation,
-                teachers=self.teachers,
-                student=network,
-                grey_levels=self.grey_levels,
-                generator=batch.generator,
-                rows=batch.rows,
-                num_rows=batch.num_rows,
-                owners=owners,
-            )
-        if self.answers == "split" and not by_row:
-            owners = self._owners(batch)
-        parts, parts_labels = self._shared_out(images, labels, owners)  # per teacher: the images that it answers
-        with precision, record_function("edc:teachers"):
-            answered = [answers(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True)]
-        sizes = tuple(len(part) for part in parts)
-        for group in groups:  # of members, or of teachers if one network learns from all
-            rows = None if self.answers == "all" else tuple(sizes[m] for m in group)
-            members = None if len(group) == len(self.teachers) else group
-            with (
-                precision,
-                record_function("edc:forward"),
-                select_members(network, members, rows=rows),
-                batchnorm_momentum_shared(network, len(groups)),
-            ):
-                if self.method == "kd" and self.answers == "all":
-                    logits, learned = wide(model(images))[None], labels
-                    distillation = kd_losses(logits, torch.stack(answered), temperature=self.temperature)
-                else:  # row by row, member-major: row m * N + n is image n seen by member m
-                    logits, learned = wide(model(_joined(parts, group)))[None], _joined(parts_labels, group)
-                    targets = _joined(answered, group)[None]
-                    distillation = latent_be_losses(logits, targets, temperature=self.temperature)
-                loss = student_loss(distillation, logits, learned, alpha=self.alpha)
-            yield sum(sizes[m] for m in group) / sum(sizes) * loss
+        with ExitStack() as made:
+            if self._weights_serve_twice(network):
+                with precision, record_function("edc:forward"):
+                    made.enter_context(member_weights_made(network))
+            with precision, record_function("edc:perturbation"):
+                images = perturb(
+                    images,
+                    self.perturbation,
+                    teachers=self.teachers,
+                    student=network,
+                    grey_levels=self.grey_levels,
+                    generator=batch.generator,
+                    rows=batch.rows,
+                    num_rows=batch.num_rows,
+                    owners=owners,
+                )
+            if self.answers == "split" and not by_row:
+                owners = self._owners(batch)
+            parts, parts_labels = self._shared_out(images, labels, owners)  # per teacher: the images that it answers
+            with precision, record_function("edc:teachers"):
+                answered = [answers(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True)]
+            sizes = tuple(len(part) for part in parts)
+            for group in groups:  # of members, or of teachers if one network learns from all
+                rows = None if self.answers == "all" else tuple(sizes[m] for m in group)
+                members = None if len(group) == len(self.teachers) else group
+                with (
+                    precision,
+                    record_function("edc:forward"),
+                    select_members(network, members, rows=rows),
+                    batchnorm_momentum_shared(network, len(groups)),
+                ):
+                    if self.method == "kd" and self.answers == "all":
+                        logits, learned = wide(model(images))[None], labels
+                        distillation = kd_losses(logits, torch.stack(answered), temperature=self.temperature)
+                    else:  # row by row, member-major: row m * N + n is image n seen by member m
+                        logits, learned = wide(model(_joined(parts, group)))[None], _joined(parts_labels, group)
+                        targets = _joined(answered, group)[None]
+                        distillation = latent_be_losses(logits, targets, temperature=self.temperature)
+                    loss = student_loss(distillation, logits, learned, alpha=self.alpha)
+                made.close()  # before the backward pass, which frees the weights of one layer after another
+                yield sum(sizes[m] for m in group) / sum(sizes) * loss
+
+    def _weights_serve_twice(self, network: nn.Module) -> bool:
+        """Returns whether to make all members' weights once, for the perturbation and for the pass that learns.
+
+        Not where only one member's may exist at a time, and not in a compiled network, which fuses their making.
+        """
+        is_compiled = network._compiled_call_impl is not None
+        return self.perturbation == "tdiv_sdiv" and len(self._groups(network)) == 1 and not is_compiled
 
     def num_parts(self, network: nn.Module) -> int:
         return len(self._groups(network))

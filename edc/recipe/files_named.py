@@ -10,6 +10,8 @@ from edc.recipe.teachers_section import CLASS_ORDERS
 
 __all__ = ["require_named_files"]
 
+START = "file of weights to start from"
+
 
 def require_named_files(recipe: Recipe, *, trains: bool = True, with_teachers: bool = True) -> None:
     """Raises if something is not there that the recipe names by its path.
@@ -31,7 +33,7 @@ def require_named_files(recipe: Recipe, *, trains: bool = True, with_teachers: b
                 f"{field}.root: no folder {section.root.absolute()}; point {field}.root{also} at the images"
             )
     named = [*(_of_teachers(recipe) if with_teachers else ()), *(_of_starts(recipe) if trains else ())]
-    missing = [f"{field}: {file.absolute()}: no such file" for field, file in named if not file.exists()]
+    missing = [f"{field}: {file.absolute()}: no such {what}" for field, what, file in named if not file.exists()]
     if missing:
         raise CheckpointError("\n".join(dict.fromkeys(missing)))
 
@@ -41,17 +43,17 @@ def _is_missing_folder(kind: str, root: Path) -> bool:
     return kind in FILE_KINDS and ":" not in root.as_posix() and not root.exists()
 
 
-def _of_teachers(recipe: Recipe) -> Iterator[tuple[str, Path]]:
+def _of_teachers(recipe: Recipe) -> Iterator[tuple[str, str, Path]]:
     for m, checkpoint in enumerate(recipe.teachers.checkpoints):
         if checkpoint.file is not None:
-            yield f"teachers.checkpoints.{m}.file", checkpoint.file
+            yield f"teachers.checkpoints.{m}.file", "checkpoint", checkpoint.file
         if isinstance(checkpoint.classes, str) and checkpoint.classes not in CLASS_ORDERS:
-            yield f"teachers.checkpoints.{m}.classes", Path(checkpoint.classes)
+            yield f"teachers.checkpoints.{m}.classes", "file of class names", Path(checkpoint.classes)
 
 
-def _of_starts(recipe: Recipe) -> Iterator[tuple[str, Path]]:
+def _of_starts(recipe: Recipe) -> Iterator[tuple[str, str, Path]]:
     if not recipe.teachers.checkpoints and recipe.teacher_network.start_file:
-        yield recipe.teacher_start_field, recipe.teacher_network.start_file
+        yield recipe.teacher_start_field, START, recipe.teacher_network.start_file
     for name, student in recipe.students.items():
         if file := recipe.network_of(student).start_file:
-            yield recipe.start_field(student, f"students.{name}"), file
+            yield recipe.start_field(student, f"students.{name}"), START, file

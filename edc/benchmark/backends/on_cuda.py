@@ -107,9 +107,17 @@ class CudaLoaded(Loaded):
 
     on_gpu = True
 
-    def __init__(self, bind: Bind, what_ran: WhatRan, *, file_bytes: int, max_batch: int | None = None) -> None:
+    def __init__(
+        self,
+        bind: Bind,
+        what_ran: WhatRan,
+        *,
+        file_bytes: int,
+        max_batch: int | None = None,
+        once_run: Callable[[], None] = lambda: None,
+    ) -> None:
         self.what_ran, self.file_bytes, self.max_batch = what_ran, file_bytes, max_batch
-        self._bind = bind
+        self._bind, self._once_run = bind, once_run
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._log = EventLog(lambda: torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
         self._shape: tuple[int, ...] = ()
@@ -138,6 +146,7 @@ class CudaLoaded(Loaded):
         self._compute = self._bind(self._images)
         outputs = self._compute()
         self._stream.synchronize()
+        self._once_run()
         self._host_outputs = torch.empty(outputs.shape, pin_memory=DEVICE.type == "cuda")
         self._shape = batch.shape
 

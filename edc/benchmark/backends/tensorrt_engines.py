@@ -40,6 +40,7 @@ class TensorRtEngines(Backend):
             )
         engines = [read_engine(file.path, self.library, sha256=file.sha256) for file in source.files]
         runners = [EngineRunner(file.path, engine) for file, engine in zip(source.files, engines, strict=True)]
+        are_compiled = all(runner.cache_path.is_file() for runner in runners)
         what_ran = WhatRan(
             provider=f"{self.library} on {torch.cuda.get_device_name()}",
             precision=source.subject.precision,
@@ -50,13 +51,20 @@ class TensorRtEngines(Backend):
                 _how_it_is_asked(self.library, cuda_graph=source.subject.cuda_graph),
                 f"kernels chosen for batch {' and '.join(str(batch) for batch in engines[0].tuned_for)}",
                 "pinned buffers",
+                *(["compiled kernels found beside the engine"] if are_compiled else []),
             ),
         )
+
+        def keep_compiled() -> None:
+            for runner in runners:
+                runner.keep_compiled()
+
         return CudaLoaded(
             lambda images: _bound(runners, images, source),
             what_ran,
             file_bytes=sum(engine.bytes for engine in engines),
             max_batch=min(engine.max_batch for engine in engines),
+            once_run=keep_compiled,
         )
 
 

@@ -1,6 +1,7 @@
 """Run an engine on a GPU."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from edc.deploy.artifact.feed import Fed
 from edc.deploy.engine.description import Engine
 from edc.deploy.engine.library import collecting_logger, generations, import_tensorrt, made
-from edc.errors import EngineError
-from edc.system.files import sha256_of
+from edc.errors import DiskError, EngineError
+from edc.system.files import sha256_of, write_atomically
 
 __all__ = [
     "DEVICE",
@@ -27,6 +28,9 @@ __all__ = [
 
 DEVICE = torch.device("cuda")
 """Where the buffers of engines are."""
+
+MOST_KERNEL_BYTES = 1 << 30
+"""A larger file is not what was written beside an engine."""
 
 
 def local_generation() -> int | None:
@@ -95,6 +99,24 @@ class EngineRunner:
             raise EngineError(f"{path}: torch {torch.__version__} sees no CUDA device, and its tensors are the buffers")
         self._cache: Any = None
         """TensorRT-RTX compiles kernels when a context first runs a shape; all contexts share what was compiled."""
+        self._kept = b""
+        """What of it is on disk."""
+
+    @property
+    def cache_path(self) -> Path:
+        """Where TensorRT-RTX's compiled kernels are kept, for this engine alone: beside it, named by its digest."""
+        return self.path.with_name(f"{self.path.name}.{self.engine.sha256[:12]}.kernels")
+
+    def keep_compiled(self) -> None:
+        """Writes the kernels that TensorRT-RTX compiled for this engine beside it, if there are new ones.
+
+        Where nothing can be written, the next process compiles them again; nothing else is lost.
+        """
+        compiled = b"" if self._cache is None else bytes(self._cache.serialize() or b"")
+        if compiled and compiled != self._kept:
+            with suppress(OSError, DiskError), write_atomically(self.cache_path) as temporary:
+                temporary.write_bytes(compiled)
+                self._kept = compiled
 
     def bind(self, images: Tensor, *, cuda_graph: bool = False) -> tuple[Tensor, Callable[[], None]]:
         """Returns the tensor (N, K) that logits will be written to, and what asks for it on torch's current stream.
@@ -163,9 +185,17 @@ class EngineRunner:
             config.cuda_graph_strategy = type(config.cuda_graph_strategy).WHOLE_GRAPH_CAPTURE
         if self._cache is None:
             self._cache = config.create_runtime_cache()
+            if self._cache is not None and (kept := self._kept_on_disk()) and self._cache.deserialize(kept):
+                self._kept = kept  # else the library refused it (another GPU, driver or version), and compiles anew
         if self._cache is not None:
             config.set_runtime_cache(self._cache)
         return config
+
+    def _kept_on_disk(self) -> bytes:
+        with suppress(OSError):
+            if 0 < self.cache_path.stat().st_size <= MOST_KERNEL_BYTES:
+                return self.cache_path.read_bytes()
+        return b""
 
 
 def _shape(shape: Any) -> str:
@@ -210,4 +240,5 @@ def engine_outputs(runner: EngineRunner, images: Fed, *, batch_size: int) -> NDA
             on_device.copy_(batch)
             enqueue()
             outputs.append(logits.cpu().numpy().copy())  # waits for the stream
+    runner.keep_compiled()
     return np.concatenate(outputs)
