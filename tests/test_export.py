@@ -158,7 +158,7 @@ def test_manifest_lists_every_file_with_its_digest(workshop: Workshop):
     on_disk = sorted(
         path.relative_to(workshop.artifact).as_posix() for path in workshop.artifact.rglob("*") if path.is_file()
     )
-    assert on_disk == sorted([*FILES, "manifest.json"])
+    assert on_disk == sorted([*FILES, "README.md", "manifest.json"])
     assert sorted(file.path for file in manifest.files) == FILES
     for file in manifest.files:
         assert file.sha256 == sha256_of(workshop.artifact / file.path)

@@ -16,7 +16,7 @@ FROM_THE_BOTTOM = re.findall(
 errors console seeding subject system method recipe metrics architectures networks data train teachers runs evidence
 deploy.artifact deploy.ensemble deploy.onnx deploy.engine deploy.fuse deploy.gates deploy.onnx_files deploy.samples
 deploy.engine_files
-deploy.records deploy.networks deploy.export deploy.verify
+deploy.records deploy.card deploy.networks deploy.export deploy.verify deploy.transfer
 benchmark.packed benchmark.keys benchmark.environment benchmark.progress benchmark.old_document
 benchmark.document_leaves benchmark.document
 benchmark.backends benchmark.workers

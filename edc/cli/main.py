@@ -18,6 +18,7 @@ from edc.cli import init as cli_init
 from edc.cli import predict as cli_predict
 from edc.cli import recipes as cli_recipes
 from edc.cli import show as cli_show
+from edc.cli import transfer as cli_transfer
 from edc.cli.options import (
     RUNS,
     DataRoot,
@@ -194,6 +195,7 @@ cli_deploy.add_commands(app)
 cli_bench.add_commands(app)
 cli_predict.add_commands(app)
 cli_init.add_commands(app)
+cli_transfer.add_commands(app)
 cli_recipes.add_commands(app)
 
 

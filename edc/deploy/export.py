@@ -24,6 +24,7 @@ from edc.deploy.artifact.manifest import (
     Preprocessing,
     write_manifest,
 )
+from edc.deploy.card import CARD_NAME, model_card
 from edc.deploy.engine_files import Built, EngineChoice, build_engines
 from edc.deploy.ensemble import ensemble_log_probs
 from edc.deploy.gates import Gates
@@ -118,6 +119,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
                 ensemble_calibrated_nll_by_size=tuple(summary["ensemble_calibrated_nll_by_size"]),
                 notes=_notes(networks, options) | _few_classes(networks, rows, data),
             )
+            (temporary / CARD_NAME).write_text(model_card(manifest, recipe, summary), encoding="utf-8")
             write_manifest(temporary, manifest)
     return manifest
 

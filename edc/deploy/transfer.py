@@ -1,0 +1,156 @@
+"""Artifacts between machines: to and from any folder that fsspec can reach (a disk, S3, GCS, the Hugging Face hub).
+
+The manifest is written last and read first. What it lists is checked by size and SHA-256 on both sides, so that half an
+artifact is never taken for one.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from edc.deploy.artifact.folder import appearing, artifact_lock, require_replaceable
+from edc.deploy.artifact.manifest import MANIFEST_NAME, Manifest, load_manifest, verify_files
+from edc.deploy.card import CARD_NAME
+from edc.errors import ArtifactError, EdcError, FailedError, NotInstalledError, RequestError, first_line
+
+__all__ = ["pull", "push"]
+
+MOST_BYTES = {MANIFEST_NAME: 16 << 20, CARD_NAME: 1 << 20}
+"""Of the files that no digest is known of before they are read."""
+Said = Callable[[str, int], object]
+"""Is told the path and the bytes of each file before it is moved."""
+
+
+def push(artifact: Path, address: str, *, force: bool = False, said: Said = lambda *_: None) -> Manifest:
+    """Copies an artifact to `address`, a folder for it alone: its files, its card, and then its manifest.
+
+    Args:
+        force: replace an artifact that is there.
+
+    Raises:
+        ArtifactError: the artifact is not whole.
+        RequestError: `address` cannot be understood, or holds something, and there is no `force`.
+        FailedError: the other side cannot be reached or written.
+    """
+    manifest = load_manifest(artifact)
+    verify_files(artifact, manifest)
+    files, place = _at(address)
+    paths = [file.path for file in manifest.files]
+    with _reaching(address):
+        old = _names_under(files, place)
+        if MANIFEST_NAME in old and not force:
+            raise RequestError(
+                f"{address}: holds an artifact already; replace it with --force, or choose another place"
+            )
+        others = sorted(name for name in old if not name.startswith(".") and name != CARD_NAME)
+        if others and MANIFEST_NAME not in old:
+            raise RequestError(f"{address}: holds {others[0]} and no {MANIFEST_NAME}; choose a folder for it alone")
+        if MANIFEST_NAME in old:
+            earlier = _manifest_at(files, place, address)
+            files.rm_file(f"{place}/{MANIFEST_NAME}")  # first: what lies there is no artifact from now on
+            for path in {file.path for file in earlier.files} - set(paths):
+                files.rm_file(f"{place}/{path}")
+        for path in [*paths, *[name for name in (CARD_NAME,) if (artifact / name).is_file()], MANIFEST_NAME]:
+            said(path, (artifact / path).stat().st_size)
+            files.makedirs(f"{place}/{path}".rpartition("/")[0], exist_ok=True)
+            files.put_file(str(artifact / path), f"{place}/{path}")
+    return manifest
+
+
+def pull(address: str, folder: Path, *, force: bool = False, said: Said = lambda *_: None) -> Manifest:
+    """Copies the artifact at `address` to `folder`, which appears whole or not at all; returns its manifest.
+
+    Args:
+        force: replace an artifact that is in `folder`.
+
+    Raises:
+        ArtifactError: no artifact at `address`, or one that is not what its manifest says.
+        RequestError: `address` cannot be understood, or `folder` holds something, and there is no `force`.
+        FailedError: the other side cannot be reached.
+    """
+    require_replaceable(folder)
+    if (folder / MANIFEST_NAME).exists() and not force:
+        raise RequestError(f"{folder}: holds an artifact already; replace it with --force, or choose another folder")
+    files, place = _at(address)
+    with artifact_lock(folder), appearing(folder) as temporary, _reaching(address):
+
+        def fetch(path: str, num_bytes: int) -> None:
+            said(path, num_bytes)
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(f"{place}/{path}", str(temporary / path))
+
+        if not files.isfile(f"{place}/{MANIFEST_NAME}"):
+            raise ArtifactError(f"{address}: no {MANIFEST_NAME} here; an artifact is a folder that `edc export` wrote")
+        for name in (MANIFEST_NAME, CARD_NAME):
+            if files.isfile(f"{place}/{name}"):
+                _require_small(files, place, name, address)
+                fetch(name, _size(files, f"{place}/{name}", f"{address}/{name}"))
+        manifest = load_manifest(temporary)
+        for file in manifest.files:
+            found = _size(files, f"{place}/{file.path}", f"{address}/{file.path}")
+            if found != file.bytes:
+                raise ArtifactError(f"{address}/{file.path}: {found:,} bytes, the manifest says {file.bytes:,}")
+            fetch(file.path, file.bytes)
+        verify_files(temporary, manifest)
+    return manifest
+
+
+def _manifest_at(files: Any, place: str, address: str) -> Manifest:
+    """Returns the manifest at `place`; many programs have a file of that name, and theirs are no artifacts."""
+    with TemporaryDirectory() as folder:
+        _require_small(files, place, MANIFEST_NAME, address)
+        files.get_file(f"{place}/{MANIFEST_NAME}", f"{folder}/{MANIFEST_NAME}")
+        try:
+            return load_manifest(Path(folder))
+        except ArtifactError:
+            raise RequestError(
+                f"{address}: its {MANIFEST_NAME} is no artifact's; choose a folder for it alone"
+            ) from None
+
+
+def _require_small(files: Any, place: str, name: str, address: str) -> None:
+    num_bytes = _size(files, f"{place}/{name}", f"{address}/{name}")
+    if num_bytes > MOST_BYTES[name]:
+        raise ArtifactError(f"{address}/{name}: {num_bytes:,} bytes, expected at most {MOST_BYTES[name]:,}")
+
+
+def _at(address: str) -> tuple[Any, str]:
+    """Returns the filesystem and the folder in it that `address` names."""
+    import fsspec
+
+    try:
+        files, place = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        raise NotInstalledError(f"{address}: {first_line(error)}") from None
+    except (ValueError, OSError) as error:
+        raise RequestError(f"{address}: {first_line(error)}; expected a folder, or an address like s3://...") from None
+    return files, str(place).rstrip("/")
+
+
+def _names_under(files: Any, place: str) -> set[str]:
+    """Returns the names right below `place`; none if it is not there."""
+    if files.isfile(place):
+        raise RequestError(f"{place}: is a file, expected a folder for the artifact")
+    if not files.isdir(place):
+        return set()
+    return {str(path).rstrip("/").rpartition("/")[2] for path in files.ls(place, detail=False)}
+
+
+def _size(files: Any, path: str, shown: str) -> int:
+    try:
+        return int(files.info(path)["size"])
+    except FileNotFoundError:
+        raise ArtifactError(f"{shown}: is missing, and the manifest lists it") from None
+
+
+@contextmanager
+def _reaching(address: str) -> Iterator[None]:
+    """Turns what filesystems raise, each with exceptions of its own, into one message."""
+    try:
+        yield
+    except EdcError:
+        raise
+    except Exception as error:
+        raise FailedError(f"{address}: {type(error).__name__}: {first_line(error)}") from error

@@ -1,0 +1,48 @@
+"""The artifact's README.md says what the run measured, in the form that the Hugging Face hub reads."""
+
+import json
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from edc.deploy.artifact.manifest import load_manifest
+
+
+@pytest.fixture(scope="module")
+def made(workshop):
+    artifact = workshop.folder / "export/tiny"
+    summary = json.loads((workshop.folder / "runs/tiny/summary.json").read_text())
+    return artifact, summary, ModelCard.load(artifact / "README.md")
+
+
+def test_front_matter_has_the_figures_of_the_exported_student(made):
+    artifact, summary, card = made
+    (row,) = (row for row in summary["rows"] if row["kind"] == "student" and row["name"] == summary["deploy"])
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    expected = {name: row["calibrated"][key] for name, key in (("accuracy", "acc"), ("nll", "nll"), ("ece", "ece"))}
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert (card.data.model_name, card.data.library_name) == ("tiny", "onnx")
+    assert card.data.license is None
+    assert load_manifest(artifact)
+
+
+def test_table_compares_the_student_with_one_teacher_and_the_ensemble(made):
+    _, summary, card = made
+    cells = [line.strip("| ").split(" | ") for line in card.text.splitlines() if re.match(r"\| .* \| \d+ \| ", line)]
+    rows = {label: [*map(float, figures)] for label, *figures in cells}
+    teachers = [row for row in summary["rows"] if row["kind"] == "teacher"]
+    mean_acc = 100 * sum(row["raw"]["acc"] for row in teachers) / len(teachers)
+    assert rows[f"one teacher (mean of {len(teachers)})"][:2] == pytest.approx([1, mean_acc], abs=0.006)
+    (ensemble,) = (row for row in summary["rows"] if row["kind"] == "ensemble")
+    of_ensemble = [ensemble["forwards"], 100 * ensemble["raw"]["acc"], ensemble["raw"]["nll"]]
+    of_ensemble += [ensemble["calibrated"]["nll"], ensemble["calibrated"]["ece"]]
+    assert rows[f"ensemble of {len(teachers)}"] == pytest.approx(of_ensemble, abs=0.006)
+    assert "**this network**" in rows
+
+
+def test_files_are_the_manifests_and_the_card_is_none_of_them(made):
+    artifact, _, card = made
+    listed = re.findall(r"^\| `([^`]+)` \|", card.text, re.MULTILINE)
+    assert listed == [file.path for file in load_manifest(artifact).files]
+    assert "README.md" not in listed

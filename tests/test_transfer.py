@@ -1,0 +1,136 @@
+"""Artifacts go elsewhere and come back as they were, or not at all."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import fsspec
+import pytest
+from command_line import edc
+
+from edc.deploy.artifact.manifest import load_manifest, verify_files
+from edc.deploy.transfer import pull, push
+from edc.errors import ArtifactError, FailedError, RequestError
+
+
+@pytest.fixture(scope="module")
+def artifact(workshop) -> Path:
+    return workshop.folder / "export/tiny"
+
+
+@pytest.fixture(params=["folder", "memory"])
+def address(request, tmp_path):
+    yield str(tmp_path / "elsewhere" / "tiny") if request.param == "folder" else f"memory://{tmp_path.name}/tiny"
+    fsspec.filesystem("memory").store.clear()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_comes_back_is_what_went(artifact, address, tmp_path):
+    moved = []
+    push(artifact, address, said=lambda path, num_bytes: moved.append((path, num_bytes)))
+    assert moved[-1][0] == "manifest.json"
+    assert pull(address, tmp_path / "back") == load_manifest(artifact)
+    expected = {name: content for name, content in contents(artifact).items() if name in dict(moved)}
+    assert contents(tmp_path / "back") == expected
+    assert {file.path for file in load_manifest(artifact).files} | {"README.md", "manifest.json"} == set(expected)
+
+
+def test_an_artifact_that_is_there_is_replaced_only_by_force_and_then_whole(artifact, address, tmp_path):
+    earlier = tmp_path / "earlier"
+    shutil.copytree(artifact, earlier)
+    document = json.loads((earlier / "manifest.json").read_text())
+    (earlier / "left.plan").write_bytes(b"an engine")
+    digest = hashlib.sha256(b"an engine").hexdigest()
+    document["files"].append(document["files"][-1] | {"path": "left.plan", "bytes": 9, "sha256": digest})
+    (earlier / "manifest.json").write_text(json.dumps(document))
+    push(earlier, address)
+    files, place = fsspec.core.url_to_fs(address)
+    files.pipe_file(f"{place}/notes.txt", b"mine")
+    with pytest.raises(RequestError, match="holds an artifact already; replace it with --force"):
+        push(artifact, address)
+    push(artifact, address, force=True)
+    assert not files.exists(f"{place}/left.plan")
+    assert files.cat_file(f"{place}/notes.txt") == b"mine"
+    pull(address, tmp_path / "back")
+    with pytest.raises(RequestError, match="back: holds an artifact already; replace it with --force"):
+        pull(address, tmp_path / "back")
+    (tmp_path / "back" / "manifest.json").write_text("{}")
+    pull(address, tmp_path / "back", force=True)
+    verify_files(tmp_path / "back", load_manifest(tmp_path / "back"))
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(artifact, address):
+    files, place = fsspec.core.url_to_fs(address)
+    files.makedirs(place, exist_ok=True)
+    files.pipe_file(f"{place}/thesis.tex", b"years of work")
+    with pytest.raises(RequestError, match=r"holds thesis\.tex and no manifest\.json"):
+        push(artifact, address, force=True)
+    files.pipe_file(f"{place}/manifest.json", b'{"name": "a web page"}')
+    with pytest.raises(RequestError, match=r"its manifest\.json is no artifact's"):
+        push(artifact, address, force=True)
+    assert files.cat_file(f"{place}/thesis.tex") == b"years of work"
+    assert files.cat_file(f"{place}/manifest.json") == b'{"name": "a web page"}'
+
+
+def test_a_push_that_is_cut_off_leaves_no_artifact(artifact, tmp_path, monkeypatch):
+    put, elsewhere = fsspec.get_filesystem_class("file").put_file, tmp_path / "elsewhere"
+
+    def full(self, source, target, **options):
+        if "baseline" in target:
+            raise OSError(28, "No space left on device")
+        return put(self, source, target, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fsspec.get_filesystem_class("file"), "put_file", full)
+        with pytest.raises(FailedError, match=r"elsewhere: OSError: .*No space left"):
+            push(artifact, str(elsewhere))
+    with pytest.raises(ArtifactError, match=r"no manifest\.json here"):
+        pull(str(elsewhere), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("damage", ["longer", "changed", "missing", "outside", "huge"])
+def test_what_is_not_as_its_manifest_says_does_not_come_back(artifact, tmp_path, damage):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(artifact, elsewhere)
+    model, manifest = elsewhere / "student.onnx", elsewhere / "manifest.json"
+    content = model.read_bytes()
+    expected = {
+        "longer": r"student\.onnx: .* bytes, the manifest says",
+        "changed": "another SHA-256",
+        "missing": r"student\.onnx: is missing, and the manifest lists it",
+        "outside": "not a path inside the artifact",
+        "huge": r"manifest\.json: .* bytes, expected at most",
+    }[damage]
+    if damage == "longer":
+        model.write_bytes(content + b"x")
+    elif damage == "changed":
+        model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "missing":
+        model.unlink()
+    elif damage == "outside":
+        document = json.loads(manifest.read_text())
+        document["files"][0]["path"] = "../../stolen"
+        manifest.write_text(json.dumps(document))
+    else:
+        manifest.write_bytes(b" " * (17 << 20))
+    with pytest.raises(ArtifactError, match=expected):
+        pull(str(elsewhere), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere"]
+
+
+def test_commands_say_what_they_moved_and_refuse_an_unknown_address(artifact, tmp_path):
+    pushed = edc("push", str(artifact), str(tmp_path / "there"), "--json", cwd=tmp_path)
+    assert pushed.exit_code == 0, pushed.stderr
+    assert json.loads(pushed.stdout)["files"] == len(load_manifest(artifact).files)
+    pulled = edc("pull", str(tmp_path / "there"), cwd=tmp_path)
+    assert pulled.exit_code == 0, pulled.stderr
+    assert (tmp_path / "export/there/student.onnx").is_file()
+    wrong = edc("push", str(artifact), "nowhere://x/y", cwd=tmp_path)
+    assert wrong.exit_code == 2
+    assert "nowhere://x/y: Protocol not known: nowhere" in wrong.stderr
