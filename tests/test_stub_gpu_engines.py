@@ -31,6 +31,7 @@ from edc.benchmark.workers.probe import Probe
 from edc.benchmark.workers.process import WorkerProcess
 from edc.benchmark.workers.protocol import Infer, Load, LoadReport, Refused, TimeRound
 from edc.benchmark.workers.worker import Worker, serve
+from edc.cli.main import main
 from edc.deploy.artifact.feed import as_fed
 from edc.deploy.artifact.manifest import Preprocessing
 from edc.deploy.engine.description import Engine, read_engine, sidecar_path
@@ -343,6 +344,36 @@ def test_bad_engines_and_gpus_without_memory_are_one_message(gpu, tmp_path):
     renamed = json.loads(sidecar_path(path).read_text()) | {"input_name": "pixels"}
     sidecar_path(path).write_text(json.dumps(renamed))
     assert "has no input pixels, but images, logits; export again" in reason_of(path, engine)
+
+
+def test_bad_engines_and_gpus_end_a_command_with_one_message_and_exit_code_1_or_2(gpu, tmp_path, monkeypatch, capsys):
+    path, engine = built(tmp_path)
+    pixels = replace(engine, input_name="pixels")
+    cases = {
+        "of another version": (lambda: setattr(gpu, "version", "11.0.0"), engine),
+        "of another GPU": (lambda: setattr(gpu, "generation", 89), engine),
+        "no free memory": (lambda: setattr(gpu, "no_context", True), engine),
+        "a driver too old": (lambda: setattr(gpu, "null", "Runtime"), engine),
+        "another input than described": (lambda: None, pixels),
+    }
+    healthy = {"version": "10.9.0", "generation": 86, "no_context": False, "null": ""}
+    for name, (broken, described) in cases.items():
+        for attribute, value in healthy.items():
+            setattr(gpu, attribute, value)
+        broken()
+
+        def command(described: Engine = described) -> None:
+            engine_outputs(EngineRunner(path, described), tiny_images(2), batch_size=2)
+
+        monkeypatch.setattr("edc.cli.main.app", command)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr().err
+        assert ended.value.code in (1, 2), name
+        assert said.startswith(f"error: {path}: "), name
+        assert said.count("error:") == 1 or "CUDA initialization failure with error: 35" in said, name
+        assert "Traceback" not in said, name
 
 
 def test_a_gpu_that_fails_every_later_call_ends_its_worker_and_other_rows_get_a_new_one(gpu, tmp_path, monkeypatch):
