@@ -32,7 +32,20 @@ from edc.runs.profile import MEASURED_STEPS
 from edc.system.doctor import Check
 
 HEAVY = ("torch", "numpy", "accelerate", "timm", "onnx", "onnxruntime", "sklearn", "scipy", "matplotlib")
-COMMANDS = ("distill", "teach", "show", "export", "verify", "doctor", "bench", "predict", "init", "recipes")
+COMMANDS = (
+    "distill",
+    "teach",
+    "show",
+    "export",
+    "verify",
+    "doctor",
+    "bench",
+    "predict",
+    "init",
+    "push",
+    "pull",
+    "recipes",
+)
 
 
 def refused(called: Called, *expected: str, exit_code: int = 2) -> str:
