@@ -276,6 +276,17 @@ def test_one_run_alone_says_its_shares_in_words(runs):
     assert "(95 % intervals over test images)" in text
 
 
+def test_a_gain_that_cannot_be_told_from_none_has_no_share_of_it(tmp_path):
+    """A quotient of noise would be thousands of per cent."""
+    run = make_run(tmp_path / "one", seed=1, gain=1e-5)
+    evidence = evidence_of([run])
+    assert not evidence.gain["acc"].excludes(0)
+    text = shown([run], 150, against=None)
+    assert "% in accuracy" not in text
+    assert "its gain in accuracy" in text
+    assert "cannot be told from none" in text
+
+
 def test_rows_that_cannot_be_told_apart_are_said_to_be_so(runs):
     evidence = evidence_of(runs, against="kd")
     alike = [row.label for row in evidence.rows if row.against and row.against["acc"].verdict == "not told apart"]

@@ -9,11 +9,12 @@ from rich.console import Console
 
 from edc.console import TextRow, duration, fitting_table, left_out_words
 from edc.evidence.over_seeds import Evidence, EvidenceRow
-from edc.evidence.read_runs import MEASURES
+from edc.evidence.read_runs import MEASURES, Measure
 from edc.metrics.intervals import Interval
 
 __all__ = ["evidence_document", "print_evidence"]
 
+IN_WORDS: dict[Measure, str] = {"acc": "accuracy", "calibrated_nll": "calibrated NLL"}
 WORTH = ("k forwards", "time", "share acc %", "share cNLL %")
 WORTH_GIVES_WAY = ("time", "k forwards", "share acc %")
 DIFFERENCES = ("acc points", "cNLL")
@@ -49,7 +50,11 @@ def print_evidence(evidence: Evidence, *, console: Console) -> None:
         f"{level}; {_gain(evidence)}\nshare: (student - teacher) / (ensemble - teacher); "
         "k forwards: thousand forward passes of a batch, in training"
     )
-    worth = [TextRow(row.label, dict(zip(WORTH, _worth(row), strict=True))) for row in evidence.rows if row.share]
+    if _without_bounds(evidence):
+        caption += "\na share without an interval: it could be anything, by so few runs"
+    worth = [
+        TextRow(row.label, dict(zip(WORTH, _worth(evidence, row), strict=True))) for row in evidence.rows if row.share
+    ]
     title = "what a student keeps of the ensemble's gain"
     if len(evidence.runs) == 1 and not evidence.against:
         for line in (*_shares_in_words(evidence), f"({level})"):
@@ -84,10 +89,26 @@ def _print(
     console.print(table)
 
 
-def _worth(row: EvidenceRow) -> list[str]:
+def _worth(evidence: Evidence, row: EvidenceRow) -> list[str]:
     units = "" if row.units is None else f"{row.units / 1000:.3g}"
     time = "" if row.hours is None else duration(3600 * row.hours)
-    return [units, time, *(_interval(row.share[m], 0, scale=100) for m in MEASURES)]
+    return [units, time, *(_share(evidence, row, m) for m in MEASURES)]
+
+
+def _share(evidence: Evidence, row: EvidenceRow, measure: Measure) -> str:
+    """Returns the share in per cent; a dash where the ensemble's gain cannot be told from none: a quotient of noise."""
+    return "-" if _share_is_nothing(evidence, measure) else _interval(row.share[measure], 0, scale=100)
+
+
+def _share_is_nothing(evidence: Evidence, measure: Measure) -> bool:
+    gain = evidence.gain[measure]
+    return not gain.value > 0 or (gain.low is not None and not gain.excludes(0))
+
+
+def _without_bounds(evidence: Evidence) -> bool:
+    """Returns whether a share is shown that so few runs do not bound."""
+    shares = [_share(evidence, row, m) for row in evidence.rows if row.share for m in MEASURES]
+    return evidence.over != "nothing" and any(share != "-" and "(" not in share for share in shares)
 
 
 def _differences(row: EvidenceRow) -> list[str]:
@@ -116,13 +137,17 @@ def _interval(interval: Interval, digits: int, *, scale: float = 1, sign: str = 
 
 
 def _shares_in_words(evidence: Evidence) -> list[str]:
-    """Returns a line for each student as it is deployed."""
-    students = [row for row in evidence.rows if row.subject and row.subject.role == "student"]
-    return [f"{_gain(evidence)}, of which"] + [
-        f"- {row.label} keeps {_interval(row.share['acc'], 0, scale=100)} % in accuracy and "
-        f"{_interval(row.share['calibrated_nll'], 0, scale=100)} % in calibrated NLL"
-        for row in students
-    ]
+    """Returns a line for each student as it is deployed, of the measures in which there is something to keep."""
+    lines = []
+    for row in evidence.rows:
+        if row.subject and row.subject.role == "student":
+            shares = {IN_WORDS[m]: _share(evidence, row, m) for m in MEASURES}
+            kept = [f"{share} % in {name}" for name, share in shares.items() if share != "-"]
+            lines += [f"- {row.label} keeps {' and '.join(kept)}"] if kept else []
+    nothing = [IN_WORDS[m] for m in MEASURES if _share_is_nothing(evidence, m)]
+    if nothing:
+        lines.append(f"its gain in {' and in '.join(nothing)} cannot be told from none: there is no share of it")
+    return [f"{_gain(evidence)}, of which" if len(lines) > bool(nothing) else _gain(evidence), *lines]
 
 
 def _words(evidence: Evidence) -> list[str]:
