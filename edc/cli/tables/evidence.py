@@ -51,7 +51,7 @@ def print_evidence(evidence: Evidence, *, console: Console) -> None:
         "k forwards: thousand forward passes of a batch, in training"
     )
     if _without_bounds(evidence):
-        caption += "\na share without an interval: it could be anything, by so few runs"
+        caption += "\na share without an interval is not bounded by so few runs"
     worth = [
         TextRow(row.label, dict(zip(WORTH, _worth(evidence, row), strict=True))) for row in evidence.rows if row.share
     ]
