@@ -257,6 +257,7 @@ def test_summary_on_disk_is_the_one_returned(summary, runs):
         "validation": 30,
         "test": 40,
         "classes": ["class0", "class1", "class2"],
+        "majority": {"class": "class0", "share": 0.35},
     }
 
 

@@ -180,7 +180,7 @@ def _row(
     answers = metrics.ensemble_log_probs(predictions.test)
     results[subject] = per_image_of(answers, calibrated, test_labels)
     found = metrics.by_class(answers.argmax(1), test_labels, num_classes=answers.shape[1])
-    row["by_class"] = dataclasses.asdict(found)
+    row["by_class"] = _listed(dataclasses.asdict(found))
     row["validation"] = {
         "acc": result.validation_acc,
         "nll": result.validation_nll,
@@ -216,3 +216,10 @@ def _plain(result: Metrics) -> dict[str, Any]:
         document["dee"] = None
         document["dee_bound"] = "above" if math.isinf(result.dee) else "below"
     return document
+
+
+def _listed(value: Any) -> Any:
+    """Returns the value with lists for tuples, as summary.json gives it back."""
+    if isinstance(value, dict):
+        return {name: _listed(each) for name, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, tuple) else value
