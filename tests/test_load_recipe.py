@@ -102,10 +102,8 @@ def test_mistake_inside_a_student_names_the_student(written):
 
 def test_unknown_key_without_a_near_one_lists_the_known_ones(written):
     lines = mistakes(written(GOOD + "teachers: {zzzz: 1}"))
-    assert (
-        lines[1]
-        == "teachers.zzzz: unknown key; known: ensemble_size, network, epochs, training, class_weights, seed, checkpoints"
-    )
+    known = "ensemble_size, network, epochs, training, class_weights, seed, checkpoints"
+    assert lines[1] == f"teachers.zzzz: unknown key; known: {known}"
 
 
 def test_all_mistakes_come_at_once(written):
