@@ -1,5 +1,6 @@
 """Fixtures that more than one file needs."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from browser import Browser
 from command_line import Called, edc
+from filelock import FileLock
 from processes import TESTS, environment, found_by
 
 __all__ = ["TESTS", "TINY_RECIPE", "Workshop", "environment"]
@@ -33,9 +35,14 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two gloo processes found: see distributed_worker.py."""
-    folder = tmp_path_factory.mktemp("two_processes")
-    return found_by("distributed_worker.py", folder, num_processes=2)
+    """What each of two gloo processes found: see distributed_worker.py. Made once for all workers of pytest-xdist."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder if "PYTEST_XDIST_WORKER" not in os.environ else folder.parent) / "two_processes"
+    with FileLock(f"{folder}.lock"):
+        if (folder / "rank1.pt").is_file():
+            return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+        folder.mkdir()  # fails if another worker's processes have failed here, which its tests say
+        return found_by("distributed_worker.py", folder, num_processes=2)
 
 
 @pytest.fixture(scope="session")

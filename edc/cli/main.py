@@ -29,6 +29,7 @@ from edc.cli.options import (
     RunsFolder,
     Threads,
     accelerator_on,
+    is_alone,
     print_json,
     say,
     seeds_in,
@@ -121,7 +122,7 @@ def distill(
     folders = [RunFolder(run or runs / each.name) for each in loaded]
     if seeds is not None:
         folders = [RunFolder(runs / f"{each.name}-seed{each.seed}") for each in loaded]
-    for folder, each in zip(folders, loaded, strict=True):
+    for folder, each in zip(folders, loaded, strict=True) if is_alone() else ():
         folder.require_claimable(each)
         if not folder.summary_path.is_file():
             require_named_files(each)
@@ -164,7 +165,8 @@ def teach(
         raise RequestError(f"--member: found {member}, the ensemble has members 0 to {loaded.teachers.size - 1}")
     from edc.recipe.files_named import require_named_files
 
-    require_named_files(loaded)
+    if is_alone():
+        require_named_files(loaded)
     from edc.data import load_data
     from edc.runs.distill import require_trainable
     from edc.runs.folder import TEACHERS
@@ -225,8 +227,7 @@ def main(received: Sequence[int] = ()) -> None:
 
 def _end_as(interrupted: Interrupted, *, because: str = "") -> NoReturn:
     state = "everything is saved" if interrupted.saved else "what was saved before is intact, later work is lost"
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
-    command = "the same command on as many processes" if several else shlex.join(["edc", *sys.argv[1:]])
+    command = shlex.join(["edc", *sys.argv[1:]]) if is_alone() else "the same command on as many processes"
     met = f" ({because})" if because else ""
     say(f"\nstopped by {interrupted}{met}; {state}. Continue with: {command}")
     sys.exit(interrupted.exit_code)

@@ -30,6 +30,14 @@ Json = Annotated[
 RUNS, EXPORT = Path("runs"), Path("export")
 
 
+def is_alone() -> bool:
+    """Returns whether this is the only process of the command.
+
+    What one of several misses, perhaps on a machine of its own, has to end them all, and they tell one another later.
+    """
+    return os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 def listed(text: str, known: Sequence[str], option: str) -> list[Any]:
     """Returns the names in a comma-separated list, all of which must be known."""
     names = [name.strip() for name in text.split(",") if name.strip()]

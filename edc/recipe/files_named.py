@@ -1,6 +1,5 @@
 """Whether the files and folders that a recipe names are there, asked before torch loads."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +16,6 @@ START = "file of weights to start from"
 def require_named_files(recipe: Recipe, *, trains: bool = True, with_teachers: bool = True) -> None:
     """Raises if something is not there that the recipe names by its path.
 
-    Of several processes none does: what one of them misses, on a machine of its own, has to end them all, and they can
-    only tell one another later.
-
     Args:
         trains: whether students, and teachers without checkpoints, will start from files.
         with_teachers: whether the user's own teachers will be read.
@@ -28,8 +24,6 @@ def require_named_files(recipe: Recipe, *, trains: bool = True, with_teachers: b
         DataError: a folder of images.
         CheckpointError: files of weights or of class names; all that are missing.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        return
     sections: dict[str, DataSection | ExtraSection] = {"data": recipe.data}
     several = len(recipe.data.extra) > 1
     for number, extra in enumerate(recipe.data.extra):
