@@ -14,7 +14,7 @@ from edc.benchmark.environment import Environment, environment_now
 from edc.benchmark.judge.baselines import best_ensemble, compare_all, with_corrected_p
 from edc.benchmark.judge.rows import Row, row_of
 from edc.benchmark.judge.verdict import BenchVerdict, verdict_on
-from edc.benchmark.measure.classes import few_classes_of, figures_by_class, majority_of
+from edc.benchmark.measure.classes import few_classes_of, figures_by_class
 from edc.benchmark.measure.curves import training_curves
 from edc.benchmark.measure.disagreements import Disagreements, disagreements
 from edc.benchmark.measure.quality import Predictions, Qualities, float_batches, predict_all, score_all
@@ -135,7 +135,7 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
         by_class=figures_by_class(rows, verdict, qualities),
         few_classes=few_classes,
         teachers=request.teachers,
-        majority=majority_of(predictions, request.manifest.classes),
+        majority=metrics.majority_of(predictions.test_labels, request.manifest.classes),
         sweep_batches=tuple(_sweep_batches(request, options)),
         throughput=tuple(measured.throughput),
         server=tuple(measured.server),

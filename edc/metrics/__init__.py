@@ -1,6 +1,6 @@
 """Metrics of predictions: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
 
-from edc.metrics.by_class import ByClass, by_class, in_words, majority
+from edc.metrics.by_class import ByClass, by_class, in_words, majority_of
 from edc.metrics.calibrate import fit_member_temperature, fit_temperature
 from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.metrics import (
@@ -43,7 +43,7 @@ __all__ = [
     "fit_temperatures",
     "in_words",
     "log_probs_from_logits",
-    "majority",
+    "majority_of",
     "nll",
     "quality",
     "reliability_bins",

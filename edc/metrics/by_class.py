@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ByClass", "balanced_accuracy_and_f1", "by_class", "in_words", "majority"]
+__all__ = ["ByClass", "balanced_accuracy_and_f1", "by_class", "in_words", "majority_of"]
 
 MOST_CLASSES = 100
 """Of a confusion matrix, which grows with their square."""
@@ -61,8 +61,13 @@ def by_class(predicted: Classes, labels: Classes, *, num_classes: int) -> ByClas
     )
 
 
-def majority(images: Sequence[int]) -> tuple[int, float]:
-    """Returns the class with most of the images (K,), and its share: the accuracy of always saying so."""
+def majority_of(labels: Classes, names: Sequence[str]) -> tuple[str, float]:
+    """Returns the most frequent class of the labels (N,), and its share: the accuracy of always saying so."""
+    largest, share = _largest(np.bincount(labels, minlength=len(names)).tolist())
+    return names[largest], share
+
+
+def _largest(images: Sequence[int]) -> tuple[int, float]:
     largest = int(np.argmax(images))
     return largest, images[largest] / sum(images)
 
@@ -76,7 +81,7 @@ def in_words(images: Sequence[int], predicted: Sequence[int], names: Sequence[st
         images: how many have each label (K,).
         predicted: for how many each class is predicted (K,).
     """
-    total, (most, share) = sum(images), majority(images)
+    total, (most, share) = sum(images), _largest(images)
     if sum(number > 0 for number in images) < 2:
         return ""
     answers = [int(k) for k in np.argsort(predicted, kind="stable")[::-1] if predicted[k]]

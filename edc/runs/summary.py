@@ -23,6 +23,7 @@ from edc.networks import count_parameters
 from edc.recipe import Recipe
 from edc.recipe.equal_cost import units_per_step
 from edc.runs.choice import kept_choice
+from edc.runs.documents.by_class import SavedByClass
 from edc.runs.folder import RunFolder
 from edc.runs.per_image import PerImage, per_image_of, write_per_image
 from edc.runs.rows import deployed_student, identity_of
@@ -85,20 +86,19 @@ def summarise(
         for m, predictions in enumerate(per_teacher)
     ]
     rows.append(to_row(Subject("ensemble"), ensemble, parameters=sum(sizes)))
-    fold_choice = {}
+    fold_choice: dict[str, dict[FoldKind, float]] = {}
     for name, network in students.items():
-        form = form_of(recipe, name, run=run)
+        of_student = partial(to_row, form=form_of(recipe, name, run=run))
         if ensemble_size_of(network) > 1:
-            members, parameters = predict(network), count_parameters(network)
-            rows.append(to_row(Subject("members", name=name), members, parameters=parameters, form=form))
+            members = Subject("members", name=name)
+            rows.append(of_student(members, predict(network), parameters=count_parameters(network)))
             folds = {kind: fold_student(network, recipe, name, data, kind=kind) for kind in get_args(FoldKind)}
             fold_choice[name] = {
                 kind: metrics.nll(metrics.ensemble_log_probs(predict(plain).validation), validation_labels)
                 for kind, plain in folds.items()
             }
         plain = deployable(network, recipe, name, data, accelerator=accelerator)
-        student = Subject("student", name=name)
-        row = to_row(student, predict(plain), parameters=count_parameters(plain), form=form)
+        row = of_student(Subject("student", name=name), predict(plain), parameters=count_parameters(plain))
         rows.append(row | {"training": _training(recipe, name, data)})
     by_main(lambda: write_per_image(run, results, test_labels), accelerator)
     choices = {name: kept_choice(run.student_path(name)) for name in students}
@@ -109,15 +109,7 @@ def summarise(
         "recipe_sha256": recipe.digest(),
         "seed": recipe.seed,
         "deploy": deployed_student(recipe, rows),
-        "data": {
-            "kind": recipe.data.kind,
-            "train": len(data.train),
-            "validation": len(data.validation),
-            "test": len(data.test),
-            **({"extra": len(data.extra)} if data.extra else {}),
-            "classes": list(data.class_names),
-            "majority": _majority(data, test_labels),
-        },
+        "data": {"kind": recipe.data.kind, **_about(data, test_labels)},
         "ensemble_size": recipe.teachers.size,
         "ensemble_calibrated_nll_by_size": nlls,
         **({"roll_call": roll.document()} if roll else {}),
@@ -129,10 +121,17 @@ def summarise(
     }
 
 
-def _majority(data: DataSet, labels: Labels) -> dict[str, Any]:
-    """Returns the most frequent class of the test images, and its share: what always saying so is right on."""
-    largest, share = metrics.majority(np.bincount(labels, minlength=data.num_classes).tolist())
-    return {"class": data.class_names[largest], "share": share}
+def _about(data: DataSet, test_labels: Labels) -> dict[str, Any]:
+    """Returns how many images the splits have, their classes, and the share of the most frequent one in the tests."""
+    most_frequent, share = metrics.majority_of(test_labels, data.class_names)
+    return {
+        "train": len(data.train),
+        "validation": len(data.validation),
+        "test": len(data.test),
+        **({"extra": len(data.extra)} if data.extra else {}),
+        "classes": list(data.class_names),
+        "majority": {"class": most_frequent, "share": share},
+    }
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def _row(
     answers = metrics.ensemble_log_probs(predictions.test)
     results[subject] = per_image_of(answers, calibrated, test_labels)
     found = metrics.by_class(answers.argmax(1), test_labels, num_classes=answers.shape[1])
-    row["by_class"] = _listed(dataclasses.asdict(found))
+    row["by_class"] = SavedByClass(**dataclasses.asdict(found)).model_dump(mode="json")
     row["validation"] = {
         "acc": result.validation_acc,
         "nll": result.validation_nll,
@@ -216,10 +215,3 @@ def _plain(result: Metrics) -> dict[str, Any]:
         document["dee"] = None
         document["dee_bound"] = "above" if math.isinf(result.dee) else "below"
     return document
-
-
-def _listed(value: Any) -> Any:
-    """Returns the value with lists for tuples, as summary.json gives it back."""
-    if isinstance(value, dict):
-        return {name: _listed(each) for name, each in value.items()}
-    return [_listed(each) for each in value] if isinstance(value, tuple) else value

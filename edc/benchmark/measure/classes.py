@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from edc import metrics
 from edc.benchmark.judge.rows import Row
 from edc.benchmark.judge.verdict import BenchVerdict
-from edc.benchmark.measure.quality import Predictions, Qualities
+from edc.benchmark.measure.quality import Qualities
 from edc.metrics import ByClass
 
-__all__ = ["few_classes_of", "figures_by_class", "majority_of"]
+__all__ = ["few_classes_of", "figures_by_class"]
 
 
 def few_classes_of(qualities: Qualities, class_names: Sequence[str]) -> dict[str, str]:
@@ -27,10 +25,3 @@ def figures_by_class(rows: Sequence[Row], verdict: BenchVerdict | None, qualitie
     row = next((row for row in rows if verdict and (row.key, row.batch) == (verdict.row, verdict.batch)), None)
     keys = [] if row is None else [row.key, *(each.accuracy_baseline for each in row.against)]
     return {spec.key: each for spec, each in qualities.by_class.items() if spec.key in keys}
-
-
-def majority_of(predictions: Predictions, class_names: Sequence[str]) -> tuple[str, float]:
-    """Returns the most frequent class of the test images, and its share."""
-    counts = np.bincount(predictions.test_labels, minlength=len(class_names))
-    largest, share = metrics.majority(counts.tolist())
-    return class_names[largest], share
