@@ -39,22 +39,14 @@ def main() -> int:
     try:
         if arguments.image.is_dir():
             return classify_folder(arguments.artifact, arguments.image, as_json=arguments.json, **asked)
-        result = classify(arguments.artifact, arguments.image, **asked)
+        result = Classifier(arguments.artifact, **asked).classify(arguments.image)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if arguments.json:
-        print(json.dumps(result, ensure_ascii=False))
-    else:
-        width = max(len(row["label"]) for row in result["top"])
-        for row in result["top"]:
-            print(f"{row['label']:<{width}}  {row['probability']:.2%}")
+    width = max(len(row["label"]) for row in result["top"])
+    lines = [f"{row['label']:<{width}}  {row['probability']:.2%}" for row in result["top"]]
+    print(json.dumps(result, ensure_ascii=False) if arguments.json else "\n".join(lines))
     return 0
-
-
-def classify(artifact: Path, image: Path, **asked) -> dict:
-    """Return the most probable classes of one image."""
-    return Classifier(artifact, **asked).classify(image)
 
 
 def classify_folder(artifact: Path, folder: Path, *, as_json: bool, **asked) -> int:
@@ -63,14 +55,14 @@ def classify_folder(artifact: Path, folder: Path, *, as_json: bool, **asked) -> 
     results, unreadable = [], []
     for image in images:
         try:
-            result = classifier.classify(image)
+            results.append(classifier.classify(image))
         except UserError as error:
             unreadable.append({"image": str(image), "error": str(error)})
             print(f"error: {error}", file=sys.stderr)
-            continue
-        results.append(result)
-        if not as_json:
-            print(result["image"], *(f"{row['label']} {row['probability']:.2%}" for row in result["top"]), sep="\t")
+        else:
+            top = [f"{row['label']} {row['probability']:.2%}" for row in results[-1]["top"]]
+            if not as_json:
+                print(image, *top, sep="\t")
     if as_json:
         print(json.dumps({"images": results, "unreadable": unreadable}, ensure_ascii=False))
     if unreadable:
@@ -80,20 +72,17 @@ def classify_folder(artifact: Path, folder: Path, *, as_json: bool, **asked) -> 
 
 def images_below(folder: Path) -> list[Path]:
     """Return the images anywhere below the folder, by their suffix, without what machines leave there."""
-    found, left_out = [], 0
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if any(part.startswith(".") or part.lower() in BY_MACHINES for part in parts) or path.is_dir():
-            continue
-        if path.suffix.lower() in SUFFIXES:
-            found.append(path)
-        else:
-            left_out += 1
-    if left_out:
-        print(f"left out {left_out} files that are no images by their suffix", file=sys.stderr)
+    paths = [path for path in sorted(folder.rglob("*")) if not path.is_dir() and not is_by_machine(path, folder)]
+    found = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    if len(found) < len(paths):
+        print(f"left out {len(paths) - len(found)} files that are no images by their suffix", file=sys.stderr)
     if not found:
         raise UserError(f"{folder}: no images ({', '.join(SUFFIXES)}) in this folder")
     return found
+
+
+def is_by_machine(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") or part.lower() in BY_MACHINES for part in path.relative_to(folder).parts)
 
 
 class Classifier:
@@ -104,10 +93,11 @@ class Classifier:
             raise UserError(f"--top: {top}, expected at least 1")
         self.manifest, self.top = load_manifest(artifact), top
         self.entry = choose_file(self.manifest, file)
-        path = verified_path(artifact, self.entry)
-        engines = {"tensorrt": open_engine, "tensorrt_rtx": open_engine}
-        open_file = engines.get(self.entry["format"]) or {"onnxruntime": open_onnx, "openvino": open_openvino}[backend]
-        self.run = open_file(path, self.entry)
+        if backend == "openvino" and (why := self.entry.get("notes", {}).get("not_for_openvino")):
+            raise UserError(f"{self.entry['path']}: not for OpenVINO: {why}")
+        open_model = {"onnxruntime": open_onnx, "openvino": open_openvino}[backend]
+        open_file = open_model if self.entry["format"] == "onnx" else open_engine
+        self.run = open_file(verified_path(artifact, self.entry), self.entry)
 
     def classify(self, image: Path) -> dict:
         """Return the `top` classes of the image with their calibrated probabilities."""
@@ -139,11 +129,8 @@ def load_manifest(artifact: Path) -> dict:
 
 def choose_file(manifest: dict, wanted: str | None) -> dict:
     models = [entry for entry in manifest["files"] if entry["format"] in ("onnx", "tensorrt", "tensorrt_rtx")]
-    if wanted is not None:
-        chosen = [entry for entry in models if entry["path"] == wanted]
-    else:
-        students = [entry for entry in models if entry["role"] == "student" and entry["format"] == "onnx"]
-        chosen = [entry for entry in students if entry["precision"] == "fp32"]
+    asked = {"role": "student", "format": "onnx", "precision": "fp32"} if wanted is None else {"path": wanted}
+    chosen = [entry for entry in models if asked.items() <= entry.items()]
     if not chosen:
         names = ", ".join(entry["path"] for entry in models) or "none"
         raise UserError(f"{wanted or 'a student in fp32'}: not a model of this artifact, which has {names}")
@@ -228,10 +215,7 @@ def in_8_bits(image: Image.Image, path: Path) -> Image.Image:
 
 def resize_shorter_side(image: Image.Image, size: int, interpolation: Image.Resampling) -> Image.Image:
     """Return the image scaled so that its shorter side is `size`; the longer side is rounded down."""
-    if image.width <= image.height:
-        new_size = (size, int(size * image.height / image.width))
-    else:
-        new_size = (int(size * image.width / image.height), size)
+    new_size = tuple(int(size * side / min(image.size)) for side in image.size)
     return image if image.size == new_size else image.resize(new_size, interpolation)
 
 

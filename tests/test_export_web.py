@@ -193,7 +193,7 @@ def classify_py() -> ModuleType:
 
 
 def reference_rows(artifact: Path, image: Path, file: str | None = None) -> list[tuple[str, float]]:
-    top = classify_py().classify(artifact, image, top=5, file=file)["top"]
+    top = classify_py().Classifier(artifact, top=5, file=file).classify(image)["top"]
     return [(row["label"], row["probability"]) for row in top]
 
 

@@ -260,3 +260,15 @@ def test_classify_py_takes_a_folder_and_finds_the_same(workshop, photos, probabi
     assert "3 of 15 images could not be read" in done.stderr
     assert "left out 1 files" in done.stderr
     assert set(classify.SUFFIXES) == IMAGE_SUFFIXES
+
+
+def test_file_that_openvino_must_not_run_is_refused_by_classify_py_too(workshop, classify, tmp_path):
+    artifact = tmp_path / "artifact"
+    shutil.copytree(workshop.artifact, artifact)
+    document = json.loads((artifact / "manifest.json").read_text())
+    entry = next(file for file in document["files"] if file["path"] == "student.onnx")
+    entry["notes"] = {"not_for_openvino": "2.00 points fewer are right there"}
+    (artifact / "manifest.json").write_text(json.dumps(document))
+    classify.Classifier(artifact)
+    with pytest.raises(classify.UserError, match=r"student\.onnx: not for OpenVINO: 2\.00 points fewer"):
+        classify.Classifier(artifact, backend="openvino")
