@@ -71,7 +71,7 @@ def losses_of(device: str, form: str, autocast: Any, *, num_steps: int) -> list[
 
 
 def timed(take: Callable[[], Any], *, on_gpu: bool) -> str:
-    """Returns the figures of a step in words: medians of ten."""
+    """Returns the figures of a step in words: medians of a few."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 

@@ -91,6 +91,10 @@ def test_a_push_that_is_cut_off_leaves_no_artifact(artifact, tmp_path, monkeypat
     with pytest.raises(ArtifactError, match=r"no manifest\.json here"):
         pull(str(elsewhere), tmp_path / "back")
     assert not (tmp_path / "back").exists()
+    with pytest.raises(RequestError, match="as a push that was cut off leaves them; replace them with --force"):
+        push(artifact, str(elsewhere))
+    push(artifact, str(elsewhere), force=True)
+    assert pull(str(elsewhere), tmp_path / "back") == load_manifest(artifact)
 
 
 @pytest.mark.parametrize("damage", ["longer", "changed", "missing", "outside", "huge"])

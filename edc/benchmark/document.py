@@ -151,7 +151,6 @@ class SavedDetail(Section):
     reliability: dict[str, tuple[Figures, ...] | None] | None = None
     robustness: tuple[Figures, ...] | None = None
     by_class: SavedByClass | None = None
-    few_classes: str | None = None
 
 
 class BenchDocument(Section):

@@ -144,7 +144,7 @@ def _of_artifact(
         teachers = files.get("teacher", [])
         subjects = {
             Subject("teacher", member=teacher): [teachers[members.index(teacher)]] if teacher in members else [],
-            _IN_TURN: teachers if len(members) == _num_teachers(manifest) else [],  # never an ensemble of fewer
+            _IN_TURN: teachers if len(members) == manifest.num_teachers else [],  # never an ensemble of fewer
             _MERGED: files.get("ensemble", []),
             student: files.get("student", []),
         }
@@ -158,12 +158,6 @@ def _of_artifact(
     if library and not found:  # one row that says so, rather than none that does not
         found = [(subject, EngineSource(subject, ())) for subject in (_MERGED, student)]
     return found
-
-
-def _num_teachers(manifest: Manifest) -> int:
-    """Returns how many teachers the artifact's ensemble has, also if files of some are missing."""
-    members = [*(file.member for file in manifest.files), *(file.member for file in manifest.missing)]
-    return 1 + max((member for member in members if member is not None), default=-1)
 
 
 def _forms(

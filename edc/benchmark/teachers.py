@@ -40,7 +40,7 @@ def teachers_of(manifest: Manifest, run: Path) -> Teachers:
     in_fp32 = [file for file in manifest.files if (file.role, file.precision) == ("teacher", "fp32")]
     files = {file.member: file.metrics for file in in_fp32 if file.member is not None}
     numbers = sorted(files)
-    if numbers and numbers == list(range(len(numbers))):
+    if numbers and numbers == list(range(manifest.num_teachers)):
         known = [files[number] for number in numbers]
         if all({"acc", "validation_acc"} <= metrics.keys() for metrics in known):
             best = max(numbers, key=lambda number: known[number]["validation_acc"])

@@ -196,6 +196,7 @@ def _built(
         parity = _parity_on_gpu(runner, file.precision, reference, samples.parity, how)
         if file.precision == "int8-trt":
             notes["validation"] = _accuracy_on_gpu(runner, float_file, samples, how, max_drop=max_drop)
+        runner.keep_compiled()
     return Built(path, role, file.precision, engine, parity, notes)
 
 

@@ -127,7 +127,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
 def _deploying(recipe: Recipe, student: str, run: RunFolder) -> Recipe:
     if student not in recipe.students:
         raise RunError(f"{run.path}: has no student {student!r}; expected one of {', '.join(recipe.students)}")
-    return recipe.model_copy(update={"deploy": student, "deploy_by": None})
+    return recipe.deploying_student(student)
 
 
 def _write_files(

@@ -29,7 +29,7 @@ from edc.deploy.onnx.precision import Precision, require_precision
 from edc.deploy.onnx.quantize import Flavour, int8_within_budget
 from edc.deploy.onnx.session import ort_session
 from edc.deploy.onnx.uint8_input import take_uint8_pixels
-from edc.errors import FailedError
+from edc.errors import FailedError, first_line
 
 __all__ = ["Judged", "Samples", "Written", "with_uint8_input", "write_precisions"]
 
@@ -147,8 +147,14 @@ def _write_int8(
     def correct(file: Path) -> NDArray[np.bool_]:
         return right(onnx_outputs(ort_session(file), samples.validation, batch_size=64))
 
+    refusals: list[str] = []
+
     def correct_on_openvino(file: Path) -> NDArray[np.bool_]:
-        return right(openvino_outputs(file, samples.validation, batch_size=64))
+        try:
+            return right(openvino_outputs(file, samples.validation, batch_size=64))
+        except (FailedError, ImportError) as error:  # ONNX Runtime's file is none the worse for it
+            refusals.append(first_line(error))
+            return np.zeros(len(samples.validation_labels), np.bool_)
 
     quantized = int8_within_budget(
         source,
@@ -169,7 +175,8 @@ def _write_int8(
     if (elsewhere := quantized.elsewhere) is not None:
         notes["validation on OpenVINO"] = _in_words(elsewhere)
         if elsewhere.drop > max_drop:
-            reason = f"it loses {100 * elsewhere.drop:.2f} points there, more than the {100 * max_drop:g} allowed"
+            loss = f"it loses {100 * elsewhere.drop:.2f} points there, more than the {100 * max_drop:g} allowed"
+            reason = refusals[-1] if refusals else loss
             notes[NOT_FOR_OPENVINO] = reason
             console.print(f"warning: {path.name} is not for OpenVINO: {reason}", highlight=False, markup=False)
     # For the record, not a gate: int8 is judged by the answers it gets right.

@@ -81,7 +81,7 @@ def write_recipe(run: RunFolder, path: Path, student: str) -> None:
     if recipe.deploy == student:
         shutil.copyfile(run.recipe_path, path)
     else:
-        path.write_text(recipe.model_copy(update={"deploy": student, "deploy_by": None}).as_yaml())
+        path.write_text(recipe.deploying_student(student).as_yaml())
 
 
 def write_triton_repository(

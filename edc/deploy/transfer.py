@@ -5,7 +5,7 @@ artifact is never taken for one.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,14 +44,19 @@ def push(artifact: Path, address: str, *, force: bool = False, said: Said = lamb
             raise RequestError(
                 f"{address}: holds an artifact already; replace it with --force, or choose another place"
             )
-        others = sorted(name for name in old if not name.startswith(".") and name != CARD_NAME)
+        ours = {CARD_NAME, *(path.partition("/")[0] for path in paths)}
+        others = sorted(name for name in old - ours if not name.startswith("."))
         if others and MANIFEST_NAME not in old:
             raise RequestError(f"{address}: holds {others[0]} and no {MANIFEST_NAME}; choose a folder for it alone")
+        if (old & ours) - {CARD_NAME} and MANIFEST_NAME not in old and not force:
+            what = "holds files of this name and no artifact, as a push that was cut off leaves them"
+            raise RequestError(f"{address}: {what}; replace them with --force, or choose another")
         if MANIFEST_NAME in old:
             earlier = _manifest_at(files, place, address)
             files.rm_file(f"{place}/{MANIFEST_NAME}")  # first: what lies there is no artifact from now on
             for path in {file.path for file in earlier.files} - set(paths):
-                files.rm_file(f"{place}/{path}")
+                with suppress(FileNotFoundError):
+                    files.rm_file(f"{place}/{path}")
         for path in [*paths, *[name for name in (CARD_NAME,) if (artifact / name).is_file()], MANIFEST_NAME]:
             said(path, (artifact / path).stat().st_size)
             files.makedirs(f"{place}/{path}".rpartition("/")[0], exist_ok=True)
@@ -85,8 +90,7 @@ def pull(address: str, folder: Path, *, force: bool = False, said: Said = lambda
             raise ArtifactError(f"{address}: no {MANIFEST_NAME} here; an artifact is a folder that `edc export` wrote")
         for name in (MANIFEST_NAME, CARD_NAME):
             if files.isfile(f"{place}/{name}"):
-                _require_small(files, place, name, address)
-                fetch(name, _size(files, f"{place}/{name}", f"{address}/{name}"))
+                fetch(name, _small_size(files, place, name, address))
         manifest = load_manifest(temporary)
         for file in manifest.files:
             found = _size(files, f"{place}/{file.path}", f"{address}/{file.path}")
@@ -100,7 +104,7 @@ def pull(address: str, folder: Path, *, force: bool = False, said: Said = lambda
 def _manifest_at(files: Any, place: str, address: str) -> Manifest:
     """Returns the manifest at `place`; many programs have a file of that name, and theirs are no artifacts."""
     with TemporaryDirectory() as folder:
-        _require_small(files, place, MANIFEST_NAME, address)
+        _small_size(files, place, MANIFEST_NAME, address)
         files.get_file(f"{place}/{MANIFEST_NAME}", f"{folder}/{MANIFEST_NAME}")
         try:
             return load_manifest(Path(folder))
@@ -110,10 +114,12 @@ def _manifest_at(files: Any, place: str, address: str) -> Manifest:
             ) from None
 
 
-def _require_small(files: Any, place: str, name: str, address: str) -> None:
+def _small_size(files: Any, place: str, name: str, address: str) -> int:
+    """Returns the bytes of a file that no digest is known of; raises `ArtifactError` if they are too many to fetch."""
     num_bytes = _size(files, f"{place}/{name}", f"{address}/{name}")
     if num_bytes > MOST_BYTES[name]:
         raise ArtifactError(f"{address}/{name}: {num_bytes:,} bytes, expected at most {MOST_BYTES[name]:,}")
+    return num_bytes
 
 
 def _at(address: str) -> tuple[Any, str]:

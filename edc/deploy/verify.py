@@ -97,7 +97,7 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
         raise ArtifactError(f"{artifact}: was made from another recipe than {run} (recipe_sha256 differs)")
     recipe = folder.recipe(data_root=data_root).deploying(folder.summary())
     if (artifact / "recipe.yaml").is_file():  # which says whose student the artifact holds
-        recipe = recipe.model_copy(update={"deploy": RunFolder(artifact).recipe().deploy, "deploy_by": None})
+        recipe = recipe.deploying_student(RunFolder(artifact).recipe().deploy)
     data = load_data(recipe.data)
     folder.warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
     images, _ = sample_images(data.validation, 512, seed=0)

@@ -6,12 +6,13 @@ Their layers are in `member_layers`. Source: Wen et al. 2020 (arXiv 2002.06715);
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from edc.errors import RecipeError
 from edc.method.kinds import FoldKind
@@ -154,15 +155,17 @@ def select_members(
 
 
 @contextmanager
-def member_weights_made(network: nn.Module) -> Iterator[None]:
+def member_weights_made(network: nn.Module, autocast: AbstractContextManager[object]) -> Iterator[None]:
     """Within the block the weights of all members are made only once, here, from the parameters as they are now.
 
+    They have the type that `autocast` would compute them in.
     A call of a layer that is frozen meanwhile gets them without their graph. No parameter may change within the block.
     """
     layers = {layer for _, layer in _layers(network) if layer.form == "weight"}
     try:
-        for layer in layers:
-            layer.made = layer.make_weights()
+        with autocast, record_function("edc:forward"):
+            for layer in layers:
+                layer.made = layer.make_weights()
         yield
     finally:
         for layer in layers:

@@ -131,7 +131,7 @@ class BatchEnsembleLayer(nn.Module):
         if self.made is None or self.made[0][0].dtype != self._computed_in():
             return self.make_weights()
         made = self.made if self.members is None else [self.made[m] for m in self.members]
-        if self.weight.requires_grad:
+        if self.rho.requires_grad:  # not the slow weight's, which its owner may have frozen
             return made
         return [(weight.detach(), None if bias is None else bias.detach()) for weight, bias in made]
 

@@ -18,7 +18,7 @@ Source: Nam et al. 2022 (arXiv 2206.15047); docs/method.md.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,51 +109,54 @@ class StudentStep:
     autocast: torch.dtype | None = None
 
     def losses(self, model: nn.Module, network: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        if not self._weights_serve_twice(network):
+            yield from self._losses(model, network, batch)
+            return
+        with member_weights_made(network, autocast_to(self.autocast, batch.images.device)):
+            (loss,) = self._losses(model, network, batch)  # all members are one group
+        yield loss  # outside: the backward pass frees the weights of one layer after another
+
+    def _losses(self, model: nn.Module, network: nn.Module, batch: Batch) -> Iterator[Tensor]:
         precision, groups = autocast_to(self.autocast, batch.images.device), self._groups(network)
         images, labels = self._viewed(batch)
         by_row = self.answers == "split" and self.pair == "row"
         owners = self._owners(batch) if by_row else None
-        with ExitStack() as made:
-            if self._weights_serve_twice(network):
-                with precision, record_function("edc:forward"):
-                    made.enter_context(member_weights_made(network))
-            with precision, record_function("edc:perturbation"):
-                images = perturb(
-                    images,
-                    self.perturbation,
-                    teachers=self.teachers,
-                    student=network,
-                    grey_levels=self.grey_levels,
-                    generator=batch.generator,
-                    rows=batch.rows,
-                    num_rows=batch.num_rows,
-                    owners=owners,
-                )
-            if self.answers == "split" and not by_row:
-                owners = self._owners(batch)
-            parts, parts_labels = self._shared_out(images, labels, owners)  # per teacher: the images that it answers
-            with precision, record_function("edc:teachers"):
-                answered = [answers(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True)]
-            sizes = tuple(len(part) for part in parts)
-            for group in groups:  # of members, or of teachers if one network learns from all
-                rows = None if self.answers == "all" else tuple(sizes[m] for m in group)
-                members = None if len(group) == len(self.teachers) else group
-                with (
-                    precision,
-                    record_function("edc:forward"),
-                    select_members(network, members, rows=rows),
-                    batchnorm_momentum_shared(network, len(groups)),
-                ):
-                    if self.method == "kd" and self.answers == "all":
-                        logits, learned = wide(model(images))[None], labels
-                        distillation = kd_losses(logits, torch.stack(answered), temperature=self.temperature)
-                    else:  # row by row, member-major: row m * N + n is image n seen by member m
-                        logits, learned = wide(model(_joined(parts, group)))[None], _joined(parts_labels, group)
-                        targets = _joined(answered, group)[None]
-                        distillation = latent_be_losses(logits, targets, temperature=self.temperature)
-                    loss = student_loss(distillation, logits, learned, alpha=self.alpha)
-                made.close()  # before the backward pass, which frees the weights of one layer after another
-                yield sum(sizes[m] for m in group) / sum(sizes) * loss
+        with precision, record_function("edc:perturbation"):
+            images = perturb(
+                images,
+                self.perturbation,
+                teachers=self.teachers,
+                student=network,
+                grey_levels=self.grey_levels,
+                generator=batch.generator,
+                rows=batch.rows,
+                num_rows=batch.num_rows,
+                owners=owners,
+            )
+        if self.answers == "split" and not by_row:
+            owners = self._owners(batch)
+        parts, parts_labels = self._shared_out(images, labels, owners)  # per teacher: the images that it answers
+        with precision, record_function("edc:teachers"):
+            answered = [answers(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True)]
+        sizes = tuple(len(part) for part in parts)
+        for group in groups:  # of members, or of teachers if one network learns from all
+            rows = None if self.answers == "all" else tuple(sizes[m] for m in group)
+            members = None if len(group) == len(self.teachers) else group
+            with (
+                precision,
+                record_function("edc:forward"),
+                select_members(network, members, rows=rows),
+                batchnorm_momentum_shared(network, len(groups)),
+            ):
+                if self.method == "kd" and self.answers == "all":
+                    logits, learned = wide(model(images))[None], labels
+                    distillation = kd_losses(logits, torch.stack(answered), temperature=self.temperature)
+                else:  # row by row, member-major: row m * N + n is image n seen by member m
+                    logits, learned = wide(model(_joined(parts, group)))[None], _joined(parts_labels, group)
+                    targets = _joined(answered, group)[None]
+                    distillation = latent_be_losses(logits, targets, temperature=self.temperature)
+                loss = student_loss(distillation, logits, learned, alpha=self.alpha)
+            yield sum(sizes[m] for m in group) / sum(sizes) * loss
 
     def _weights_serve_twice(self, network: nn.Module) -> bool:
         """Returns whether to make all members' weights once, for the perturbation and for the pass that learns.

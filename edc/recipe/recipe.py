@@ -139,7 +139,11 @@ class Recipe(Section):
 
     def deploying(self, summary: Mapping[str, Any]) -> "Recipe":
         """Returns the recipe with the name of the chosen student, from the summary of its run."""
-        return self.model_copy(update={"deploy": summary["deploy"], "deploy_by": None}) if self.deploys_best else self
+        return self.deploying_student(summary["deploy"]) if self.deploys_best else self
+
+    def deploying_student(self, name: str) -> "Recipe":
+        """Returns the recipe with `name` as the student to be deployed, whoever is the best."""
+        return self.model_copy(update={"deploy": name, "deploy_by": None})
 
     @property
     def teacher_network(self) -> NetworkSection:

@@ -168,6 +168,12 @@ class Manifest(_Section):
     ] = ()
     notes: dict[str, str] = {}
 
+    @property
+    def num_teachers(self) -> int:
+        """How many teachers the ensemble has, also if files of some are missing."""
+        members = [*(file.member for file in self.files), *(file.member for file in self.missing)]
+        return 1 + max((member for member in members if member is not None), default=-1)
+
     @field_validator("files")
     @classmethod
     def _teachers_numbered(cls, files: tuple[ArtifactFile, ...]) -> tuple[ArtifactFile, ...]:

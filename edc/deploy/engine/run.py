@@ -240,5 +240,4 @@ def engine_outputs(runner: EngineRunner, images: Fed, *, batch_size: int) -> NDA
             on_device.copy_(batch)
             enqueue()
             outputs.append(logits.cpu().numpy().copy())  # waits for the stream
-    runner.keep_compiled()
     return np.concatenate(outputs)
