@@ -29,8 +29,7 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
 
 _IMAGENET: Normalisation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What torchvision's weights were trained with. Its `transform_input` takes images to be normalised so, and normalises
-them by 0.5 and 0.5 then."""
+"""What torchvision's `transform_input` takes images to be normalised by; it then normalises them by 0.5 and 0.5."""
 
 
 class Classifier(nn.Module):
@@ -107,7 +106,10 @@ def normalisation_of(section: NetworkSection, of_data: Normalisation) -> tuple[N
     if (section.pretrained or section.start_file) and (timms := of_timm(section.name, channels)):
         return timms, "timm"
     if section.pretrained and section.name.startswith("torchvision/") and channels == 3:
-        return _IMAGENET, "torchvision"
+        from torchvision import models
+
+        preset = models.get_model_weights(section.name.partition("/")[2]).DEFAULT.transforms()
+        return (tuple(preset.mean), tuple(preset.std)), "torchvision"
     return of_data, "the data"
 
 

@@ -180,7 +180,7 @@ def test_recipe_says_what_was_found(desk):
         "models/test_resnet_fold2.pth",
     ]
     assert (recipe.network.name, recipe.network.start, recipe.deploy) == ("timm/test_resnet", "teacher", "best")
-    assert list(recipe.students) == ["kd", "latent_be_tdiv_sdiv"]
+    assert list(recipe.students) == ["kd", "latent_be_split"]
     assert 1 / 66 < recipe.data.max_bad_fraction < 0.03
     comments = [line for line in (desk.folder / "zip.yaml").read_text().splitlines() if "#" in line]
     assert len(comments) > 10

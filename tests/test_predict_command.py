@@ -272,3 +272,17 @@ def test_file_that_openvino_must_not_run_is_refused_by_classify_py_too(workshop,
     classify.Classifier(artifact)
     with pytest.raises(classify.UserError, match=r"student\.onnx: not for OpenVINO: 2\.00 points fewer"):
         classify.Classifier(artifact, backend="openvino")
+
+
+def test_answers_that_are_no_numbers_are_refused_and_nothing_is_written(workshop, photos, tmp_path, monkeypatch):
+    """fp16 overflows in some networks; the first class, with a probability of NaN, would be a wrong row."""
+    backend = open_backend("onnxruntime", threads=1)
+    network = backend.load(OnnxSource((workshop.artifact / "student.onnx",)))
+    infer = network.infer
+    monkeypatch.setattr(network, "infer", lambda batch: infer(batch) * np.float32("nan"))
+    monkeypatch.setattr(backend, "load", lambda source: network)
+    monkeypatch.setattr("edc.predict.run.open_backend", lambda name, threads: backend)
+    called = edc("predict", workshop.artifact, photos, "--out", tmp_path / "p.csv", cwd=tmp_path)
+    assert called.exit_code == 2
+    assert "the network answers with NaN or infinity; --file names another file" in called.stderr
+    assert not (tmp_path / "p.csv").exists()

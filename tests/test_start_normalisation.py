@@ -31,6 +31,7 @@ LITE = {"name": "timm/tf_efficientnet_lite0"}
         (LITE | {"start": "a.pt", "mean": IMAGENETS[0], "std": IMAGENETS[1]}, (IMAGENETS, "the recipe")),
         ({"name": "timm/resnet18", "pretrained": True}, (IMAGENETS, "timm")),
         ({"name": "torchvision/resnet18", "pretrained": True}, (IMAGENETS, "torchvision")),
+        ({"name": "torchvision/efficientnet_v2_l", "pretrained": True}, (TIMMS, "torchvision")),  # not ImageNet's
         ({"name": "torchvision/resnet18", "start": "a.pt"}, (OF_DATA, "the data")),
         ({"name": "wrn10x1", "start": "a.pt"}, (OF_DATA, "the data")),
     ],

@@ -164,6 +164,8 @@ def _probabilities(
         return np.empty((0, len(manifest.classes)))
     in_unit = np.stack(pixels).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     logits = network.infer(as_fed(in_unit, manifest.preprocessing))
+    if not np.isfinite(logits).all():
+        raise ArtifactError("the network answers with NaN or infinity; --file names another file, such as the fp32 one")
     return np.exp(metrics.log_probs_from_logits(logits.astype(np.float64) / temperature))
 
 

@@ -16,7 +16,7 @@ from edc.errors import CheckpointError, EdcError, RequestError
 from edc.proposal.architecture import Said, architecture_of, said_by
 from edc.recipe import CheckpointSection, DataSection, NetworkSection, Recipe, StudentSection, TeachersSection
 from edc.teachers.ensemble import TeacherEnsemble, load_own_teachers
-from edc.teachers.formats import PROGRAMS, format_of
+from edc.teachers.formats import format_of, what_runs
 from edc.teachers.reading import Answered, OwnTeacher
 from edc.teachers.roll_call.call import TeachersDoubtedError, call_roll
 from edc.train.checkpoint import load_document
@@ -63,11 +63,13 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        if path.is_dir():  # what machines leave there begins with a dot
+            inside = [p for p in inside if p.suffix in SUFFIXES and p.is_file() and not p.name.startswith(".")]
         if not inside or not path.exists():
             kinds = f"no files of weights ({', '.join(SUFFIXES)}) in this folder" if path.is_dir() else "no such file"
             raise CheckpointError(f"{path.absolute()}: {kinds}")
-        found += [p for p in inside if not p.name.startswith(".")]
+        found += inside
     if twice := [path for path in found if found.count(path) > 1]:
         raise CheckpointError(f"{twice[0]}: is given twice; name every checkpoint once")
     return found
@@ -95,11 +97,13 @@ def identified(
     if found.why_not:
         return found
     if found.kind != "state_dict":
-        if found.kind in PROGRAMS and not trust:
-            return found.without(
-                f"is {PROGRAMS[found.kind]}: opened only with --trust, if you know where it comes from"
-            )
-        section = CheckpointSection(file=found.file, mean=data.mean, std=data.std, trust=True if trust else None)
+        try:
+            runs = what_runs(found.file, found.kind, str(found.file))
+        except CheckpointError as error:
+            return found.without(str(error))
+        if runs and not trust:
+            return found.without(f"is {runs}: opened only with --trust, if you know where it comes from")
+        section = CheckpointSection(file=found.file, mean=data.mean, std=data.std, trust=True if runs else None)
         return replace(
             found,
             section=section,
@@ -132,7 +136,7 @@ def roll_called(
 ) -> list[CheckpointFound]:
     """Returns the checkpoints with how right they are, read as fits clearly better, or why they are not used."""
     found = [_tried(one, section, data) for one in found]
-    for _ in range(MOST_CHANGES * len(found) + 1):
+    for _ in range((MOST_CHANGES + 1) * len(found) + 1):  # each is changed, and then left out
         used = [one for one in found if not one.why_not]
         if not used:
             break

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edc.console import console
 from edc.data import DataSet, load_data
-from edc.errors import EdcError, RecipeError
+from edc.errors import EdcError, RecipeError, first_line
 from edc.networks import build_network, count_parameters
 from edc.proposal.checkpoints_found import (
     CheckpointFound,
@@ -138,7 +138,7 @@ def _allowing_damage(
     train = found.splits[0]
     if not train.unreadable:
         return section, reasons
-    share = round(1.5 * len(train.unreadable) / train.num_read + 0.0005, 3)
+    share = min(0.999, round(1.5 * len(train.unreadable) / train.num_read + 0.0005, 3))
     why = f"{len(train.unreadable)} of {train.num_read} training images cannot be read; others stand in for them"
     return section.model_copy(update={"max_bad_fraction": share}), reasons | {"max_bad_fraction": why}
 
@@ -168,8 +168,8 @@ def _choices(
         warmup_epochs=2 if start else 5,
         why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images",
         with_members=two,
-        why_students="kd: one network learns from all. latent_be_tdiv_sdiv: members that share weights, each with its "
-        "own teacher, folded into one network; an epoch of it costs more (edc distill --dry-run says how much)."
+        why_students="kd: one network learns from all. latent_be_split: members that share weights, each image to one "
+        "teacher and its member, folded into one network. Both cost the same."
         if two
         else "kd: one network learns from the one teacher; a student with members needs two or more.",
         reasons_of_data=reasons,
@@ -193,11 +193,17 @@ def _network(asked: Asked, data: DataSet, used: Sequence[CheckpointFound]) -> tu
         why = "the student: a small network that takes such images; --student names another"
     if names and set(names) == {network}:
         return network, "teacher", f"{why}. It starts from the best teacher on validation images"
-    best = max((one for one, name in zip(used, names, strict=True) if name == network), key=_accuracy, default=None)
+    plain = [one for one, name in zip(used, names, strict=True) if name == network and _is_read_plainly(one)]
+    best = max(plain, key=_accuracy, default=None)
     if best is not None:
         return network, str(best.file), f"{why}. It starts from the weights of the best teacher of that network"
     hint = "; start: pretrained would take the library's weights, if they can be fetched" if "/" in network else ""
     return network, None, f"{why}. It starts from random weights{hint}"
+
+
+def _is_read_plainly(one: CheckpointFound) -> bool:
+    """Returns whether a student that starts from the file is fed as that teacher is."""
+    return one.section is not None and not (one.section.classes or one.section.weights or one.section.mean)
 
 
 def _accuracy(one: CheckpointFound) -> float:
@@ -217,9 +223,11 @@ def _accepted(
     accelerator: Accelerator,
 ) -> tuple[Recipe, str]:
     """Returns the recipe, tried as a dry run tries it, and its text; without what network or data do not allow."""
-    simpler = [choices, replace(choices, with_members=False), replace(choices, start=None)]
-    simpler.append(replace(choices, with_members=False, start=None))
-    for last, one in enumerate(simpler, start=1):
+    with_members, start = choices.with_members, choices.start
+    ways = dict.fromkeys([(with_members, start), (False, start), (with_members, None), (False, None)])
+    refused: list[EdcError] = []
+    for way in ways:
+        one = _simpler(choices, *way, because=first_line(refused[-1]) if refused else "")
         text = recipe_text(section, checkpoints, one, head=_head(found, one, bool(checkpoints)))
         recipe = recipe_from_document(yaml_from_text(text), source="the proposed recipe")
         try:
@@ -227,12 +235,22 @@ def _accepted(
                 require_trainable(recipe, found.data, accelerator=accelerator)
             own = [teacher.network for teacher in load_own_teachers(recipe, found.data)]
             require_teachers_to_start_from(recipe, found.data, own)
-        except EdcError:
-            if last == len(simpler):
-                raise
+        except EdcError as error:
+            refused.append(error)
             continue
         return recipe, text
-    raise AssertionError("the last of them returns or raises")
+    raise refused[-1]
+
+
+def _simpler(choices: Choices, with_members: bool, start: str | None, *, because: str) -> Choices:
+    """Returns the choices without a student with members, or without a start, and why, where they had them."""
+    if choices.with_members and not with_members:
+        why = f"kd: one network learns from all. No student with members: {because}"
+        choices = replace(choices, with_members=False, why_students=why)
+    if choices.start and not start:
+        why = f"the student, from random weights: {because}"
+        choices = replace(choices, start=None, why_network=why, why_training="a start to change")
+    return choices
 
 
 def _head(found: DataFound, choices: Choices, has_checkpoints: bool) -> list[str]:

@@ -50,7 +50,8 @@ def recipe_text(data: DataSection, found: Sequence[CheckpointFound], choices: Ch
     lines += ["teachers:", *_teachers(found)]
     lines += [*_comment(choices.why_students), "students:", "  kd:", "    method: kd"]
     if choices.with_members:
-        lines += ["  latent_be_tdiv_sdiv:", "    method: latent_be", "    perturbation: tdiv_sdiv"]
+        lines.append("    epochs: {as_long_as: latent_be_split}")
+        lines += ["  latent_be_split:", "    method: latent_be", "    answers: split"]
         lines.append(_with_reason("deploy: best", "the student with the best calibrated NLL on validation images"))
     return "\n".join(lines) + "\n"
 

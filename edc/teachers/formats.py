@@ -13,7 +13,7 @@ from edc.recipe import CheckpointSection
 from edc.system.archives import zip_entries
 from edc.system.onnx_content import outside_arithmetic, read_onnx
 
-__all__ = ["FileFormat", "format_of", "trusted_format"]
+__all__ = ["FileFormat", "format_of", "trusted_format", "what_runs"]
 
 FileFormat = Literal["state_dict", "torchscript", "exported_program", "onnx"]
 PROGRAMS = {"torchscript": "TorchScript, a program", "exported_program": "an exported program, which unpickles objects"}
@@ -51,7 +51,7 @@ def trusted_format(checkpoint: CheckpointSection, *, source: str) -> FileFormat:
         )
     if content in PROGRAMS and kind != content:
         raise CheckpointError(f"{source}: holds {PROGRAMS[content]}, but format says {kind}; not opened")
-    runs = _operators(path, source) if kind == "onnx" else PROGRAMS.get(kind, "")
+    runs = what_runs(path, kind, source)
     if runs and not checkpoint.trust:
         raise CheckpointError(
             f"{source}: is {runs}: it can run code of its author. If you trust where it comes from, add trust: true "
@@ -60,6 +60,15 @@ def trusted_format(checkpoint: CheckpointSection, *, source: str) -> FileFormat:
     if checkpoint.trust and not runs:
         raise RecipeError(f"{source}: trust: has no effect, because this file ({kind}) cannot run code; leave it out")
     return kind
+
+
+def what_runs(path: Path, kind: str, source: str) -> str:
+    """Returns what a file of this kind is, in words, if it can run code; "" if it cannot.
+
+    Raises:
+        CheckpointError: an ONNX file that cannot be read.
+    """
+    return _operators(path, source) if kind == "onnx" else PROGRAMS.get(kind, "")
 
 
 def _operators(path: Path, source: str) -> str:

@@ -69,7 +69,11 @@ def rehearse_roll_call(
     Without all of their files, or the weights of a library here, there is none. It raises what `edc distill` would.
     """
     files = [checkpoint.file for checkpoint in recipe.teachers.checkpoints if checkpoint.file]
-    if not recipe.teachers.checkpoints or not all(file.is_file() for file in files) or _missing(recipe, data, run):
+
+    def can_be_called() -> bool:
+        return bool(recipe.teachers.checkpoints) and all(f.is_file() for f in files) and not _missing(recipe, data, run)
+
+    if not by_main(can_be_called, accelerator):  # for all: a process alone would let the others wait
         return [], None
     own = one_of_a_machine_first(lambda: own_teachers_of(recipe, data, run), accelerator)
     teachers = _loaded(recipe, data, run, own, accelerator)

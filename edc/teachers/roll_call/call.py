@@ -139,7 +139,9 @@ def _as_trained(teacher: nn.Module, recipe: Recipe, data: DataSet) -> Reading:
     for (mean, std), says in (normalisation_of(recipe.teacher_network, of_data), (of_data, "the data")):
         if np.allclose(fed, (mean, std), rtol=1e-6):
             return Reading(mean, std, says)
-    return Reading(fed[0], fed[1], "the file")  # of what it started from
+    if recipe.teacher_network.start_file:
+        return Reading(fed[0], fed[1], "the file")
+    return Reading(fed[0], fed[1], normalisation_of(recipe.teacher_network, of_data)[1])  # with its transform_input
 
 
 def _is_weak(one: Answered, all_of_them: Sequence[Answered]) -> bool:
