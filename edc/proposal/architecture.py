@@ -6,7 +6,6 @@ Nothing is believed unread: a name counts if the weights fit that network key by
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -256,11 +255,13 @@ def _on_meta(name: str, num_classes: int, num_channels: int, size: int | None) -
     section = NetworkSection(name=name)
     side = size or (*_own_size(name), 224)[0]
     statistics: Any = {"mean": (0.0,) * num_channels, "std": (1.0,) * num_channels}
-    try:
-        for device in ("meta", "cpu"):  # torchvision's RegNets compute their widths with tensors
-            with suppress(NotImplementedError), torch.device(device):
-                shape = (num_channels, side, side)
+    shape = (num_channels, side, side)
+    for device in ("meta", "cpu"):  # torchvision's RegNets compute their widths with tensors
+        try:
+            with torch.device(device):
                 return build_network(section, num_classes=num_classes, image_shape=shape, **statistics)
-        return None
-    except (EdcError, RuntimeError, ValueError, TypeError, AssertionError, KeyError, IndexError, AttributeError):
-        return None
+        except NotImplementedError:
+            continue
+        except (EdcError, RuntimeError, ValueError, TypeError, AssertionError, KeyError, IndexError, AttributeError):
+            break
+    return None

@@ -97,18 +97,7 @@ def identified(
     if found.why_not:
         return found
     if found.kind != "state_dict":
-        try:
-            runs = what_runs(found.file, found.kind, str(found.file))
-        except CheckpointError as error:
-            return found.without(str(error))
-        if runs and not trust:
-            return found.without(f"is {runs}: opened only with --trust, if you know where it comes from")
-        section = CheckpointSection(file=found.file, mean=data.mean, std=data.std, trust=True if runs else None)
-        return replace(
-            found,
-            section=section,
-            reasons=("a whole network; its normalisation is assumed, others are tried where it is weak",),
-        )
+        return _whole_network(found, data, trust=trust)
     channels, _, side = data.image_shape
     try:
         network = architecture_of(
@@ -129,6 +118,21 @@ def identified(
     size = None if network.image_size == side else network.image_size
     section = CheckpointSection(file=found.file, network=NetworkSection(name=network.name), input_size=size)
     return replace(found, section=section, reasons=(f"its network: {network.why}",))
+
+
+def _whole_network(found: CheckpointFound, data: DataSet, *, trust: bool) -> CheckpointFound:
+    try:
+        runs = what_runs(found.file, found.kind, str(found.file))
+    except CheckpointError as error:
+        return found.without(str(error))
+    if runs and not trust:
+        return found.without(f"is {runs}: opened only with --trust, if you know where it comes from")
+    section = CheckpointSection(file=found.file, mean=data.mean, std=data.std, trust=True if runs else None)
+    return replace(
+        found,
+        section=section,
+        reasons=("a whole network; its normalisation is assumed, others are tried where it is weak",),
+    )
 
 
 def roll_called(
