@@ -2,7 +2,6 @@
 
 import urllib.request
 from collections.abc import Sequence
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -81,13 +80,9 @@ def start_digests(recipe: Recipe, data: DataSet, run: RunFolder) -> dict[str, st
                 highlight=False,
                 markup=False,
             )
-        if (digest := _digest(then, field, data)) is not None:
+        if (digest := start_digest(then, data, field=field)) is not None:
             digests[field] = digest
     return digests
-
-
-def _digest(network: NetworkSection, field: str, data: DataSet) -> str | None:
-    return start_digest(network, partial(_bare, network, data), field=field)
 
 
 def _as_then(network: NetworkSection, field: str, data: DataSet, run: RunFolder) -> NetworkSection:
@@ -97,7 +92,7 @@ def _as_then(network: NetworkSection, field: str, data: DataSet, run: RunFolder)
     """
     if network.start_file is None or network.weights or not run.has_begun:
         return network
-    recorded, now = (run.inputs() or {}).get(field), _digest(network, field, data)
+    recorded, now = (run.inputs() or {}).get(field), start_digest(network, data, field=field)
     was_raw = recorded != now and recorded == (now or "").partition(" ")[0]
     return network.model_copy(update={"weights": "raw"}) if was_raw else network
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +185,7 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
     if recipe.teachers.class_weights:
         determined_by["class_weights"] = recipe.teachers.class_weights
     if network.start_file:  # its content, wherever it lies
-        untrained = partial(build_teacher, recipe, data, fresh=False)
-        determined_by["start"] = start_digest(network, untrained, field=recipe.teacher_start_field)
+        determined_by["start"] = start_digest(network, data, field=recipe.teacher_start_field)
     digest = hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
     name = network.name.replace("/", "-")
     return f"{recipe.data.kind}-{name}-seed{determined_by['seed']}-{digest[:12]}", determined_by

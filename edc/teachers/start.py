@@ -1,16 +1,15 @@
 """Loads the weights a network starts from, of a file or a teacher. A classifier of other classes is drawn anew."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from edc.console import console
+from edc.data import DataSet
 from edc.errors import CheckpointError
-from edc.networks import Classifier, load_weights
+from edc.networks import Classifier, build_network, load_weights
 from edc.recipe import NetworkSection
 from edc.system.files import sha256_of
 from edc.teachers.file_teacher import FileTeacher
@@ -75,26 +74,33 @@ def say_start(label: str, start: str, got: FromFile | None = None) -> None:
     console.print(f"{label}: starts from {words}{head}", highlight=False, markup=False)
 
 
-def start_digest(section: NetworkSection, network: Callable[[], Classifier], *, field: str) -> str | None:
+def start_digest(section: NetworkSection, data: DataSet, *, field: str) -> str | None:
     """Returns the SHA-256 of the file that `section` starts from, and, where it has raw weights too, that its moving
     average is taken; None if it starts from no file.
-
-    Args:
-        network: builds the network that `section` describes.
     """
     if section.start_file is None:
         return None
     path = _existing(section, field)
     state = path.absolute(), path.stat().st_mtime_ns, path.stat().st_size
-    key = (*state, section.name, section.weights)
-    if key not in _AVERAGES:
-        taken = weights_for(network(), path, source=f"{field}: {path}", which=section.weights or "auto")
-        _AVERAGES[key] = f" {taken.name}" if taken.is_ema and taken.has_both else ""
-    return _digest(*state) + _AVERAGES[key]
+    return _digest(*state) + _average_in(*state, section, data.num_classes, data.image_shape, f"{field}: {path}")
 
 
-_AVERAGES: dict[tuple[Any, ...], str] = {}
-"""For each file and network, where in the file the moving average is that is taken in place of raw weights."""
+@cache
+def _average_in(
+    path: Path,
+    _changed_ns: int,
+    _size_bytes: int,
+    section: NetworkSection,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    source: str,
+) -> str:
+    """Returns where in the file the moving average is that is taken in place of raw weights; "" if none is."""
+    channels = image_shape[0]
+    statistics = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    network = build_network(section.bare(), num_classes=num_classes, image_shape=image_shape, **statistics)
+    taken = weights_for(network, path, source=source, which=section.weights or "auto")
+    return f" {taken.name}" if taken.is_ema and taken.has_both else ""
 
 
 @cache
