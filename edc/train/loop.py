@@ -27,7 +27,7 @@ from edc.system.memory import freed_memory_kept
 from edc.system.signals import interrupted_by, stop_requests
 from edc.train.average import RunningAverage, copy_of_state
 from edc.train.backward import backward_through, read_back
-from edc.train.checkpoint import Position, append_metrics, load_finished, resumed, save_checkpoint, save_state
+from edc.train.checkpoint import CheckpointWriter, Position, append_metrics, load_finished, resumed, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
 from edc.train.placement import float32_of, place, to_device
@@ -90,6 +90,7 @@ def fit(
     optimizer = build_optimizer(network, training)
     average = None if ema is None else RunningAverage(network, decay=ema)
     position = resumed(folder / CHECKPOINT, network, optimizer, average, accelerator=accelerator)
+    writer = CheckpointWriter(folder / CHECKPOINT, position, network, optimizer, average)
     job = _Job(
         network=network,
         model=accelerator.prepare_model(network) if accelerator.num_processes > 1 else network,
@@ -108,8 +109,9 @@ def fit(
         label=label,
         accelerator=accelerator,
         steps=steps_per_epoch(data.train, training.batch_size, data.extra),
+        writer=writer,
     )
-    with stop_requests() as stop:
+    with stop_requests() as stop, writer:
         _train_epochs(job, stop)
         by_main(lambda: _save_best(job, finished), accelerator)
         accelerator.wait_for_everyone()
@@ -122,10 +124,11 @@ def fit(
 
 def _save_best(job: "_Job", finished: Path) -> None:
     """Leaves the best weights in place of the checkpoint; `finished` says that nothing of it is needed any more."""
+    job.writer.wait()
     if job.average is not None:
         save_state(job.folder / EMA_WEIGHTS, job.average.best_state)
     save_state(finished, job.position.best_state)
-    job.checkpoint.unlink(missing_ok=True)
+    job.writer.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,7 @@ class _Job:
     accelerator: Accelerator
     steps: int
     """Steps per epoch."""
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / CHECKPOINT
-
-    def save_checkpoint(self) -> None:
-        save_checkpoint(self.checkpoint, self.position, self.network, self.optimizer, self.average)
+    writer: CheckpointWriter
 
 
 def _train_epochs(job: _Job, stop: list[int]) -> None:
@@ -221,7 +218,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         stopping = bool(stop) and num_processes == 1
         if len(pending) == STEPS_BETWEEN_LOOKS or number == job.steps - 1 or stopping:
             stopping = anyone(bool(stop), accelerator)
-            raise_together(failed[0] if failed else None, accelerator)
+            raise_together(failed[0] if failed else job.writer.failure(), accelerator)
             for images in job.data.trained_on:
                 pool_bad_images(images, accelerator)
             losses = read_back(
@@ -229,7 +226,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
                 step,
                 steps_per_epoch=job.steps,
                 label=job.label,
-                checkpoint=job.checkpoint,
+                writer=job.writer,
                 accelerator=accelerator,
             )
             position.loss_sum += math.fsum(losses)
@@ -238,7 +235,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         progress.step(step + 1, num_images=training.batch_size)
         if stopping:
             position.seconds += time.monotonic() - started
-            by_main(job.save_checkpoint, accelerator)
+            by_main(job.writer.save, accelerator)
             accelerator.wait_for_everyone()  # a launcher kills all processes when the first of them leaves
             raise interrupted_by(stop)
     position.seconds += time.monotonic() - started
@@ -265,7 +262,7 @@ def _batches(job: _Job, epoch: int, failed: list[EdcError]) -> Iterator[tuple[Te
 
 
 def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: TensorBoardCurves | None) -> None:
-    """Validates, remembers the best, writes the epoch's line and the checkpoint."""
+    """Validates, remembers the best, writes the epoch's line, and begins to write the checkpoint."""
     training, position = job.training, job.position
     last_step = (epoch + 1) * job.steps - 1
     record: dict[str, Any] = {"epoch": epoch, "step": last_step + 1, "loss": position.loss_sum / job.steps}
@@ -288,7 +285,7 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: Tens
         if curves is not None:
             curves.add(record)
         if (epoch + 1) % training.checkpoint_every == 0:
-            job.save_checkpoint()
+            job.writer.begin()
 
     by_main(write, job.accelerator)
 
