@@ -199,7 +199,7 @@ def _fitted(
     if training.compile:
         _compile_teachers(recipe, data, teachers, training, accelerator)
     learned = learned_by(section, data)
-    plain_of = folding(recipe, name, data)
+    asked, plain_of = teachers.casts_kept(autocast_dtype(training), data.image_shape), folding(recipe, name, data)
     observer = Observer(
         section,
         learned,
@@ -212,7 +212,7 @@ def _fitted(
     return fit(
         network,
         learned,
-        learn=student_step(section, teachers, training=training, num_classes=data.num_classes, form=form),
+        learn=student_step(section, asked, training=training, num_classes=data.num_classes, form=form),
         plain_of=plain_of,
         data_section=recipe.data,
         training=training,

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from edc.data import DataSet, steps_per_epoch, train_batches
+from edc.data import DataSet, near, steps_per_epoch, train_batches
 from edc.errors import EdcError
 from edc.method.kinds import View
 from edc.method.step import Batch, Step
@@ -30,7 +30,7 @@ from edc.train.backward import backward_through, read_back
 from edc.train.checkpoint import CheckpointWriter, Position, append_metrics, load_finished, resumed, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
-from edc.train.placement import float32_of, place, to_device
+from edc.train.placement import convolutions_tuned, float32_of, place, to_device
 from edc.train.prepare import prepared
 from edc.train.progress import TensorBoardCurves, TrainingProgress, tensorboard_curves, training_progress
 from edc.train.schedule import build_optimizer, learning_rate_at
@@ -90,14 +90,13 @@ def fit(
     optimizer = build_optimizer(network, training)
     average = None if ema is None else RunningAverage(network, decay=ema)
     position = resumed(folder / CHECKPOINT, network, optimizer, average, accelerator=accelerator)
-    writer = CheckpointWriter(folder / CHECKPOINT, position, network, optimizer, average)
     job = _Job(
         network=network,
         model=accelerator.prepare_model(network) if accelerator.num_processes > 1 else network,
         optimizer=optimizer,
         average=average,
         position=position,
-        data=data,
+        data=near(data, accelerator.device, views=views),
         learn=learn,
         plain_of=plain_of,
         data_section=data_section,
@@ -109,9 +108,9 @@ def fit(
         label=label,
         accelerator=accelerator,
         steps=steps_per_epoch(data.train, training.batch_size, data.extra),
-        writer=writer,
+        writer=CheckpointWriter(folder / CHECKPOINT, position, network, optimizer, average),
     )
-    with stop_requests() as stop, writer:
+    with stop_requests() as stop, job.writer:
         _train_epochs(job, stop)
         by_main(lambda: _save_best(job, finished), accelerator)
         accelerator.wait_for_everyone()
@@ -171,7 +170,11 @@ def _train_epochs(job: _Job, stop: list[int]) -> None:
     ):
         for epoch in range(position.epoch, job.training.epochs):
             # Returned to the system after each epoch, so that a fragmented heap does not last for the whole training.
-            with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext(), float32_of(job.training):
+            with (
+                freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext(),
+                float32_of(job.training),
+                convolutions_tuned(accelerator.device, shapes_stay=job.learn.shapes_stay),
+            ):
                 _train_epoch(job, epoch, progress, stop)
             _close_epoch(job, epoch, progress, curves)
 
