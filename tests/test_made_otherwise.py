@@ -17,12 +17,15 @@ from training_cases import plain
 
 from edc.benchmark.options import BenchOptions
 from edc.benchmark.request import prepare
+from edc.data import load_data
 from edc.deploy.export import ExportOptions, export
+from edc.deploy.networks import networks_of
 from edc.errors import RunError
 from edc.recipe import Recipe
 from edc.runs.distill import distill
 from edc.runs.folder import RunFolder
 from edc.runs.networks import load_subject
+from edc.runs.student import load_student
 from edc.subject import Subject
 
 
@@ -73,19 +76,22 @@ def old(tmp_path_factory) -> tuple[RunFolder, Recipe]:
 
 
 def test_export_and_bench_say_what_is_read_otherwise_and_take_the_teachers_of_then(old, tmp_path, capsys):
-    run, _ = old
+    run, one = old
     trained = sorted(run.teachers_path.iterdir())
-    export(run, tmp_path / "artifact", ExportOptions(max_batch=2))
-    words = said(capsys)
-    assert IMAGES in words
-    assert TEACHERS in words
+    export(run, tmp_path / "artifact", ExportOptions(max_batch=2, baseline=False))
+    assert IMAGES in said(capsys)
+    data = load_data(one.data)
+    student = load_student(one, "kd", data, run=run)
+    baseline = networks_of(student, run, one, run.summary(), data, fold_temperature=False)[1:]  # as export does
+    assert TEACHERS in said(capsys)
     prepare(tmp_path / "artifact", BenchOptions(run.path, backends=("torch",)))
     assert IMAGES in said(capsys)
     (teacher,) = load_subject(run.path, Subject("teacher", member=0)).networks  # what a bench's worker loads
     assert TEACHERS in said(capsys)
     assert sorted(run.teachers_path.iterdir()) == trained, "trained teachers anew"
     weights = load_file(run.teachers_path / (run.inputs() or {})["teacher 0"] / "weights.safetensors")
-    assert all(torch.equal(value, weights[key]) for key, value in teacher.state_dict().items())
+    for found in (teacher, baseline[0].reference):
+        assert all(torch.equal(value, weights[key]) for key, value in found.state_dict().items())
 
 
 def test_begun_run_goes_on_with_the_teachers_of_then_and_says_what_is_read_otherwise(old, tmp_path, capsys):
