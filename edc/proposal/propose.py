@@ -21,7 +21,7 @@ from edc.proposal.checkpoints_found import (
     require_known_files,
     roll_called,
 )
-from edc.proposal.data_found import DataFound, is_held_out, look_at_data, place_and_kind, sides_of
+from edc.proposal.data_found import DataFound, SplitFound, is_held_out, look_at_data, place_and_kind, sides_of
 from edc.proposal.recipe_text import Choices, recipe_text
 from edc.recipe import DataSection, NetworkSection, Recipe
 from edc.recipe.loading import recipe_from_document
@@ -48,6 +48,8 @@ class Asked:
     """NAME for every checkpoint, or FILE=NAME for one."""
     student: str | None = None
     image_size: int | None = None
+    extra: Path | None = None
+    """A folder of images without labels."""
     trust: bool = False
     name: str | None = None
 
@@ -128,6 +130,9 @@ def _data_section(asked: Asked, looks: Sequence[CheckpointFound]) -> tuple[DataS
         reasons["validation"] = f"held out of {num_labelled} training images: a tenth would say little"
     base["augmentation"] = "resized_crop_flip" if size >= 96 else "crop_flip"
     reasons |= {"image_size": why, "augmentation": "leave out flips where left and right differ in meaning"}
+    if asked.extra:
+        where, of_kind = place_and_kind(asked.extra)
+        base["extra"] = {"kind": of_kind, "root": where}
     return DataSection(**base, image_size=size), reasons
 
 
@@ -136,11 +141,23 @@ def _allowing_damage(
 ) -> tuple[DataSection, dict[str, str]]:
     """Returns the section that lets as many training images be unreadable as are."""
     train = found.splits[0]
-    if not train.unreadable:
+    if train.unreadable:
+        why = f"{len(train.unreadable)} of {train.num_read} training images cannot be read; others stand in for them"
+        section = section.model_copy(update={"max_bad_fraction": _allowed(train)})
+        reasons = reasons | {"max_bad_fraction": why}
+    if found.extra is None:
         return section, reasons
-    share = min(0.999, round(1.5 * len(train.unreadable) / train.num_read + 0.0005, 3))
-    why = f"{len(train.unreadable)} of {train.num_read} training images cannot be read; others stand in for them"
-    return section.model_copy(update={"max_bad_fraction": share}), reasons | {"max_bad_fraction": why}
+    why = f"{found.extra.num_images:,} images without labels: students learn the teachers' answers to them, too"
+    if found.extra.unreadable:
+        why += f"; {len(found.extra.unreadable)} of {found.extra.num_read} cannot be read"
+        extra = (section.extra[0].model_copy(update={"max_bad_fraction": _allowed(found.extra)}),)
+        section = section.model_copy(update={"extra": extra})
+    return section, reasons | {"extra": why}
+
+
+def _allowed(split: SplitFound) -> float:
+    """Returns the share of images that may be unreadable, half as many more as are."""
+    return min(0.999, round(1.5 * len(split.unreadable) / split.num_read + 0.0005, 3))
 
 
 def _choices(
@@ -152,7 +169,7 @@ def _choices(
 ) -> Choices:
     used = [one for one in checkpoints if not one.why_not and one.section]
     network, start, why_network = _network(asked, found.data, used)
-    num_train = len(found.data.train)
+    num_train = len(found.data.train) + (len(found.data.extra) if found.data.extra else 0)
     batch_size = next(size for size, most in ((16, 320), (32, 2_000), (64, 20_000), (128, 1 << 62)) if num_train < most)
     epochs, learning_rate = (30, 0.01) if start else (100, 0.05)
     begins = "weights that know such images" if start else "random weights"
@@ -163,7 +180,7 @@ def _choices(
         start=start,
         why_network=why_network,
         epochs=epochs,
-        batch_size=min(batch_size, num_train),
+        batch_size=min(batch_size, len(found.data.train)),
         learning_rate=learning_rate,
         warmup_epochs=2 if start else 5,
         why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images",
