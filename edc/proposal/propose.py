@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from edc.console import console
 from edc.data import DataSet, load_data
 from edc.errors import EdcError, RecipeError, first_line
-from edc.networks import build_network, count_parameters
+from edc.networks import build_network, count_parameters, network_for
 from edc.proposal.checkpoints_found import (
     CheckpointFound,
     files_of,
@@ -51,7 +51,8 @@ class Asked:
     extra: Path | None = None
     """A folder of images without labels."""
     trust: bool = False
-    name: str | None = None
+    out: Path | None = None
+    """The recipe's file, after which the run is called; None: after the folder of images."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,13 @@ def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
     del looks  # the weights
     checkpoints = roll_called(checkpoints, section, found.data, accelerator=accelerator)
     choices = _choices(asked, section, found, checkpoints, reasons)
-    recipe, text = _accepted(section, found, checkpoints, choices, accelerator)
+    recipe, text = _accepted(asked, section, found, checkpoints, choices, accelerator)
     return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text)
 
 
-def name_of(images: Path, name: str | None = None) -> str:
-    """Returns the name of a recipe: that of the folder of images unless given, in letters that a recipe may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name or images.resolve().name).lstrip("._-") or "mine"
+def name_of(path: Path) -> str:
+    """Returns the name of a recipe from that of its file or its folder of images, in letters that a recipe may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", path.resolve().name).lstrip("._-") or "mine"
 
 
 def _require_network(name: str) -> None:
@@ -175,7 +176,7 @@ def _choices(
     begins = "weights that know such images" if start else "random weights"
     two = len(used) != 1
     return Choices(
-        name=name_of(asked.images, asked.name),
+        name=name_of(asked.out.with_suffix("") if asked.out else asked.images),
         network=network,
         start=start,
         why_network=why_network,
@@ -228,11 +229,11 @@ def _accuracy(one: CheckpointFound) -> float:
 
 
 def _num_parameters(name: str, data: DataSet) -> int:
-    shape: Any = {"num_classes": data.num_classes, "image_shape": data.image_shape, "mean": data.mean, "std": data.std}
-    return count_parameters(build_network(NetworkSection(name=name), **shape))
+    return count_parameters(network_for(NetworkSection(name=name), data))
 
 
 def _accepted(
+    asked: Asked,
     section: DataSection,
     found: DataFound,
     checkpoints: Sequence[CheckpointFound],
@@ -245,7 +246,7 @@ def _accepted(
     refused: list[EdcError] = []
     for way in ways:
         one = _simpler(choices, *way, because=first_line(refused[-1]) if refused else "")
-        text = recipe_text(section, checkpoints, one, head=_head(found, one, bool(checkpoints)))
+        text = recipe_text(section, checkpoints, one, head=_head(asked, found, one))
         recipe = recipe_from_document(yaml_from_text(text), source="the proposed recipe")
         try:
             with console.capture():
@@ -270,12 +271,13 @@ def _simpler(choices: Choices, with_members: bool, start: str | None, *, because
     return choices
 
 
-def _head(found: DataFound, choices: Choices, has_checkpoints: bool) -> list[str]:
+def _head(asked: Asked, found: DataFound, choices: Choices) -> list[str]:
     """Returns the comments at the head of the recipe."""
+    file = asked.out or f"{choices.name}.yaml"
     lines = [
         f"Proposed by edc init for {found.section.root}; every line may be changed.",
         "",
-        f"launch   edc distill {choices.name}.yaml   (first with --dry-run: the cost on this machine)",
+        f"launch   edc distill {file}   (first with --dry-run: the cost on this machine)",
         "",
     ]
     for split in found.splits:
@@ -286,7 +288,7 @@ def _head(found: DataFound, choices: Choices, has_checkpoints: bool) -> list[str
         for pair, (num, looked_at) in found.duplicates.items()
         if num
     ]
-    if has_checkpoints and is_held_out(found.section.kind, found.data):
+    if asked.checkpoints and is_held_out(found.section.kind, found.data):
         lines.append(
             "warning: validation images are held out of train; if your checkpoints learned from them, they look better "
             "on them than they are: a split of its own is better"

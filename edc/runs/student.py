@@ -14,7 +14,7 @@ from edc.errors import RunError
 from edc.method.batch_ensemble import fold, shared_layers, to_batch_ensemble
 from edc.method.kinds import MemberForm
 from edc.method.step import StudentStep
-from edc.networks import Classifier, build_network
+from edc.networks import Classifier, network_for
 from edc.recipe import Recipe, StudentSection, TrainingSection
 from edc.runs.choice import TRAINED_WEIGHTS, choose
 from edc.runs.folder import RunFolder
@@ -58,9 +58,7 @@ def build_plain(recipe: Recipe, data: DataSet, *, name: str | None = None, fresh
     section = recipe.network_of(recipe.students[name]) if name else recipe.network
     section = section if fresh else section.bare()
     torch.manual_seed(derive_seed("student", recipe.seed, "initial weights"))
-    return build_network(
-        section, num_classes=data.num_classes, image_shape=data.image_shape, mean=data.mean, std=data.std
-    )
+    return network_for(section, data)
 
 
 def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = True) -> nn.Module:

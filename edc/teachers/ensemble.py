@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edc.data import DataSet
 from edc.errors import CheckpointError
 from edc.method.step import LabelStep
-from edc.networks import Classifier, build_network
+from edc.networks import Classifier, network_for
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
@@ -236,11 +236,4 @@ def build_teacher(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Class
 
     Not `fresh`: its weights will be overwritten, so none are fetched.
     """
-    section = recipe.teacher_network if fresh else recipe.teacher_network.bare()
-    return build_network(
-        section,
-        num_classes=data.num_classes,
-        image_shape=data.image_shape,
-        mean=data.mean,
-        std=data.std,
-    )
+    return network_for(recipe.teacher_network if fresh else recipe.teacher_network.bare(), data)
