@@ -327,7 +327,7 @@ def test_images_without_labels_become_extra_images_of_the_recipe_with_what_is_wr
 def test_folder_without_images_is_no_extra_images_and_nothing_is_written(desk, tmp_path):
     (tmp_path / "photos").symlink_to(desk.folder / "zip/photos")
     (tmp_path / "found").mkdir()
-    for where, message in (("found", "data.extra"), ("lost", "lost: no such folder of images")):
+    for where, message in (("found", "found: no images"), ("lost", "lost: no such folder of images")):
         called = edc("init", "photos", "--extra", where, "--threads", "1", "--device", "cpu", cwd=tmp_path)
         assert (called.exit_code, called.stdout) == (2, "")
         assert message in called.stderr

@@ -120,8 +120,9 @@ def look_at_data(section: DataSection) -> DataFound:
     if data.extra is None:
         return DataFound(section, data, found, duplicates)
     (without_labels,) = data.extra.parts
-    pairs_with_extra = {f"extra and {name}": overlap_of(without_labels, splits[name]) for name in ("validation", "test")}
-    duplicates |= {pair: (one.num_found, one.num_looked_at) for pair, one in pairs_with_extra.items()}
+    for name in ("validation", "test"):
+        overlap = overlap_of(without_labels, splits[name])
+        duplicates[f"extra and {name}"] = overlap.num_found, overlap.num_looked_at
     return DataFound(section, data, found, duplicates, _look_at_split("extra", without_labels, ()))
 
 
