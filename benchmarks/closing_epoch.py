@@ -34,9 +34,10 @@ from edc.system.memory import freed_memory_kept
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.average import copy_of_state
 from edc.train.backward import backward_through
-from edc.train.checkpoint import CheckpointWriter, Position, append_metrics
+from edc.train.checkpoint import CheckpointWriter, Position
 from edc.train.evaluate import evaluate_accuracy
 from edc.train.placement import place
+from edc.train.saved.epochs import append_metrics
 from edc.train.schedule import build_optimizer
 
 RECIPE = Path(__file__).parent.parent / "recipes/cifar100_wrn28x4.yaml"

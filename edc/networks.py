@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from edc.architectures import CifarResNet, WideResNet
+from edc.data import DataSet
 from edc.errors import CheckpointError, FailedError, RecipeError, first_line
 from edc.recipe import NETWORK_NAME, NetworkSection
 
@@ -17,6 +18,7 @@ __all__ = [
     "build_network",
     "count_parameters",
     "load_weights",
+    "network_for",
     "normalisation_of",
     "of_timm",
     "require_logits",
@@ -93,6 +95,12 @@ def build_network(
         network.transform_input = False  # type: ignore[assignment]
         mean, std = with_transform_input(mean, std) if channels == 3 else (mean, std)
     return Classifier(network, mean, std)
+
+
+def network_for(section: NetworkSection, data: DataSet) -> Classifier:
+    """Returns what `build_network` does for the classes, images and statistics of a data set."""
+    shape = data.image_shape
+    return build_network(section, num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)
 
 
 def normalisation_of(section: NetworkSection, of_data: Normalisation) -> tuple[Normalisation, str]:

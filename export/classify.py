@@ -252,13 +252,13 @@ def run_engine(context, cuda, path: Path, images: np.ndarray, entry: dict) -> np
     """Return the logits of one image."""
     logits = np.empty((1, entry["outputs"][0]["shape"][-1]), np.float32)
     context.set_input_shape(entry["inputs"][0]["name"], images.shape)
+    stream = checked(cuda.cudaStreamCreate())
     on_device = [checked(cuda.cudaMalloc(array.nbytes)) for array in (images, logits)]
     try:
         to_device, to_host = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         checked(cuda.cudaMemcpy(on_device[0], images.ctypes.data, images.nbytes, to_device))
         context.set_tensor_address(entry["inputs"][0]["name"], int(on_device[0]))
         context.set_tensor_address(entry["outputs"][0]["name"], int(on_device[1]))
-        stream = checked(cuda.cudaStreamCreate())
         if not context.execute_async_v3(int(stream)):
             raise UserError(f"{path}: the engine refused to run")
         checked(cuda.cudaStreamSynchronize(stream))
@@ -266,6 +266,7 @@ def run_engine(context, cuda, path: Path, images: np.ndarray, entry: dict) -> np
     finally:
         for pointer in on_device:
             cuda.cudaFree(pointer)
+        cuda.cudaStreamDestroy(stream)
     return logits[0].astype(np.float64)
 
 

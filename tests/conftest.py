@@ -1,6 +1,7 @@
 """Fixtures that more than one file needs."""
 
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,11 +34,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def of_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """Returns the folder that all workers of pytest-xdist share."""
+    return factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+
+
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two gloo processes found: see distributed_worker.py. Made once for all workers of pytest-xdist."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder if "PYTEST_XDIST_WORKER" not in os.environ else folder.parent) / "two_processes"
+    """What each of two gloo processes found: see distributed_worker.py. Made once for all workers."""
+    folder = of_all_workers(tmp_path_factory) / "two_processes"
     with FileLock(f"{folder}.lock"):
         if (folder / "rank1.pt").is_file():
             return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
@@ -91,11 +96,19 @@ class Workshop:
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A tiny run, trained, and its artifact: what the tests of the command line, export and bench share."""
-    folder = tmp_path_factory.mktemp("workshop")
-    (folder / "tiny.yaml").write_text(TINY_RECIPE)
-    distilled = edc("distill", "tiny.yaml", "--device", "cpu", "--json", cwd=folder)
-    assert distilled.exit_code == 0, distilled.stderr
-    exported = edc("export", "--max-batch", "8", "--json", cwd=folder)
-    assert exported.exit_code == 0, exported.stderr
-    return Workshop(folder, distilled, exported)
+    """A tiny run, trained, and its artifact: what the tests of the command line, export and bench share.
+
+    Made once for all workers; each has a copy of its own, because commands lock runs.
+    """
+    made, folder = of_all_workers(tmp_path_factory) / "workshop", tmp_path_factory.mktemp("workshop")
+    with FileLock(f"{made}.lock"):
+        if not (made / "called.pickle").is_file():
+            made.mkdir()  # fails if the commands have failed in another worker, which its tests say
+            (made / "tiny.yaml").write_text(TINY_RECIPE)
+            distilled = edc("distill", "tiny.yaml", "--device", "cpu", "--json", cwd=made)
+            assert distilled.exit_code == 0, distilled.stderr
+            exported = edc("export", "--max-batch", "8", "--json", cwd=made)
+            assert exported.exit_code == 0, exported.stderr
+            (made / "called.pickle").write_bytes(pickle.dumps((distilled, exported)))
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return Workshop(folder, *pickle.loads((made / "called.pickle").read_bytes()))

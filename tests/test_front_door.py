@@ -99,6 +99,7 @@ def test_perturb_leaves_frozen_parts_frozen():
         edc.perturb(images, "tdiv_sdiv", teachers=teachers, generator=torch.Generator())
 
 
+@pytest.mark.slow
 def test_own_loop_distils_timm_networks_in_forty_lines():
     """examples/own_loop.py as it is printed; the student is a plain timm network, better than one teacher."""
     example = ROOT / "examples/own_loop.py"

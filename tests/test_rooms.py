@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FROM_THE_BOTTOM = re.findall(
     r"\S+",
     """
-errors console seeding subject system method recipe metrics architectures networks data train teachers runs evidence
+errors console seeding subject system method recipe metrics architectures data networks train teachers runs evidence
 deploy.artifact deploy.ensemble deploy.onnx deploy.engine deploy.fuse deploy.gates deploy.onnx_files deploy.samples
 deploy.engine_files
 deploy.records deploy.card deploy.networks deploy.export deploy.verify deploy.transfer

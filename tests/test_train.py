@@ -305,6 +305,7 @@ def start_and_send(folder: Path, watched: str, number: int) -> tuple[int, str]:
     return process.returncode, stderr
 
 
+@pytest.mark.slow
 def test_run_stopped_by_ctrl_c_and_killed_ends_bit_equal(tmp_path, accelerator, one_thread):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     code, stderr = start_and_send(tmp_path, "runs/teachers/*/metrics.jsonl", signal.SIGINT)

@@ -8,6 +8,7 @@ import typer
 
 from edc.cli.options import Device, Json, Threads, accelerator_on, print_json, say, table_console
 from edc.errors import RequestError
+from edc.system.files import require_free_name, write_atomically
 
 __all__ = ["add_commands"]
 
@@ -38,6 +39,10 @@ def init(
     image_size: Annotated[
         int | None, typer.Option("--image-size", min=8, max=8192, help="Side of the images; default: as they are like.")
     ] = None,
+    extra: Annotated[
+        Path | None,
+        typer.Option("--extra", metavar="FOLDER", help="Images without labels, from which the students learn, too."),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Open checkpoints that are programs (TorchScript, .pt2): they can run code.")
     ] = False,
@@ -57,35 +62,31 @@ def init(
         images, checkpoints = _asked()
     if images is None:
         raise RequestError("IMAGES: missing; name a folder of images, for example: edc init photos models/*.pth")
-    if out is not None:
-        _require_free(out, force=force)
+    if out is not None:  # before torch loads
+        require_free_name(out, suffixes=(".yaml", ".yml"), force=force)
     from edc.cli.tables.init import print_found, proposal_document
-    from edc.proposal.propose import Asked, propose
-    from edc.system.files import write_atomically
+    from edc.proposal.propose import Asked, name_of, propose
 
-    name = out.stem if out else None
-    if name is None:
-        from edc.proposal.propose import name_of
-
-        name = name_of(images)
-        _require_free(Path(f"{name}.yaml"), force=force)
+    if out is None:
+        out = Path(f"{name_of(images)}.yaml")
+        require_free_name(out, suffixes=(".yaml", ".yml"), force=force)
     asked = Asked(
         images=images,
         checkpoints=tuple(checkpoints or ()),
         networks=tuple(network),
         student=student,
         image_size=image_size,
+        extra=extra,
         trust=trust,
-        name=name,
+        out=out,
     )
     proposal = propose(asked, accelerator=accelerator_on(device, threads))
-    target = out or Path(f"{name}.yaml")
-    with write_atomically(target) as temporary:
+    with write_atomically(out) as temporary:
         temporary.write_text(proposal.text, encoding="utf-8")
     if as_json:
-        print_json({"recipe": str(target), **proposal_document(proposal)})
+        print_json({"recipe": str(out), **proposal_document(proposal)})
     print_found(proposal, console=table_console(as_json))
-    say(f"written: {target}   next: edc distill {target} --dry-run")
+    say(f"written: {out}   next: edc distill {out} --dry-run")
 
 
 def _asked() -> tuple[Path, list[Path]]:
@@ -95,11 +96,3 @@ def _asked() -> tuple[Path, list[Path]]:
     import shlex
 
     return Path(images).expanduser(), [Path(part).expanduser() for part in shlex.split(text)]
-
-
-def _require_free(path: Path, *, force: bool) -> None:
-    if path.suffix not in (".yaml", ".yml"):
-        raise RequestError(f"--out: found {path}, expected a file that ends in .yaml")
-    if path.is_dir() or (path.exists() and not force):
-        what = "is a folder" if path.is_dir() else "already exists and is not overwritten without --force"
-        raise RequestError(f"{path}: {what}; name another with --out")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edc.errors import NotInstalledError, RequestError
-from edc.system.files import write_atomically
+from edc.errors import NotInstalledError
+from edc.system.files import require_free_name, write_atomically
 
 __all__ = ["Row", "require_writable", "rows_to"]
 
@@ -35,11 +35,7 @@ Write = Callable[[Sequence[Row]], object]
 
 def require_writable(path: Path, *, force: bool) -> None:
     """Raises unless a file of predictions may be written to `path`, in the format that its suffix says."""
-    if path.suffix not in SUFFIXES:
-        raise RequestError(f"--out: found {path}, expected a file that ends in {', '.join(SUFFIXES)}")
-    if path.is_dir() or (path.exists() and not force):
-        what = "is a folder" if path.is_dir() else "already exists and is not overwritten without --force"
-        raise RequestError(f"--out: {path}: {what}; choose another file")
+    require_free_name(path, suffixes=SUFFIXES, force=force)
     if path.suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401

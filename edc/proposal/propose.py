@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from edc.console import console
 from edc.data import DataSet, load_data
 from edc.errors import EdcError, RecipeError, first_line
-from edc.networks import build_network, count_parameters
+from edc.networks import build_network, count_parameters, network_for
 from edc.proposal.checkpoints_found import (
     CheckpointFound,
     files_of,
@@ -21,7 +21,7 @@ from edc.proposal.checkpoints_found import (
     require_known_files,
     roll_called,
 )
-from edc.proposal.data_found import DataFound, is_held_out, look_at_data, place_and_kind, sides_of
+from edc.proposal.data_found import DataFound, SplitFound, is_held_out, look_at_data, place_and_kind, sides_of
 from edc.proposal.recipe_text import Choices, recipe_text
 from edc.recipe import DataSection, NetworkSection, Recipe
 from edc.recipe.loading import recipe_from_document
@@ -48,8 +48,11 @@ class Asked:
     """NAME for every checkpoint, or FILE=NAME for one."""
     student: str | None = None
     image_size: int | None = None
+    extra: Path | None = None
+    """A folder of images without labels."""
     trust: bool = False
-    name: str | None = None
+    out: Path | None = None
+    """The recipe's file, after which the run is called; None: after the folder of images."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,13 @@ def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
     del looks  # the weights
     checkpoints = roll_called(checkpoints, section, found.data, accelerator=accelerator)
     choices = _choices(asked, section, found, checkpoints, reasons)
-    recipe, text = _accepted(section, found, checkpoints, choices, accelerator)
+    recipe, text = _accepted(asked, section, found, checkpoints, choices, accelerator)
     return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text)
 
 
-def name_of(images: Path, name: str | None = None) -> str:
-    """Returns the name of a recipe: that of the folder of images unless given, in letters that a recipe may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name or images.resolve().name).lstrip("._-") or "mine"
+def name_of(path: Path) -> str:
+    """Returns the name of a recipe from that of its file or its folder of images, in letters that a recipe may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", path.resolve().name).lstrip("._-") or "mine"
 
 
 def _require_network(name: str) -> None:
@@ -128,6 +131,9 @@ def _data_section(asked: Asked, looks: Sequence[CheckpointFound]) -> tuple[DataS
         reasons["validation"] = f"held out of {num_labelled} training images: a tenth would say little"
     base["augmentation"] = "resized_crop_flip" if size >= 96 else "crop_flip"
     reasons |= {"image_size": why, "augmentation": "leave out flips where left and right differ in meaning"}
+    if asked.extra:
+        where, of_kind = place_and_kind(asked.extra)
+        base["extra"] = {"kind": of_kind, "root": where}
     return DataSection(**base, image_size=size), reasons
 
 
@@ -136,11 +142,23 @@ def _allowing_damage(
 ) -> tuple[DataSection, dict[str, str]]:
     """Returns the section that lets as many training images be unreadable as are."""
     train = found.splits[0]
-    if not train.unreadable:
+    if train.unreadable:
+        why = f"{len(train.unreadable)} of {train.num_read} training images cannot be read; others stand in for them"
+        section = section.model_copy(update={"max_bad_fraction": _allowed(train)})
+        reasons = reasons | {"max_bad_fraction": why}
+    if found.extra is None:
         return section, reasons
-    share = min(0.999, round(1.5 * len(train.unreadable) / train.num_read + 0.0005, 3))
-    why = f"{len(train.unreadable)} of {train.num_read} training images cannot be read; others stand in for them"
-    return section.model_copy(update={"max_bad_fraction": share}), reasons | {"max_bad_fraction": why}
+    why = f"{found.extra.num_images:,} images without labels: students learn the teachers' answers to them, too"
+    if found.extra.unreadable:
+        why += f"; {len(found.extra.unreadable)} of {found.extra.num_read} cannot be read"
+        extra = (section.extra[0].model_copy(update={"max_bad_fraction": _allowed(found.extra)}),)
+        section = section.model_copy(update={"extra": extra})
+    return section, reasons | {"extra": why}
+
+
+def _allowed(split: SplitFound) -> float:
+    """Returns the share of images that may be unreadable, half as many more as are."""
+    return min(0.999, round(1.5 * len(split.unreadable) / split.num_read + 0.0005, 3))
 
 
 def _choices(
@@ -152,18 +170,18 @@ def _choices(
 ) -> Choices:
     used = [one for one in checkpoints if not one.why_not and one.section]
     network, start, why_network = _network(asked, found.data, used)
-    num_train = len(found.data.train)
+    num_train = len(found.data.train) + (len(found.data.extra) if found.data.extra else 0)
     batch_size = next(size for size, most in ((16, 320), (32, 2_000), (64, 20_000), (128, 1 << 62)) if num_train < most)
     epochs, learning_rate = (30, 0.01) if start else (100, 0.05)
     begins = "weights that know such images" if start else "random weights"
     two = len(used) != 1
     return Choices(
-        name=name_of(asked.images, asked.name),
+        name=name_of(asked.out.with_suffix("") if asked.out else asked.images),
         network=network,
         start=start,
         why_network=why_network,
         epochs=epochs,
-        batch_size=min(batch_size, num_train),
+        batch_size=min(batch_size, len(found.data.train)),
         learning_rate=learning_rate,
         warmup_epochs=2 if start else 5,
         why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images",
@@ -211,11 +229,11 @@ def _accuracy(one: CheckpointFound) -> float:
 
 
 def _num_parameters(name: str, data: DataSet) -> int:
-    shape: Any = {"num_classes": data.num_classes, "image_shape": data.image_shape, "mean": data.mean, "std": data.std}
-    return count_parameters(build_network(NetworkSection(name=name), **shape))
+    return count_parameters(network_for(NetworkSection(name=name), data))
 
 
 def _accepted(
+    asked: Asked,
     section: DataSection,
     found: DataFound,
     checkpoints: Sequence[CheckpointFound],
@@ -228,7 +246,7 @@ def _accepted(
     refused: list[EdcError] = []
     for way in ways:
         one = _simpler(choices, *way, because=first_line(refused[-1]) if refused else "")
-        text = recipe_text(section, checkpoints, one, head=_head(found, one, bool(checkpoints)))
+        text = recipe_text(section, checkpoints, one, head=_head(asked, found, one))
         recipe = recipe_from_document(yaml_from_text(text), source="the proposed recipe")
         try:
             with console.capture():
@@ -253,12 +271,13 @@ def _simpler(choices: Choices, with_members: bool, start: str | None, *, because
     return choices
 
 
-def _head(found: DataFound, choices: Choices, has_checkpoints: bool) -> list[str]:
+def _head(asked: Asked, found: DataFound, choices: Choices) -> list[str]:
     """Returns the comments at the head of the recipe."""
+    file = asked.out or f"{choices.name}.yaml"
     lines = [
         f"Proposed by edc init for {found.section.root}; every line may be changed.",
         "",
-        f"launch   edc distill {choices.name}.yaml   (first with --dry-run: the cost on this machine)",
+        f"launch   edc distill {file}   (first with --dry-run: the cost on this machine)",
         "",
     ]
     for split in found.splits:
@@ -269,7 +288,7 @@ def _head(found: DataFound, choices: Choices, has_checkpoints: bool) -> list[str
         for pair, (num, looked_at) in found.duplicates.items()
         if num
     ]
-    if has_checkpoints and is_held_out(found.section.kind, found.data):
+    if asked.checkpoints and is_held_out(found.section.kind, found.data):
         lines.append(
             "warning: validation images are held out of train; if your checkpoints learned from them, they look better "
             "on them than they are: a split of its own is better"

@@ -14,7 +14,7 @@ from edc.data.data_set import as_looked_at
 from edc.data.overlap import warn_of_overlap
 from edc.errors import RecipeError, first_line
 from edc.method.batch_ensemble import member_logits, to_batch_ensemble
-from edc.networks import Classifier, build_network, count_parameters, require_logits
+from edc.networks import Classifier, count_parameters, network_for, require_logits
 from edc.recipe import NetworkSection, Recipe, TrainingSection
 from edc.runs.folder import HOW_IMAGES_ARE_READ, TEST_IMAGES, RunFolder, run_folder
 from edc.runs.own_teachers import own_teachers_of, readings_of
@@ -242,7 +242,6 @@ def _try_members(student: Classifier, data: DataSet, *, source: str) -> None:
 
 def _tried(section: NetworkSection, data: DataSet) -> Classifier:
     """Returns the network, tried on two images, without the library's own weights: only its shape is asked about."""
-    bare, shape = section.bare(), data.image_shape
-    network = build_network(bare, num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)
-    require_logits(network, shape, data.num_classes, source=section.name)
+    network = network_for(section.bare(), data)
+    require_logits(network, data.image_shape, data.num_classes, source=section.name)
     return network

@@ -11,7 +11,7 @@ from torch import nn
 from edc.console import console
 from edc.data import DataSet
 from edc.errors import CheckpointError, FailedError, first_line
-from edc.networks import Classifier, build_network
+from edc.networks import Classifier, network_for
 from edc.recipe import NetworkSection, Recipe
 from edc.runs.folder import RunFolder
 from edc.teachers.ensemble import TeacherEnsemble, are_trained, teacher_key
@@ -131,7 +131,7 @@ def require_start_files(recipe: Recipe, data: DataSet) -> None:
         starts[recipe.teacher_start_field] = recipe.teacher_network
     for field, network in starts.items():
         if network.start_file:
-            start_from_file(_bare(network, data), network, field=field)
+            start_from_file(network_for(network.bare(), data), network, field=field)
 
 
 def require_teachers_to_start_from(recipe: Recipe, data: DataSet, own: Sequence[nn.Module]) -> None:
@@ -155,7 +155,7 @@ def require_teachers_to_start_from(recipe: Recipe, data: DataSet, own: Sequence[
                 )
             if isinstance(teacher, FileTeacher) and teacher.output == "probabilities":
                 raise CheckpointError(f"{source} answers in probabilities; a student needs one that answers in logits")
-            start_from_teacher(_bare(network, data), network, teacher, source=source)
+            start_from_teacher(network_for(network.bare(), data), network, teacher, source=source)
 
 
 def require_fetchable(recipe: Recipe, data: DataSet, *, teachers_path: Path) -> None:
@@ -179,11 +179,6 @@ def _start_of(recipe: Recipe, name: str) -> tuple[NetworkSection, str]:
     """Returns the network of student `name`, and the field that says what it starts from."""
     student = recipe.students[name]
     return recipe.network_of(student), recipe.start_field(student, f"students.{name}")
-
-
-def _bare(network: NetworkSection, data: DataSet) -> Classifier:
-    shape = data.image_shape
-    return build_network(network.bare(), num_classes=data.num_classes, image_shape=shape, mean=data.mean, std=data.std)
 
 
 def _wanted(recipe: Recipe, data: DataSet, teachers_path: Path) -> dict[tuple[str, str], None]:

@@ -15,7 +15,7 @@ from edc.errors import RunError
 from edc.method.batch_ensemble import fold, shared_layers, to_batch_ensemble
 from edc.method.kinds import FoldKind, MemberForm
 from edc.method.step import StudentStep
-from edc.networks import Classifier, build_network
+from edc.networks import Classifier, network_for
 from edc.recipe import Recipe, StudentSection, TrainingSection
 from edc.runs.choice import TRAINED_WEIGHTS, choose
 from edc.runs.folder import RunFolder
@@ -30,6 +30,7 @@ from edc.train.evaluate import reestimate_batchnorm
 from edc.train.loop import WEIGHTS, fit
 from edc.train.member_form import KEPT, choose_form, kept_form
 from edc.train.placement import autocast_dtype, place
+from edc.train.tracking.trackers import Tracked
 
 __all__ = [
     "as_begun",
@@ -58,9 +59,7 @@ def build_plain(recipe: Recipe, data: DataSet, *, name: str | None = None, fresh
     section = recipe.network_of(recipe.students[name]) if name else recipe.network
     section = section if fresh else section.bare()
     torch.manual_seed(derive_seed("student", recipe.seed, "initial weights"))
-    return build_network(
-        section, num_classes=data.num_classes, image_shape=data.image_shape, mean=data.mean, std=data.std
-    )
+    return network_for(section, data)
 
 
 def build_student(recipe: Recipe, name: str, data: DataSet, *, fresh: bool = True) -> nn.Module:
@@ -110,18 +109,13 @@ def student_step(
     )
 
 
-def folding(
-    recipe: Recipe, name: str, data: DataSet, *, kind: FoldKind | None = None
-) -> Callable[[nn.Module], nn.Module]:
-    """Returns what makes of student `name` the plain network that is deployed: itself (KD), or the fold of its members.
-
-    All folds, as after each epoch, are one network: to build another would each time draw its initial weights.
-    """
+def folding(recipe: Recipe, name: str, data: DataSet, kind: FoldKind | None = None) -> Callable[[nn.Module], nn.Module]:
+    """Returns what makes the plain network that student `name` is deployed as: itself (KD), or its members' fold."""
     section = recipe.students[name]
     if section.method == "kd":
         return lambda network: network
 
-    @cache
+    @cache  # one network for the folds of all epochs: to build another would each time draw its initial weights
     def plain(device: torch.device) -> Classifier:
         return place(build_plain(recipe, data, fresh=False), device, recipe.training_of(section))
 
@@ -224,6 +218,12 @@ def _fitted(
         observe=observer if observed else None,
         ema=section.ema,
         weights=TRAINED_WEIGHTS if section.chooses else WEIGHTS,
+        tracked=Tracked(
+            f"{folder.parents[1].name}/{name}",
+            {"recipe": recipe.name, "seed": recipe.seed, "network": recipe.network_of(section).name}
+            | {"student": section.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+            | {"data": recipe.data.identity()},
+        ),
     )
 
 

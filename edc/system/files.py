@@ -15,7 +15,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
-from edc.errors import DiskError, RunError, first_line
+from edc.errors import DiskError, RequestError, RunError, first_line
 
 __all__ = [
     "LOCK",
@@ -23,6 +23,7 @@ __all__ = [
     "holds_nothing",
     "remove_leftovers",
     "require_free_disk",
+    "require_free_name",
     "sha256_of",
     "temporary_name",
     "unwritable",
@@ -115,6 +116,15 @@ def sha256_of(path: Path) -> str:
     """Returns the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_free_name(path: Path, *, suffixes: tuple[str, ...], force: bool) -> None:
+    """Raises `RequestError` unless --out may be written to `path`, a file with one of the suffixes."""
+    if path.suffix not in suffixes:
+        raise RequestError(f"--out: found {path}, expected a file that ends in {', '.join(suffixes)}")
+    if path.is_dir() or (path.exists() and not force):
+        what = "is a folder" if path.is_dir() else "already exists and is not overwritten without --force"
+        raise RequestError(f"{path}: {what}; name another with --out")
 
 
 def require_free_disk(folder: Path, needed_bytes: int, purpose: str) -> None:

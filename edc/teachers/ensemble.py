@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edc.data import DataSet
 from edc.errors import CheckpointError
 from edc.method.step import LabelStep
-from edc.networks import Classifier, build_network
+from edc.networks import Classifier, network_for
 from edc.recipe import CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
@@ -29,6 +29,7 @@ from edc.train.checkpoint import load_finished
 from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.loop import fit
 from edc.train.placement import autocast_dtype, casts_kept, place
+from edc.train.tracking.trackers import Tracked
 
 __all__ = [
     "TeacherEnsemble",
@@ -148,6 +149,7 @@ def obtain_teacher(
             folder=folder,
             label=f"teacher {member}",
             accelerator=accelerator,
+            tracked=Tracked(f"teachers/{key}", determined_by),
         )
 
 
@@ -238,11 +240,4 @@ def build_teacher(recipe: Recipe, data: DataSet, *, fresh: bool = True) -> Class
 
     Not `fresh`: its weights will be overwritten, so none are fetched.
     """
-    section = recipe.teacher_network if fresh else recipe.teacher_network.bare()
-    return build_network(
-        section,
-        num_classes=data.num_classes,
-        image_shape=data.image_shape,
-        mean=data.mean,
-        std=data.std,
-    )
+    return network_for(recipe.teacher_network if fresh else recipe.teacher_network.bare(), data)

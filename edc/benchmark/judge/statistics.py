@@ -215,10 +215,10 @@ def decided(p_margin: float, difference: float, *, margin: float, confidence: fl
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Returns the p-values corrected for there being many, in the order given.
 
-    Source: Holm 1979, as statsmodels has it.
+    Source: Holm 1979. The k-th smallest of n is multiplied by n - k + 1, and is at least as large as the one before it.
     """
-    from statsmodels.stats.multitest import multipletests  # a second to import
-
-    if not p_values:
-        return ()
-    return tuple(float(p) for p in multipletests(list(p_values), method="holm")[1])
+    order = np.argsort(p_values)
+    rising = np.maximum.accumulate(np.sort(p_values) * np.arange(len(p_values), 0, -1))
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(rising, 1)
+    return tuple(corrected.tolist())
