@@ -13,6 +13,7 @@ from edc.console import console
 from edc.data import DataSet, load_data
 from edc.errors import EdcError, RecipeError, first_line
 from edc.networks import build_network, count_parameters, network_for
+from edc.proposal.budget import Budget, TimedNetwork, chosen, in_words, timed_networks
 from edc.proposal.checkpoints_found import (
     CheckpointFound,
     files_of,
@@ -49,6 +50,8 @@ class Asked:
     student: str | None = None
     image_size: int | None = None
     trust: bool = False
+    budget: Budget | None = None
+    """What the student may take; None: nothing is timed."""
     out: Path | None = None
     """The recipe's file, after which the run is called; None: after the folder of images."""
 
@@ -61,6 +64,8 @@ class Proposal:
     checkpoints: tuple[CheckpointFound, ...]
     recipe: Recipe
     text: str
+    timed: tuple[TimedNetwork, ...] = ()
+    """The networks that were timed for a budget, the fastest first."""
 
 
 def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
@@ -87,9 +92,16 @@ def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
         checkpoints.append(one)
     del looks  # the weights
     checkpoints = roll_called(checkpoints, section, found.data, accelerator=accelerator)
-    choices = _choices(asked, section, found, checkpoints, reasons)
+    student = (asked.student, "the student, as --student says") if asked.student else None
+    timed: list[TimedNetwork] = []
+    if asked.budget:
+        own = [one.section.network.name for one in checkpoints if one.section and one.section.network]
+        timed = timed_networks(own, found.data, asked.budget)
+        within = chosen(timed, asked.budget)
+        student = within.name, in_words(timed, within, asked.budget)
+    choices = _choices(asked, student, section, found, checkpoints, reasons)
     recipe, text = _accepted(asked, section, found, checkpoints, choices, accelerator)
-    return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text)
+    return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text, tuple(timed))
 
 
 def name_of(path: Path) -> str:
@@ -146,13 +158,14 @@ def _allowing_damage(
 
 def _choices(
     asked: Asked,
+    student: tuple[str, str] | None,
     section: DataSection,
     found: DataFound,
     checkpoints: Sequence[CheckpointFound],
     reasons: dict[str, str],
 ) -> Choices:
     used = [one for one in checkpoints if not one.why_not and one.section]
-    network, start, why_network = _network(asked, found.data, used)
+    network, start, why_network = _network(student, found.data, used)
     num_train = len(found.data.train)
     batch_size = next(size for size, most in ((16, 320), (32, 2_000), (64, 20_000), (128, 1 << 62)) if num_train < most)
     epochs, learning_rate = (30, 0.01) if start else (100, 0.05)
@@ -177,12 +190,18 @@ def _choices(
     )
 
 
-def _network(asked: Asked, data: DataSet, used: Sequence[CheckpointFound]) -> tuple[str, str | None, str]:
-    """Returns the student's network, what it starts from, and why."""
+def _network(
+    student: tuple[str, str] | None, data: DataSet, used: Sequence[CheckpointFound]
+) -> tuple[str, str | None, str]:
+    """Returns the student's network, what it starts from, and why.
+
+    Args:
+        student: the network that was asked for, if one was, and why it is the one.
+    """
     names = [one.section.network.name if one.section and one.section.network else "" for one in used]
     own = {name for name in names if name}
-    if asked.student:
-        network, why = asked.student, "the student, as --student says"
+    if student:
+        network, why = student
     elif own:
         network = min(own, key=lambda name: _num_parameters(name, data))
         why = (

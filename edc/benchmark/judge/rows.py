@@ -26,7 +26,7 @@ from edc.benchmark.workers.timing import RowSamples
 from edc.metrics import Quality
 from edc.subject import Subject
 
-__all__ = ["Against", "Basis", "Row", "RowQuality", "fastest", "plain", "quality_of", "row_of", "speedup"]
+__all__ = ["Against", "Basis", "Row", "RowQuality", "fastest", "latency", "plain", "quality_of", "row_of", "speedup"]
 
 
 Basis = Literal["ensemble", "ensemble in torch", "teacher", "fp32"]
@@ -145,7 +145,7 @@ def row_of(
         )
     if isinstance(timing, Timing):
         factor = timing.probe.factor_of_wait
-        p50, p90, p99 = (_latency(timing.samples, q, factor=factor) for q in (0.5, 0.9, 0.99))
+        p50, p90, p99 = (latency(timing.samples, q, factor=factor) for q in (0.5, 0.9, 0.99))
         row = dataclasses.replace(
             row,
             p50_ms=p50,
@@ -159,7 +159,7 @@ def row_of(
             waited=timing.probe.waited_share,
             round_medians_ms={str(number): ns / 1e6 for number, ns in timing.samples.medians.items()},
             latency_quantiles_ms=_quantiles_ms(timing),
-            parts_ms={name: _latency(samples, 0.5) for name, samples in timing.parts.items()},
+            parts_ms={name: latency(samples, 0.5) for name, samples in timing.parts.items()},
         )
     return dataclasses.replace(row, quality=quality) if isinstance(quality, RowQuality) else row
 
@@ -209,7 +209,7 @@ def speedup(baseline: Timing | NotRun, row: Timing | NotRun, *, seed: int) -> Es
     return ratio.widened(RATIO_SPREAD, confidence=0.975, factor=factor)  # each bound of a 95 % interval
 
 
-def _latency(samples: RowSamples, q: float, *, factor: float = 1.0) -> Estimate | None:
+def latency(samples: RowSamples, q: float, *, factor: float = 1.0) -> Estimate | None:
     """Returns a quantile in milliseconds, its bounds (99 % each) those of this bench and of the same bench again.
 
     Args:
