@@ -130,17 +130,18 @@ def chosen(timed: Sequence[TimedNetwork], budget: Budget) -> TimedNetwork:
     within = [one for one in timed if one.p50_ms and (one.p50_ms.high or one.p50_ms.value) <= budget.ms]
     if not within:
         raise RequestError(
-            f"--budget-ms: found {budget.ms:g}, no network that was timed surely takes so little: {_listed(timed)}; allow "
-            "more, or name a network with --student"
+            f"--budget-ms: found {budget.ms:g}, no network that was timed surely takes so little: {_listed(timed)}; "
+            "allow more, or name a network with --student"
         )
     return within[-1]
 
 
 def in_words(timed: Sequence[TimedNetwork], one: TimedNetwork, budget: Budget) -> str:
     """Returns why the student is this network."""
+    threads = f"{budget.threads} thread{'s' * (budget.threads > 1)}"
     return (
         f"the student: the slowest that takes at most {budget.ms:g} ms for one image here ({budget.backend}, "
-        f"{budget.threads} threads, random weights): {_listed([one])}. All that were timed: {_listed(timed)}"
+        f"{threads}, random weights): {_listed([one])}. All that were timed: {_listed(timed)}"
     )
 
 
