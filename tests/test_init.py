@@ -301,3 +301,34 @@ def test_text_with_signs_of_yaml_is_written_as_text(desk, tmp_path):
     assert called.exit_code == 0, called.stderr
     (written,) = tmp_path.glob("*.yaml")
     assert yaml_from_text(written.read_text())["data"]["root"] == "a: [b] #1"
+
+
+def test_images_without_labels_become_extra_images_of_the_recipe_with_what_is_wrong_with_them(desk, tmp_path):
+    shutil.copytree(desk.folder / "zip/photos", tmp_path / "photos")
+    for number in range(20):
+        where = tmp_path / f"found/2024/{number}.png"
+        where.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 36), (number, 0, 0)).save(where)
+    shutil.copy(tmp_path / "photos/test/class1/000.png", tmp_path / "found/known.png")
+    (tmp_path / "found/cut.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    arguments = ("init", "photos", "--extra", "found", "--student", "wrn10x1", "--threads", "1", "--device", "cpu")
+    called = edc(*arguments, "--json", cwd=tmp_path)
+    assert called.exit_code == 0, called.stderr
+    assert "without labels: 22 images in found" in called.stderr
+    assert called.document["splits"]["extra"]["unreadable"].keys() == {"cut.png"}
+    assert called.document["duplicates"]["extra and test"] == {"found": 1, "looked_at": 22}
+    (extra,) = load_recipe(tmp_path / "photos.yaml").data.extra
+    assert (extra.kind, str(extra.root)) == ("image_folder", "found")
+    assert 1 / 22 < extra.max_bad_fraction < 0.1
+    assert "22 images without labels: students learn the teachers' answers" in (tmp_path / "photos.yaml").read_text()
+    assert "1 of 22 images looked at are in both extra and test" in (tmp_path / "photos.yaml").read_text()
+
+
+def test_folder_without_images_is_no_extra_images_and_nothing_is_written(desk, tmp_path):
+    (tmp_path / "photos").symlink_to(desk.folder / "zip/photos")
+    (tmp_path / "found").mkdir()
+    for where, message in (("found", "found: no images"), ("lost", "lost: no such folder of images")):
+        called = edc("init", "photos", "--extra", where, "--threads", "1", "--device", "cpu", cwd=tmp_path)
+        assert (called.exit_code, called.stdout) == (2, "")
+        assert message in called.stderr
+    assert not (tmp_path / "photos.yaml").exists()

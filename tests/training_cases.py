@@ -21,6 +21,7 @@ from edc.runs.student import student_step
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.evaluate import evaluate_accuracy, predict_logits
 from edc.train.loop import fit
+from edc.train.tracking.trackers import Tracked
 
 DATA = DataSection(
     kind="synthetic", num_images=64, image_size=8, num_classes=3, validation=33, test=35, crop_padding=1, split_seed=3
@@ -106,6 +107,7 @@ def run_case(
     change_loss: Callable[[int, Tensor], Tensor] = lambda step, loss: loss,
     on_validation: Callable[[nn.Module], nn.Module | None] = lambda trained: None,
     first_step: int = 0,
+    tracked: Tracked | None = None,
 ) -> tuple[nn.Module, list[float]]:
     """Trains a case with `fit` and returns the network and this process's loss of every step.
 
@@ -145,6 +147,7 @@ def run_case(
         accelerator=accelerator,
         views=section.views,
         ema=section.ema,
+        tracked=tracked,
     )
     return trained, recorded.seen
 

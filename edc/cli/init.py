@@ -49,6 +49,10 @@ def init(
     image_size: Annotated[
         int | None, typer.Option("--image-size", min=8, max=8192, help="Side of the images; default: as they are like.")
     ] = None,
+    extra: Annotated[
+        Path | None,
+        typer.Option("--extra", metavar="FOLDER", help="Images without labels, from which the students learn, too."),
+    ] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Open checkpoints that are programs (TorchScript, .pt2): they can run code.")
     ] = False,
@@ -83,6 +87,7 @@ def init(
         networks=tuple(network),
         student=student,
         image_size=image_size,
+        extra=extra,
         trust=trust,
         budget=budget,
         out=out,

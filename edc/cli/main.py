@@ -28,6 +28,7 @@ from edc.cli.options import (
     RecipePath,
     RunsFolder,
     Threads,
+    Trackers,
     accelerator_on,
     is_alone,
     print_json,
@@ -81,6 +82,7 @@ def distill(
     data_root: DataRoot = None,
     device: Device = "auto",
     threads: Threads = None,
+    track: Trackers = [],  # noqa: B006
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -103,6 +105,8 @@ def distill(
     """
     if dry_run and profile:
         raise RequestError("--dry-run and --profile: give only one of them")
+    if track and (dry_run or profile):
+        raise RequestError("--track: has no effect with --dry-run and --profile, which train nothing")
     if seeds is not None and (run or profile):
         raise RequestError(
             f"--seeds and {'--run' if run else '--profile'}: each seed has a run and a folder of its own; leave one out"
@@ -126,7 +130,7 @@ def distill(
         folder.require_claimable(each)
         if not folder.summary_path.is_file():
             require_named_files(each)
-    accelerator = accelerator_on(device, threads)
+    accelerator = accelerator_on(device, threads, trackers=track, place=runs)
     if dry_run or profile:
         with nothing_kept():
             show = show_costs if dry_run else show_profile
@@ -153,6 +157,7 @@ def teach(
     data_root: DataRoot = None,
     device: Device = "auto",
     threads: Threads = None,
+    track: Trackers = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """Train the teachers of RECIPE, or one of them, so that a cluster can train them in parallel."""
@@ -174,7 +179,7 @@ def teach(
     from edc.train.distributed import one_of_a_machine_first, raised_together
 
     members = range(loaded.teachers.size) if member is None else [member]
-    accelerator = accelerator_on(device, threads)
+    accelerator = accelerator_on(device, threads, trackers=track, place=runs)
     data = one_of_a_machine_first(lambda: load_data(loaded.data), accelerator)
     with raised_together(accelerator):
         require_trainable(loaded, data, accelerator=accelerator)

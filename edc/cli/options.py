@@ -22,6 +22,14 @@ DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where the da
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds runs and trained teachers.")]
 Device = Annotated[Literal["auto", "cpu"], typer.Option(help="auto: a GPU if there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: every core.")]
+Trackers = Annotated[
+    list[str],
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="Send the figures of metrics.jsonl to mlflow, wandb or another tracker of accelerate too; repeatable.",
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout and nothing else; text for people goes to stderr."),
@@ -73,11 +81,15 @@ def seeds_in(text: str, overrides: Sequence[str]) -> list[int]:
     return found
 
 
-def accelerator_on(device: str, threads: int | None) -> Any:
+def accelerator_on(device: str, threads: int | None, *, trackers: Sequence[str] = (), place: Path = RUNS) -> Any:
     """Returns Accelerate's view of device and processes; precision is the recipe's, applied by the loop itself.
 
     Processes wait for one another for up to an hour: one may be downloading, or compiling, for all. (NCCL's own limit
     is ten minutes.)
+
+    Args:
+        trackers: by accelerate's names, refused if one is unknown or not installed.
+        place: the folder of those that write files.
     """
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -87,7 +99,13 @@ def accelerator_on(device: str, threads: int | None) -> Any:
     if threads:
         torch.set_num_threads(threads)
     waiting = InitProcessGroupKwargs(timeout=timedelta(hours=1))
-    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[waiting])
+    tracked: dict[str, Any] = {}
+    if trackers:
+        from edc.train.tracking.trackers import require_trackers
+
+        require_trackers(trackers)
+        tracked = {"log_with": list(dict.fromkeys(trackers)), "project_dir": place}
+    return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[waiting], **tracked)
 
 
 def table_console(as_json: bool) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edc.console import console
-from edc.data import DataSet, FileImages, Images, load_data
+from edc.data import DataSet, FileImages, Images, load_training_data
 from edc.data.files.decode import opened
 from edc.data.files.left_out import is_hidden
 from edc.data.overlap import overlap_of
@@ -51,6 +51,8 @@ class DataFound:
     splits: tuple[SplitFound, ...]
     duplicates: dict[str, tuple[int, int]]
     """By a pair of splits: images of the first that are also in the second, and how many were looked at."""
+    extra: SplitFound | None = None
+    """The images without labels."""
 
 
 def place_and_kind(folder: Path) -> tuple[Path, str]:
@@ -102,7 +104,7 @@ def look_at_data(section: DataSection) -> DataFound:
     Raises:
         DataError: no data set; or validation or test images that cannot be read, which would end a run.
     """
-    data = load_data(section)
+    data = load_training_data(section)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     found = tuple(_look_at_split(name, images, data.class_names) for name, images in splits.items())
     held_out = [reason for split in found[1:] for reason in split.unreadable.values()]
@@ -115,7 +117,13 @@ def look_at_data(section: DataSection) -> DataFound:
     pairs = (("train", "validation"), ("train", "test"), ("validation", "test"))
     overlaps = {pair: overlap_of(*(splits[name] for name in pair)) for pair in pairs}
     duplicates = {" and ".join(pair): (one.num_found, one.num_looked_at) for pair, one in overlaps.items()}
-    return DataFound(section, data, found, duplicates)
+    if data.extra is None:
+        return DataFound(section, data, found, duplicates)
+    (without_labels,) = data.extra.parts
+    for name in ("validation", "test"):
+        overlap = overlap_of(without_labels, splits[name])
+        duplicates[f"extra and {name}"] = overlap.num_found, overlap.num_looked_at
+    return DataFound(section, data, found, duplicates, _look_at_split("extra", without_labels, ()))
 
 
 def _look_at_split(name: str, images: Images, class_names: Sequence[str]) -> SplitFound:

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 
 from edc.console import console
-from edc.data import DataSet, load_data
+from edc.data import load_data
 from edc.errors import EdcError, RecipeError, first_line
-from edc.networks import build_network, count_parameters, network_for
+from edc.networks import build_network
 from edc.proposal.budget import Budget, TimedNetwork, chosen, in_words, timed_networks
 from edc.proposal.checkpoints_found import (
     CheckpointFound,
@@ -22,7 +22,8 @@ from edc.proposal.checkpoints_found import (
     require_known_files,
     roll_called,
 )
-from edc.proposal.data_found import DataFound, is_held_out, look_at_data, place_and_kind, sides_of
+from edc.proposal.data_found import DataFound, SplitFound, is_held_out, look_at_data, place_and_kind, sides_of
+from edc.proposal.network_choice import network_and_start
 from edc.proposal.recipe_text import Choices, recipe_text
 from edc.recipe import DataSection, NetworkSection, Recipe
 from edc.recipe.loading import recipe_from_document
@@ -49,6 +50,8 @@ class Asked:
     """NAME for every checkpoint, or FILE=NAME for one."""
     student: str | None = None
     image_size: int | None = None
+    extra: Path | None = None
+    """A folder of images without labels."""
     trust: bool = False
     budget: Budget | None = None
     """What the student may take; None: nothing is timed."""
@@ -141,6 +144,9 @@ def _data_section(asked: Asked, looks: Sequence[CheckpointFound]) -> tuple[DataS
         reasons["validation"] = f"held out of {num_labelled} training images: a tenth would say little"
     base["augmentation"] = "resized_crop_flip" if size >= 96 else "crop_flip"
     reasons |= {"image_size": why, "augmentation": "leave out flips where left and right differ in meaning"}
+    if asked.extra:
+        where, of_kind = place_and_kind(asked.extra)
+        base["extra"] = {"kind": of_kind, "root": where}
     return DataSection(**base, image_size=size), reasons
 
 
@@ -149,11 +155,23 @@ def _allowing_damage(
 ) -> tuple[DataSection, dict[str, str]]:
     """Returns the section that lets as many training images be unreadable as are."""
     train = found.splits[0]
-    if not train.unreadable:
+    if train.unreadable:
+        why = f"{len(train.unreadable)} of {train.num_read} training images cannot be read; others stand in for them"
+        section = section.model_copy(update={"max_bad_fraction": _allowed(train)})
+        reasons = reasons | {"max_bad_fraction": why}
+    if found.extra is None:
         return section, reasons
-    share = min(0.999, round(1.5 * len(train.unreadable) / train.num_read + 0.0005, 3))
-    why = f"{len(train.unreadable)} of {train.num_read} training images cannot be read; others stand in for them"
-    return section.model_copy(update={"max_bad_fraction": share}), reasons | {"max_bad_fraction": why}
+    why = f"{found.extra.num_images:,} images without labels: students learn the teachers' answers to them, too"
+    if found.extra.unreadable:
+        why += f"; {len(found.extra.unreadable)} of {found.extra.num_read} cannot be read"
+        extra = (section.extra[0].model_copy(update={"max_bad_fraction": _allowed(found.extra)}),)
+        section = section.model_copy(update={"extra": extra})
+    return section, reasons | {"extra": why}
+
+
+def _allowed(split: SplitFound) -> float:
+    """Returns the share of images that may be unreadable, half as many more as are."""
+    return min(0.999, round(1.5 * len(split.unreadable) / split.num_read + 0.0005, 3))
 
 
 def _choices(
@@ -165,8 +183,8 @@ def _choices(
     reasons: dict[str, str],
 ) -> Choices:
     used = [one for one in checkpoints if not one.why_not and one.section]
-    network, start, why_network = _network(student, found.data, used)
-    num_train = len(found.data.train)
+    network, start, why_network = network_and_start(student, found.data, used)
+    num_train = len(found.data.train) + (len(found.data.extra) if found.data.extra else 0)
     batch_size = next(size for size, most in ((16, 320), (32, 2_000), (64, 20_000), (128, 1 << 62)) if num_train < most)
     epochs, learning_rate = (30, 0.01) if start else (100, 0.05)
     begins = "weights that know such images" if start else "random weights"
@@ -177,7 +195,7 @@ def _choices(
         start=start,
         why_network=why_network,
         epochs=epochs,
-        batch_size=min(batch_size, num_train),
+        batch_size=min(batch_size, len(found.data.train)),
         learning_rate=learning_rate,
         warmup_epochs=2 if start else 5,
         why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images",
@@ -188,50 +206,6 @@ def _choices(
         else "kd: one network learns from the one teacher; a student with members needs two or more.",
         reasons_of_data=reasons,
     )
-
-
-def _network(
-    student: tuple[str, str] | None, data: DataSet, used: Sequence[CheckpointFound]
-) -> tuple[str, str | None, str]:
-    """Returns the student's network, what it starts from, and why.
-
-    Args:
-        student: the network that was asked for, if one was, and why it is the one.
-    """
-    names = [one.section.network.name if one.section and one.section.network else "" for one in used]
-    own = {name for name in names if name}
-    if student:
-        network, why = student
-    elif own:
-        network = min(own, key=lambda name: _num_parameters(name, data))
-        why = (
-            "the student: the teachers' own network" if len(own) == 1 else "the student: the smallest of the teachers'"
-        )
-        why += ", so that serving it costs as much as one such teacher; --student names a smaller one"
-    else:
-        network = "torchvision/resnet18" if data.image_shape[1] >= 64 else "wrn16x2"
-        why = "the student: a small network that takes such images; --student names another"
-    if names and set(names) == {network}:
-        return network, "teacher", f"{why}. It starts from the best teacher on validation images"
-    plain = [one for one, name in zip(used, names, strict=True) if name == network and _is_read_plainly(one)]
-    best = max(plain, key=_accuracy, default=None)
-    if best is not None:
-        return network, str(best.file), f"{why}. It starts from the weights of the best teacher of that network"
-    hint = "; start: pretrained would take the library's weights, if they can be fetched" if "/" in network else ""
-    return network, None, f"{why}. It starts from random weights{hint}"
-
-
-def _is_read_plainly(one: CheckpointFound) -> bool:
-    """Returns whether a student that starts from the file is fed as that teacher is."""
-    return one.section is not None and not (one.section.classes or one.section.weights or one.section.mean)
-
-
-def _accuracy(one: CheckpointFound) -> float:
-    return one.answered.acc if one.answered else 0.0
-
-
-def _num_parameters(name: str, data: DataSet) -> int:
-    return count_parameters(network_for(NetworkSection(name=name), data))
 
 
 def _accepted(

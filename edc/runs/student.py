@@ -29,6 +29,7 @@ from edc.train.evaluate import reestimate_batchnorm
 from edc.train.loop import WEIGHTS, fit
 from edc.train.member_form import KEPT, choose_form, kept_form
 from edc.train.placement import autocast_dtype, place
+from edc.train.tracking.trackers import Tracked
 
 __all__ = [
     "as_begun",
@@ -213,6 +214,12 @@ def _fitted(
         observe=observer if observed else None,
         ema=section.ema,
         weights=TRAINED_WEIGHTS if section.chooses else WEIGHTS,
+        tracked=Tracked(
+            f"{folder.parents[1].name}/{name}",
+            {"recipe": recipe.name, "seed": recipe.seed, "network": recipe.network_of(section).name}
+            | {"student": section.model_dump(mode="json"), "training": training.model_dump(mode="json")}
+            | {"data": recipe.data.identity()},
+        ),
     )
 
 

@@ -29,6 +29,7 @@ from edc.train.checkpoint import load_finished
 from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.loop import fit
 from edc.train.placement import autocast_dtype, place
+from edc.train.tracking.trackers import Tracked
 
 __all__ = [
     "TeacherEnsemble",
@@ -144,6 +145,7 @@ def obtain_teacher(
             folder=folder,
             label=f"teacher {member}",
             accelerator=accelerator,
+            tracked=Tracked(f"teachers/{key}", determined_by),
         )
 
 

@@ -23,12 +23,10 @@ from edc.system.saved import fault_of
 from edc.train.average import RunningAverage
 from edc.train.distributed import by_main, raised_together
 from edc.train.saved.checks import require_finite, require_state_of
-from edc.train.saved.epochs import append_metrics
 
 __all__ = [
     "NotLoaded",
     "Position",
-    "append_metrics",
     "held_in",
     "load_checkpoint",
     "load_document",

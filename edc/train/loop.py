@@ -7,7 +7,7 @@ best epoch, is `plain_of(network)`: the network itself, or the fold of its membe
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ from edc.system.memory import freed_memory_kept
 from edc.system.signals import interrupted_by, stop_requests
 from edc.train.average import RunningAverage, copy_of_state
 from edc.train.backward import backward_through, read_back
-from edc.train.checkpoint import Position, append_metrics, load_finished, resumed, save_checkpoint, save_state
+from edc.train.checkpoint import Position, load_finished, resumed, save_checkpoint, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
 from edc.train.placement import float32_of, place, to_device
 from edc.train.prepare import prepared
-from edc.train.progress import TensorBoardCurves, TrainingProgress, tensorboard_curves, training_progress
+from edc.train.progress import TrainingProgress, training_progress
 from edc.train.schedule import build_optimizer, learning_rate_at
 from edc.train.sync_batchnorm import share_buffers
+from edc.train.tracking.epoch_log import EpochLog, Tracked
 
 __all__ = ["EMA_WEIGHTS", "WEIGHTS", "fit"]
 
@@ -63,6 +64,7 @@ def fit(
     observe: Observe | None = None,
     ema: float | None = None,
     weights: str = WEIGHTS,
+    tracked: Tracked | None = None,
 ) -> nn.Module:
     """Trains `network`, resuming from `folder` if it was cut off, and returns it with the weights of the best epoch.
 
@@ -110,7 +112,7 @@ def fit(
         steps=steps_per_epoch(data.train, training.batch_size, data.extra),
     )
     with stop_requests() as stop:
-        _train_epochs(job, stop)
+        _train_epochs(job, EpochLog(folder, tracked, accelerator), stop)
         by_main(lambda: _save_best(job, finished), accelerator)
         accelerator.wait_for_everyone()
         if anyone(bool(stop), accelerator):  # this training is complete, the next must not start
@@ -159,24 +161,24 @@ class _Job:
         save_checkpoint(self.checkpoint, self.position, self.network, self.optimizer, self.average)
 
 
-def _train_epochs(job: _Job, stop: list[int]) -> None:
+def _train_epochs(job: _Job, log: EpochLog, stop: list[int]) -> None:
     """Trains and validates from where the job stands to its last epoch."""
-    position, accelerator, is_main = job.position, job.accelerator, job.accelerator.is_main_process
-    purge = position.epoch * job.steps + 1 if position.epoch else None
+    position, accelerator = job.position, job.accelerator
+    by_main(lambda: log.open(purge_step=position.epoch * job.steps + 1 if position.epoch else None), accelerator)
     with (
-        tensorboard_curves(job.folder / "tensorboard", purge_step=purge) if is_main else nullcontext() as curves,
+        closing(log),
         training_progress(
             job.label,
             first_step=position.epoch * job.steps + position.batch,
             total_steps=job.training.epochs * job.steps,
-            visible=is_main,
+            visible=accelerator.is_main_process,
         ) as progress,
     ):
         for epoch in range(position.epoch, job.training.epochs):
             # Returned to the system after each epoch, so that a fragmented heap does not last for the whole training.
             with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext(), float32_of(job.training):
                 _train_epoch(job, epoch, progress, stop)
-            _close_epoch(job, epoch, progress, curves)
+            _close_epoch(job, epoch, progress, log)
 
 
 def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[int]) -> None:
@@ -264,7 +266,7 @@ def _batches(job: _Job, epoch: int, failed: list[EdcError]) -> Iterator[tuple[Te
     return kept_coming(batches, failed, share=share, image_shape=job.data.image_shape, accelerator=job.accelerator)
 
 
-def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: TensorBoardCurves | None) -> None:
+def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, log: EpochLog) -> None:
     """Validates, remembers the best, writes the epoch's line and the checkpoint."""
     training, position = job.training, job.position
     last_step = (epoch + 1) * job.steps - 1
@@ -284,9 +286,7 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, curves: Tens
     position.epoch, position.batch, position.loss_sum = epoch + 1, 0, 0.0
 
     def write() -> None:
-        append_metrics(job.folder / "metrics.jsonl", record)
-        if curves is not None:
-            curves.add(record)
+        log.add(record)
         if (epoch + 1) % training.checkpoint_every == 0:
             job.save_checkpoint()
 

@@ -1,18 +1,14 @@
-"""The progress of a training for people: a bar on a terminal or an occasional line in a log file, always on stderr; and
-the curves for TensorBoard, beside metrics.jsonl.
-"""
+"""The progress of a training for people: a bar on a terminal or an occasional line in a log file, always on stderr."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edc.console import console
 
-__all__ = ["TensorBoardCurves", "TrainingProgress", "tensorboard_curves", "training_progress"]
+__all__ = ["TrainingProgress", "training_progress"]
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -68,40 +64,3 @@ def training_progress(label: str, *, first_step: int, total_steps: int, visible:
     )
     with Progress(*columns, console=console, refresh_per_second=4) as bar:
         yield TrainingProgress(bar, label, first_step=first_step, total_steps=total_steps, visible=visible)
-
-
-CURVES = ("loss", "validation_acc", "ema_validation_acc", "learning_rate")
-
-
-class TensorBoardCurves:
-    """Takes the line of an epoch and adds a point to each curve that it has.
-
-    On a full disk points are lost here without an error; writing metrics.jsonl, with the same figures, raises it.
-    """
-
-    def __init__(self, folder: Path, *, purge_step: int | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer: Any = None
-        with suppress(OSError):
-            self.writer = SummaryWriter(str(folder), purge_step=purge_step)
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        with suppress(OSError):
-            for name in CURVES if self.writer else ():
-                if name in record:
-                    self.writer.add_scalar(name, record[name], record["step"])
-            for name, value in record.get("observed", {}).items() if self.writer else ():
-                self.writer.add_scalar(f"observed/{name}", value, record["step"])
-
-
-@contextmanager
-def tensorboard_curves(folder: Path, *, purge_step: int | None) -> Iterator[TensorBoardCurves]:
-    """Yields the curves in `folder`; points from `purge_step` on, left by a run that was cut off, are dropped."""
-    curves = TensorBoardCurves(folder, purge_step=purge_step)
-    try:
-        yield curves
-    finally:
-        with suppress(OSError):
-            if curves.writer:
-                curves.writer.close()

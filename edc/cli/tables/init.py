@@ -33,7 +33,9 @@ def print_found(proposal: Proposal, *, console: Console) -> None:
     table.add_row("all", *(f"{split.num_images:,}" for split in splits), style="bold")
     table.add_row("most frequent", *(f"{split.majority:.1%}" for split in splits))
     console.print(table, highlight=False)
-    lines = [line for split in splits for line in _unreadable(split)]
+    extra = proposal.data.extra
+    lines = [f"without labels: {extra.num_images:,} images in {section.extra[0].root}"] if extra else []
+    lines += [line for split in (*splits, *([extra] if extra else ())) for line in _unreadable(split)]
     lines += [
         f"warning: {num:,} of {looked_at:,} images looked at are in both {pair}"
         for pair, (num, looked_at) in proposal.data.duplicates.items()
@@ -70,7 +72,7 @@ def proposal_document(proposal: Proposal) -> dict[str, Any]:
             "images_read": split.num_read,
             "unreadable": split.unreadable,
         }
-        for split in data.splits
+        for split in (*data.splits, *([data.extra] if data.extra else ()))
     }
     duplicates = {pair: {"found": num, "looked_at": most} for pair, (num, most) in data.duplicates.items()}
     checkpoints = [
