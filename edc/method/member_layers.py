@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edc.method.functions import rounded_product, scale_gradient
 from edc.method.kinds import FoldKind
 
 __all__ = ["BatchEnsembleConv2d", "BatchEnsembleLayer", "BatchEnsembleLinear", "LayerForm", "is_known"]
@@ -54,19 +55,6 @@ def _class_of_forward(layer: nn.Module) -> type[nn.Module]:
 
 def _name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.scale, None
 
 
 class BatchEnsembleLayer(nn.Module):
@@ -109,8 +97,8 @@ class BatchEnsembleLayer(nn.Module):
         if self.selected is not None:
             rho, sigma = rho.index_select(0, self.selected), sigma.index_select(0, self.selected)
         if torch.is_grad_enabled():
-            rho = _ScaleGradient.apply(rho, float(self.ensemble_size))
-            sigma = _ScaleGradient.apply(sigma, float(self.ensemble_size))
+            rho = scale_gradient(rho, float(self.ensemble_size))
+            sigma = scale_gradient(sigma, float(self.ensemble_size))
         return 1 + rho, 1 + sigma
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +129,7 @@ class BatchEnsembleLayer(nn.Module):
         Under autocast they are rounded here, all at once, and not in each convolution.
         """
         r, s = self.factors()
-        weights = _apart(self.member_weights(r, s).to(self._computed_in()))
+        weights = _apart(self.member_weights(r, s, dtype=self._computed_in()))
         biases = [None] * len(weights) if self.bias is None else _apart(self.bias * s)
         return list(zip(weights, biases, strict=True))
 
@@ -164,8 +152,12 @@ class BatchEnsembleLayer(nn.Module):
     def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
 
-    def member_weights(self, r: Tensor, s: Tensor) -> Tensor:
-        """Returns W * outer(s_m, r_m) (A, C_out, C_in, ...) for r (A, C_in) and s (A, C_out)."""
+    def member_weights(self, r: Tensor, s: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Returns W * outer(s_m, r_m) (A, C_out, C_in, ...) for r (A, C_in) and s (A, C_out), rounded to `dtype`."""
+        return rounded_product(self.weight, self.outer(r, s), dtype or self.weight.dtype)
+
+    def outer(self, r: Tensor, s: Tensor) -> Tensor:
+        """Returns outer(s_m, r_m) in a shape that the slow weight can be multiplied with."""
         raise NotImplementedError
 
     def plain(self) -> nn.Module:
@@ -237,10 +229,10 @@ class BatchEnsembleConv2d(BatchEnsembleLayer):
             edges += [missing // 2, missing - missing // 2]
         return F.pad(x, edges)
 
-    def member_weights(self, r: Tensor, s: Tensor) -> Tensor:
+    def outer(self, r: Tensor, s: Tensor) -> Tensor:
         # Row o of group j meets only the input channels of group j.
         outer = s.view(len(s), self.groups, -1, 1) * r.view(len(r), self.groups, 1, -1)
-        return self.weight * outer.view(len(s), self.out_channels, -1, 1, 1)
+        return outer.view(len(s), self.out_channels, -1, 1, 1)
 
 
 class BatchEnsembleLinear(BatchEnsembleLayer):
@@ -258,8 +250,8 @@ class BatchEnsembleLinear(BatchEnsembleLayer):
     def plain_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
-    def member_weights(self, r: Tensor, s: Tensor) -> Tensor:
-        return self.weight * (s[:, :, None] * r[:, None, :])
+    def outer(self, r: Tensor, s: Tensor) -> Tensor:
+        return s[:, :, None] * r[:, None, :]
 
 
 def _apart(tensor: Tensor) -> list[Tensor]:
