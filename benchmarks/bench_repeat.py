@@ -23,9 +23,9 @@ from typing import Any
 from quick_benches import benches, machine, parse, share, table, write
 from scipy.stats import norm
 
-from edc.benchmark.document import SavedEstimate
 from edc.benchmark.judge.statistics import MEDIAN_SPREAD, RATIO_SPREAD
 from edc.benchmark.regression.compare import P50_CONFIDENCE, compare, ratio_interval
+from edc.benchmark.saved.document import SavedEstimate
 from edc.benchmark.workers.probe import PROBE_LIMIT
 
 Z = float(norm.ppf(0.975))

@@ -107,7 +107,7 @@ def main() -> None:
 
 def student_of(document: dict[str, Any]) -> str:
     """Returns the key of the deployed student's first row."""
-    from edc.benchmark.document import whole_bench
+    from edc.benchmark.saved.document import whole_bench
     from edc.subject import Subject
 
     bench = whole_bench(document, name="before")

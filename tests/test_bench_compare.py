@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 from scipy.stats import norm
 
-from edc.benchmark.document import whole_bench
 from edc.benchmark.judge.statistics import MEDIAN_SPREAD, RATIO_SPREAD, compare_accuracy, quantile
 from edc.benchmark.packed import packed, unpacked
 from edc.benchmark.regression.changes import Comparison
 from edc.benchmark.regression.compare import compare, parse_fail_on
 from edc.benchmark.regression.compatible import require_comparable
 from edc.benchmark.regression.saved_bench import load_saved
+from edc.benchmark.saved.document import whole_bench
 from edc.benchmark.workers.timing import RowSamples
 from edc.cli.tables.compare import print_comparison
 from edc.errors import RequestError
@@ -130,6 +130,30 @@ def test_another_state_of_the_machine_leaves_only_the_rest_to_judge_by():
     for each in new["rows"]:
         each["probe_us"] = 105.0
     assert verdicts(compare(new, old)) == ["worse"] * 3, "a slower program on the same machine"
+
+
+def test_what_is_faster_on_the_clock_is_worse_only_where_the_machine_was_another_and_that_is_said():
+    """All rows in half the time, but one in 0.9 of it."""
+    new, old = bench(teacher=0.5, ensemble=0.5, student=0.9), bench()
+    found = compare(new, old).changes[2]
+    assert (found.verdict, "nothing says that the machine itself was faster" in found.reason) == ("undecided", True)
+    for probe_us in (100.0, 50.0):
+        for document, its_probe_us in ((new, probe_us), (old, 100.0)):
+            for each in document["rows"]:
+                each["probe_us"] = its_probe_us
+        if probe_us == 100:
+            found = compare(new, old).changes[2]
+            assert found.verdict == "undecided"
+            assert found.reason == (
+                "-10.0% on the clock, +80.0% against the other rows; the machine itself was the same, so the clock is "
+                "trusted"
+            )
+    found = compare(new, old).changes[2]
+    assert found.verdict == "worse"
+    assert found.reason == (
+        "the machine itself took -50% time for the same work; -10.0% on the clock, +80.0% against the other rows, "
+        "which are trusted"
+    )
 
 
 def test_the_rest_is_that_of_the_batch_size():

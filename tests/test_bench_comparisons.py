@@ -8,7 +8,7 @@ from edc.benchmark.backends.contract import OnnxSource
 from edc.benchmark.judge.baselines import best_ensemble, compare_all, doubts_about, with_corrected_p
 from edc.benchmark.judge.rows import Row
 from edc.benchmark.judge.statistics import Estimate
-from edc.benchmark.old_document import subject_of_label
+from edc.benchmark.saved.old import subject_of_label
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
 from edc.benchmark.workers.timing import RowSamples, WarmUp
 

@@ -21,7 +21,7 @@ from edc.benchmark.measure.corruptions import (
     corrupt,
 )
 from edc.benchmark.measure.robustness import levels_for, robustness, robustness_of, robustness_specs, robustness_subset
-from edc.benchmark.old_document import subject_of_label
+from edc.benchmark.saved.old import subject_of_label
 from edc.benchmark.workers.pool import RowSpec, WorkerPool
 from edc.data import MemoryImages
 from edc.errors import RequestError

@@ -9,9 +9,9 @@ import pytest
 from bench_document import small_document
 from test_subject import NAMES, networks
 
-from edc.benchmark.document import bench_document, whole_bench
 from edc.benchmark.keys import row_key
-from edc.benchmark.old_document import subject_of_label, with_identities
+from edc.benchmark.saved.document import bench_document, whole_bench
+from edc.benchmark.saved.old import subject_of_label, with_identities
 from edc.subject import RESERVED, Subject
 
 MADE_BEFORE = Path(__file__).parent / "made_before/export/made_before/bench.json"

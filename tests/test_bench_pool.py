@@ -12,7 +12,7 @@ from tiny_onnx import tiny_images, write_tiny_onnx
 from tiny_run import make_tiny_run
 
 from edc.benchmark.backends.contract import OnnxSource, TorchSource
-from edc.benchmark.old_document import subject_of_label
+from edc.benchmark.saved.old import subject_of_label
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.benchmark.workers.process import THREAD_VARIABLES
 from edc.benchmark.workers.protocol import LoadReport

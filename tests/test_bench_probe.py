@@ -1,11 +1,15 @@
 """The machine's own speed, timed beside the rows."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
+from edc.benchmark.judge.statistics import Estimate
 from edc.benchmark.workers import probe
-from edc.benchmark.workers.probe import Probe, probe_ns
+from edc.benchmark.workers.probe import Probe, probe_ns, waited_ns
 
 
 def probed(*times: int) -> Probe:
@@ -50,3 +54,47 @@ def test_a_machine_that_was_slower_in_some_rounds_is_flagged(times, flags):
 def test_median_of_the_turns():
     assert probed(3, 1, 2).median_ns == 2.0
     assert Probe().median_ns is None
+
+
+BESIDE_ANOTHER = """
+import os, time
+from edc.benchmark.workers.probe import probe_ns, waited_ns
+os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
+def share(seconds):
+    before, start = waited_ns(), time.perf_counter_ns()
+    while time.perf_counter_ns() - start < seconds * 1e9:
+        probe_ns()
+    return (waited_ns() - before) / (time.perf_counter_ns() - start)
+other = os.fork()
+if other == 0:
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        pass
+    os._exit(0)
+try:
+    print(share(0.5))
+finally:
+    os.kill(other, 9)
+"""
+
+
+@pytest.mark.skipif(waited_ns() is None, reason="the system does not say how long a process waits")
+def test_what_shares_its_processor_with_another_process_waits_for_half_the_time():
+    """Or for longer, where others want that processor, too."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", BESIDE_ANOTHER]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert 0.35 < float(found.stdout) < 0.95
+
+
+def test_waiting_widens_intervals_by_what_it_can_have_changed():
+    """A row that waited half of its time is up to twice as fast as it seems, and a ratio with it up to twice off."""
+    waited, alone = probed(100, 100, 100), probed(100, 100, 100)
+    waited.waited, alone.waited = [0.4, 0.6], [0.0, 0.0]
+    assert (waited.factor_of_wait, alone.factor_of_wait) == (pytest.approx(2), 1)
+    assert waited.differs_from(alone) == alone.differs_from(waited) == pytest.approx(2)
+    assert alone.differs_from(probed(150, 150, 150)) == pytest.approx(1.5)
+    assert waited.flags == ("busy machine: the row waited for a processor 50% of its time, and intervals allow for it",)
+    assert alone.flags == ()
+    wide = Estimate(10.0, 9.9, 10.1).widened(0.0, confidence=0.975, factor=2.0)
+    assert (wide.low, wide.high) == (pytest.approx(5, rel=1e-3), pytest.approx(20, rel=1e-3))

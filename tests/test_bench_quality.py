@@ -122,6 +122,8 @@ def test_disagreements_show_images_on_which_the_answers_differ():
         assert image.student.class_index == predictions.test[STUDENT][row].argmax()
         assert image.ensemble.class_index != image.student.class_index
         assert image.ensemble.probability == qualities.confidences[ENSEMBLE][row]
+    labels = predictions.test_labels
+    assert {image.label for image in found.images} == set(labels[differ].tolist()), "no class is left out"
     again = disagreements(predictions, qualities, student=STUDENT, ensemble=ENSEMBLE, seed=0)
     other = disagreements(predictions, qualities, student=STUDENT, ensemble=ENSEMBLE, seed=1)
     assert found == again != other

@@ -16,7 +16,7 @@ from edc.benchmark.backends.contract import OnnxSource, WhatRan
 from edc.benchmark.environment import environment_now
 from edc.benchmark.judge.rows import Against, Row, fastest, quality_of, row_of, speedup
 from edc.benchmark.judge.statistics import MEDIAN_SPREAD, RATIO_SPREAD, Estimate, compare_accuracy
-from edc.benchmark.old_document import subject_of_label
+from edc.benchmark.saved.old import subject_of_label
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
 from edc.benchmark.workers.protocol import Load, LoadReport, WarmUpRow
 from edc.benchmark.workers.timing import RowSamples, TimingPlan, WarmUp

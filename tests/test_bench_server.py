@@ -14,7 +14,7 @@ from edc.benchmark.measure.server import (
     num_requests_at,
     serve_loads,
 )
-from edc.benchmark.old_document import subject_of_label
+from edc.benchmark.saved.old import subject_of_label
 from edc.benchmark.workers.arrivals import poisson_arrivals, serve_requests
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.benchmark.workers.timing import RowSamples, WarmUp, inputs_in_rotation

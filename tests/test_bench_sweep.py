@@ -5,7 +5,7 @@ import pytest
 
 from edc.benchmark.backends.contract import OnnxSource
 from edc.benchmark.measure.sweep import batch_sizes, sweep
-from edc.benchmark.old_document import subject_of_label
+from edc.benchmark.saved.old import subject_of_label
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing
 from edc.benchmark.workers.timing import RowSamples, TimingPlan, WarmUp
 

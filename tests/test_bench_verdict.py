@@ -8,7 +8,7 @@ import pytest
 from edc.benchmark.judge.rows import Against, Row
 from edc.benchmark.judge.statistics import AccuracyComparison, Estimate
 from edc.benchmark.judge.verdict import loss_difference, row_to_ship, verdict_on
-from edc.benchmark.old_document import subject_of_label
+from edc.benchmark.saved.old import subject_of_label
 from edc.deploy.onnx.parity import PairedAccuracy
 from edc.subject import Subject
 

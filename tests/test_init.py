@@ -213,6 +213,9 @@ def test_what_is_there_is_never_overwritten(desk):
         (("zip", "models", "--network", "other.pth=timm/resnet18"), "no checkpoint is called other.pth"),
         (("zip", "models", "--network", "timm/resnet1"), "timm has no such network"),
         (("zip", "--student", "resnet18"), "unknown network 'resnet18'"),
+        (("zip", "--budget-ms", "2", "--backend", "torch"), "--backend: found torch, expected one of onnxruntime"),
+        (("zip", "--budget-ms", "2", "--student", "wrn10x1"), "chooses the student, and --student names it"),
+        (("zip", "--backend", "openvino"), "--backend: needs --budget-ms"),
     ],
 )
 def test_wrong_request_is_one_message_and_writes_nothing(arguments, message, desk, tmp_path):

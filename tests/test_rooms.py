@@ -17,12 +17,11 @@ errors console seeding subject system method recipe metrics architectures data n
 deploy.artifact deploy.ensemble deploy.onnx deploy.engine deploy.fuse deploy.gates deploy.onnx_files deploy.samples
 deploy.engine_files
 deploy.records deploy.card deploy.networks deploy.export deploy.verify deploy.transfer
-benchmark.packed benchmark.keys benchmark.environment benchmark.progress benchmark.old_document
-benchmark.document_leaves benchmark.document
+benchmark.packed benchmark.keys benchmark.environment benchmark.progress benchmark.saved
 benchmark.backends benchmark.workers
 benchmark.judge benchmark.measure benchmark.page benchmark.regression benchmark.specs
 benchmark.teachers benchmark.options
-benchmark.result benchmark.request benchmark.bench
+benchmark.result benchmark.request benchmark.forecast benchmark.bench
 predict proposal cli __init__ __main__
 """,
 )

@@ -11,6 +11,7 @@ import numpy as np
 from edc import metrics
 from edc.benchmark.backends.contract import Floats, OnnxSource
 from edc.benchmark.environment import Environment, environment_now
+from edc.benchmark.forecast import forecast_s
 from edc.benchmark.judge.baselines import best_ensemble, compare_all, with_corrected_p
 from edc.benchmark.judge.rows import Row, row_of
 from edc.benchmark.judge.verdict import BenchVerdict, verdict_on
@@ -29,7 +30,7 @@ from edc.benchmark.request import BenchRequest, prepare
 from edc.benchmark.result import BenchResult
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.benchmark.workers.protocol import LoadReport
-from edc.console import console
+from edc.console import console, duration
 from edc.deploy.artifact.folder import artifact_lock
 from edc.deploy.artifact.manifest import Manifest, load_manifest
 from edc.errors import FailedError
@@ -90,6 +91,8 @@ def _measure(request: BenchRequest, options: BenchOptions) -> _Measured:
     with WorkerPool(images=_timing_images(request), threads=options.threads) as pool:
         pool.start(request.backends)
         loads = _load_all(pool, specs)
+        seconds = forecast_s(pool, request, options, sweep_batches=sizes)
+        console.print(f"measuring {len(specs)} rows takes about {duration(seconds)}", highlight=False)
         with step(f"quality of {len(specs)} rows"):
             predictions = predict_all(pool, specs, request.data, limit=plan.quality_images, seed=seed)
             qualities = score_all(predictions, specs)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from edc.benchmark.backends import BackendName, available_backends, needs_run, require_installed
-from edc.benchmark.document import whole_bench
 from edc.benchmark.measure.flops import flops_by_subject
 from edc.benchmark.options import BenchOptions
 from edc.benchmark.regression.compatible import require_rows_in_common, require_same_classes
+from edc.benchmark.saved.document import whole_bench
 from edc.benchmark.specs import also_specs, row_specs
 from edc.benchmark.teachers import Teachers, teachers_of
 from edc.benchmark.workers.pool import RowSpec

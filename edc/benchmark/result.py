@@ -4,7 +4,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from edc.benchmark.document import SCHEMA_VERSION
 from edc.benchmark.environment import Environment
 from edc.benchmark.judge.rows import Row, plain
 from edc.benchmark.judge.verdict import BenchVerdict
@@ -13,6 +12,7 @@ from edc.benchmark.measure.disagreements import Disagreements
 from edc.benchmark.measure.quality import Reliability
 from edc.benchmark.measure.server import ServerLoad
 from edc.benchmark.measure.sweep import Throughput
+from edc.benchmark.saved.document import SCHEMA_VERSION
 from edc.benchmark.teachers import Teachers
 from edc.benchmark.workers.timing import TimingPlan
 from edc.metrics import ByClass

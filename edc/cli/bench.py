@@ -126,11 +126,11 @@ def _old_bench(
             if is_given:
                 raise RequestError(f"{option}: needs --compare OLD.json, which says what to compare with")
         return None, 0.0
-    from edc.benchmark.document import SavedEnvironment, whole_bench
     from edc.benchmark.environment import environment_now
     from edc.benchmark.regression.compare import parse_fail_on
     from edc.benchmark.regression.compatible import require_comparable
     from edc.benchmark.regression.saved_bench import load_saved
+    from edc.benchmark.saved.document import SavedEnvironment, whole_bench
 
     limit, old = parse_fail_on(fail_on or "5%"), load_saved(path)
     now = SavedEnvironment.model_validate(environment_now(threads=threads).to_json())

@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edc.cli.options import Device, Json, Threads, accelerator_on, print_json, say, table_console
 from edc.errors import RequestError
 from edc.system.files import require_free_name, write_atomically
+
+if TYPE_CHECKING:
+    from edc.proposal.budget import Budget
 
 __all__ = ["add_commands"]
 
@@ -36,6 +39,13 @@ def init(
     student: Annotated[
         str | None, typer.Option("--student", metavar="NAME", help="The student's network; default: the teachers' own.")
     ] = None,
+    budget_ms: Annotated[
+        float | None,
+        typer.Option("--budget-ms", min=0.001, metavar="MS", help="Time networks here; the slowest within it is it."),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option("--backend", help="Where --budget-ms times: onnxruntime (default), openvino, ...")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option("--image-size", min=8, max=8192, help="Side of the images; default: as they are like.")
     ] = None,
@@ -62,6 +72,7 @@ def init(
         images, checkpoints = _asked()
     if images is None:
         raise RequestError("IMAGES: missing; name a folder of images, for example: edc init photos models/*.pth")
+    budget = _budget(budget_ms, backend, student=student, threads=threads)
     if out is not None:  # before torch loads
         require_free_name(out, suffixes=(".yaml", ".yml"), force=force)
     from edc.cli.tables.init import print_found, proposal_document
@@ -78,6 +89,7 @@ def init(
         image_size=image_size,
         extra=extra,
         trust=trust,
+        budget=budget,
         out=out,
     )
     proposal = propose(asked, accelerator=accelerator_on(device, threads))
@@ -87,6 +99,20 @@ def init(
         print_json({"recipe": str(out), **proposal_document(proposal)})
     print_found(proposal, console=table_console(as_json))
     say(f"written: {out}   next: edc distill {out} --dry-run")
+
+
+def _budget(ms: float | None, backend: str | None, *, student: str | None, threads: int | None) -> "Budget | None":
+    """Returns the time that the student may take, if one was given."""
+    if ms is None:
+        if backend is not None:
+            raise RequestError("--backend: needs --budget-ms, which says how long an image may take there")
+        return None
+    if student is not None:
+        raise RequestError("--budget-ms: chooses the student, and --student names it; leave one of them out")
+    from edc.proposal.budget import Budget, require_backend
+    from edc.system.machine import num_cpus
+
+    return Budget(ms, require_backend(backend or "onnxruntime"), threads or num_cpus())
 
 
 def _asked() -> tuple[Path, list[Path]]:

@@ -10,9 +10,10 @@ from accelerate import Accelerator
 from pydantic import ValidationError
 
 from edc.console import console
-from edc.data import DataSet, load_data
+from edc.data import load_data
 from edc.errors import EdcError, RecipeError, first_line
-from edc.networks import build_network, count_parameters, network_for
+from edc.networks import build_network
+from edc.proposal.budget import Budget, TimedNetwork, chosen, in_words, timed_networks
 from edc.proposal.checkpoints_found import (
     CheckpointFound,
     files_of,
@@ -22,6 +23,7 @@ from edc.proposal.checkpoints_found import (
     roll_called,
 )
 from edc.proposal.data_found import DataFound, SplitFound, is_held_out, look_at_data, place_and_kind, sides_of
+from edc.proposal.network_choice import network_and_start
 from edc.proposal.recipe_text import Choices, recipe_text
 from edc.recipe import DataSection, NetworkSection, Recipe
 from edc.recipe.loading import recipe_from_document
@@ -51,6 +53,8 @@ class Asked:
     extra: Path | None = None
     """A folder of images without labels."""
     trust: bool = False
+    budget: Budget | None = None
+    """What the student may take; None: nothing is timed."""
     out: Path | None = None
     """The recipe's file, after which the run is called; None: after the folder of images."""
 
@@ -63,6 +67,8 @@ class Proposal:
     checkpoints: tuple[CheckpointFound, ...]
     recipe: Recipe
     text: str
+    timed: tuple[TimedNetwork, ...] = ()
+    """The networks that were timed for a budget, the fastest first."""
 
 
 def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
@@ -89,9 +95,16 @@ def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
         checkpoints.append(one)
     del looks  # the weights
     checkpoints = roll_called(checkpoints, section, found.data, accelerator=accelerator)
-    choices = _choices(asked, section, found, checkpoints, reasons)
+    student = (asked.student, "the student, as --student says") if asked.student else None
+    timed: list[TimedNetwork] = []
+    if asked.budget:
+        own = [one.section.network.name for one in checkpoints if one.section and one.section.network]
+        timed = timed_networks(own, found.data, asked.budget)
+        within = chosen(timed, asked.budget)
+        student = within.name, in_words(timed, within, asked.budget)
+    choices = _choices(asked, student, section, found, checkpoints, reasons)
     recipe, text = _accepted(asked, section, found, checkpoints, choices, accelerator)
-    return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text)
+    return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text, tuple(timed))
 
 
 def name_of(path: Path) -> str:
@@ -163,13 +176,14 @@ def _allowed(split: SplitFound) -> float:
 
 def _choices(
     asked: Asked,
+    student: tuple[str, str] | None,
     section: DataSection,
     found: DataFound,
     checkpoints: Sequence[CheckpointFound],
     reasons: dict[str, str],
 ) -> Choices:
     used = [one for one in checkpoints if not one.why_not and one.section]
-    network, start, why_network = _network(asked, found.data, used)
+    network, start, why_network = network_and_start(student, found.data, used)
     num_train = len(found.data.train) + (len(found.data.extra) if found.data.extra else 0)
     batch_size = next(size for size, most in ((16, 320), (32, 2_000), (64, 20_000), (128, 1 << 62)) if num_train < most)
     epochs, learning_rate = (30, 0.01) if start else (100, 0.05)
@@ -193,44 +207,6 @@ def _choices(
         else "kd: one network learns from the one teacher; a student with members needs two or more.",
         reasons_of_data=reasons,
     )
-
-
-def _network(asked: Asked, data: DataSet, used: Sequence[CheckpointFound]) -> tuple[str, str | None, str]:
-    """Returns the student's network, what it starts from, and why."""
-    names = [one.section.network.name if one.section and one.section.network else "" for one in used]
-    own = {name for name in names if name}
-    if asked.student:
-        network, why = asked.student, "the student, as --student says"
-    elif own:
-        network = min(own, key=lambda name: _num_parameters(name, data))
-        why = (
-            "the student: the teachers' own network" if len(own) == 1 else "the student: the smallest of the teachers'"
-        )
-        why += ", so that serving it costs as much as one such teacher; --student names a smaller one"
-    else:
-        network = "torchvision/resnet18" if data.image_shape[1] >= 64 else "wrn16x2"
-        why = "the student: a small network that takes such images; --student names another"
-    if names and set(names) == {network}:
-        return network, "teacher", f"{why}. It starts from the best teacher on validation images"
-    plain = [one for one, name in zip(used, names, strict=True) if name == network and _is_read_plainly(one)]
-    best = max(plain, key=_accuracy, default=None)
-    if best is not None:
-        return network, str(best.file), f"{why}. It starts from the weights of the best teacher of that network"
-    hint = "; start: pretrained would take the library's weights, if they can be fetched" if "/" in network else ""
-    return network, None, f"{why}. It starts from random weights{hint}"
-
-
-def _is_read_plainly(one: CheckpointFound) -> bool:
-    """Returns whether a student that starts from the file is fed as that teacher is."""
-    return one.section is not None and not (one.section.classes or one.section.weights or one.section.mean)
-
-
-def _accuracy(one: CheckpointFound) -> float:
-    return one.answered.acc if one.answered else 0.0
-
-
-def _num_parameters(name: str, data: DataSet) -> int:
-    return count_parameters(network_for(NetworkSection(name=name), data))
 
 
 def _accepted(

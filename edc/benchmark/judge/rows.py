@@ -26,7 +26,7 @@ from edc.benchmark.workers.timing import RowSamples
 from edc.metrics import Quality
 from edc.subject import Subject
 
-__all__ = ["Against", "Basis", "Row", "RowQuality", "fastest", "plain", "quality_of", "row_of", "speedup"]
+__all__ = ["Against", "Basis", "Row", "RowQuality", "fastest", "latency", "plain", "quality_of", "row_of", "speedup"]
 
 
 Basis = Literal["ensemble", "ensemble in torch", "teacher", "fp32"]
@@ -92,6 +92,8 @@ class Row:
     """The other artifact that the row is from, if it is not this one's."""
     probe_us: float | None = None
     """Median time of a fixed piece of work after each of the row's turns: the machine's own speed, see `probe`."""
+    waited: float | None = None
+    """The share of its turns that the row waited for a processor; None: the system does not say."""
     round_medians_ms: dict[str, float] = field(default_factory=dict)
     """By the number of the round, so that rows can be paired."""
     latency_quantiles_ms: tuple[float, ...] | None = None
@@ -142,7 +144,8 @@ def row_of(
             flags=load.flags,
         )
     if isinstance(timing, Timing):
-        p50, p90, p99 = (_latency(timing.samples, q) for q in (0.5, 0.9, 0.99))
+        factor = timing.probe.factor_of_wait
+        p50, p90, p99 = (latency(timing.samples, q, factor=factor) for q in (0.5, 0.9, 0.99))
         row = dataclasses.replace(
             row,
             p50_ms=p50,
@@ -153,9 +156,10 @@ def row_of(
             peak_memory_bytes=timing.peak_memory_bytes,
             flags=(*row.flags, *timing.flags),
             probe_us=None if timing.probe.median_ns is None else timing.probe.median_ns / 1e3,
+            waited=timing.probe.waited_share,
             round_medians_ms={str(number): ns / 1e6 for number, ns in timing.samples.medians.items()},
             latency_quantiles_ms=_quantiles_ms(timing),
-            parts_ms={name: _latency(samples, 0.5) for name, samples in timing.parts.items()},
+            parts_ms={name: latency(samples, 0.5) for name, samples in timing.parts.items()},
         )
     return dataclasses.replace(row, quality=quality) if isinstance(quality, RowQuality) else row
 
@@ -199,16 +203,23 @@ def speedup(baseline: Timing | NotRun, row: Timing | NotRun, *, seed: int) -> Es
     if isinstance(baseline, NotRun) or isinstance(row, NotRun):
         return None
     ratio = median_ratio(baseline.samples, row.samples, seed=seed)
-    return None if ratio is None else ratio.widened(RATIO_SPREAD, confidence=0.975)  # each bound of a 95 % interval
+    if ratio is None:
+        return None
+    factor = baseline.probe.differs_from(row.probe)
+    return ratio.widened(RATIO_SPREAD, confidence=0.975, factor=factor)  # each bound of a 95 % interval
 
 
-def _latency(samples: RowSamples, q: float) -> Estimate | None:
-    """Returns a quantile in milliseconds, its bounds (99 % each) those of this bench and of the same bench again."""
+def latency(samples: RowSamples, q: float, *, factor: float = 1.0) -> Estimate | None:
+    """Returns a quantile in milliseconds, its bounds (99 % each) those of this bench and of the same bench again.
+
+    Args:
+        factor: by which waiting for a processor may have made it longer.
+    """
     ns = quantile(samples, q, confidence=0.99)
     if ns is None:
         return None
     low, high = (None if bound is None else bound / 1e6 for bound in (ns.low, ns.high))
-    return Estimate(ns.value / 1e6, low, high).widened(MEDIAN_SPREAD, confidence=0.99)
+    return Estimate(ns.value / 1e6, low, high).widened(MEDIAN_SPREAD, confidence=0.99, factor=factor)
 
 
 def _quantiles_ms(timing: Timing) -> tuple[float, ...] | None:

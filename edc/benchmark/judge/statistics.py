@@ -53,14 +53,15 @@ class Estimate:
     low: float | None
     high: float | None
 
-    def widened(self, spread: float, *, confidence: float) -> "Estimate":
+    def widened(self, spread: float, *, confidence: float, factor: float = 1.0) -> "Estimate":
         """Returns the estimate with an interval that also holds for the bench done again.
 
         Args:
             spread: further standard deviation of the figure's logarithm.
             confidence: with which each bound holds, so that both parts are of one kind.
+            factor: by which the figure may be wrong, either way.
         """
-        further = float(norm.ppf(confidence)) * spread
+        further = math.hypot(float(norm.ppf(confidence)) * spread, math.log(factor))
         low, high = (
             None
             if bound is None or bound <= 0

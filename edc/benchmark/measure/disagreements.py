@@ -2,9 +2,11 @@
 
 import base64
 import io
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from edc.benchmark.measure.quality import Predictions, Qualities
@@ -50,10 +52,10 @@ class Disagreements:
 def disagreements(
     predictions: Predictions, qualities: Qualities, *, student: RowSpec, ensemble: RowSpec, seed: int
 ) -> Disagreements:
-    """Returns the images on which two rows that ran differ; those to be shown are drawn, by the seed."""
+    """Returns the images on which two rows that ran differ; those to be shown are drawn, by the seed, over classes."""
     differ = np.flatnonzero(qualities.answers[student] != qualities.answers[ensemble])
     rng = np.random.default_rng(derive_seed(seed, "disagreements"))
-    shown = np.sort(rng.choice(differ, size=min(NUM_SHOWN, len(differ)), replace=False))
+    shown = np.sort(drawn_over(predictions.test_labels, rng.permutation(differ), NUM_SHOWN))
     return Disagreements(
         student=student.key,
         ensemble=ensemble.key,
@@ -70,6 +72,16 @@ def disagreements(
             for row in shown.tolist()
         ),
     )
+
+
+def drawn_over(labels: NDArray[np.int64], shuffled: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """Returns `number` of the shuffled indices: the first of each class, then the second of each, and so on."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for index in shuffled.tolist():
+        seen[int(labels[index])] += 1
+        turns.append(seen[int(labels[index])])
+    return shuffled[np.argsort(turns, kind="stable")[:number]]
 
 
 def png_base64(images: Images, index: int) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edc.benchmark.document import SavedAgainst, SavedRow, bench_document
 from edc.benchmark.page.charts.svg import SHAPES
+from edc.benchmark.saved.document import SavedAgainst, SavedRow, bench_document
 from edc.subject import Subject
 
 __all__ = ["Bench", "Series", "against_on"]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from edc.benchmark.document import SavedEstimate
+from edc.benchmark.saved.document import SavedEstimate
 
 __all__ = [
     "MISSING",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from edc.benchmark.document import SavedAgainst, SavedRow
 from edc.benchmark.page.document import Bench, against_on
 from edc.benchmark.page.numbers import MISSING, fixed, interval, megabytes, milliseconds, size, typeset
+from edc.benchmark.saved.document import SavedAgainst, SavedRow
 
 __all__ = [
     "Disagreement",

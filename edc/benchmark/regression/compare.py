@@ -9,8 +9,9 @@ benches (`statistics.MEDIAN_SPREAD` and `RATIO_SPREAD`):
 
 A row is worse if either interval excludes 1 *and* that change is over `fail_on`. The intervals hold for all rows and
 both ways together (Bonferroni), or one of twenty unchanged rows would be reported each time. Where the machine itself
-was in another state (`probe`), a median means nothing and only the rest decides. A change that all rows share on a
-machine in the same state is judged; `relative` leaves it out, for machines whose speed differs from day to day.
+was in another state (`probe`), a median means nothing and only the rest decides. Where it was not, a row that became
+faster is not worse because others gained more. A change that all rows share on a machine in the same state is judged;
+`relative` leaves it out, for machines whose speed differs from day to day.
 """
 
 import math
@@ -20,10 +21,10 @@ from typing import Any
 
 from scipy.stats import iqr, norm
 
-from edc.benchmark.document import SavedEstimate, SavedRow, WholeBench, whole_bench
 from edc.benchmark.judge.statistics import MARGIN, RATIO_SPREAD, Estimate, compare_accuracy
 from edc.benchmark.regression.changes import CONFIDENCE, Change, ChangeVerdict, Comparison
 from edc.benchmark.regression.compatible import require_rows_in_common, same_images, warnings_of
+from edc.benchmark.saved.document import SavedEstimate, SavedRow, WholeBench, whole_bench
 from edc.benchmark.workers.probe import PROBE_LIMIT
 from edc.benchmark.workers.timing import DRIFT_LIMIT, drift
 from edc.errors import RequestError
@@ -161,10 +162,22 @@ def _speed(now: SavedRow, then: SavedRow, judge: _Judge) -> Change | None:
     if "better" in verdicts and verdict == "undecided":
         verdict = "better"  # it did become faster, and the rest says that this is no chance
     reason = f"drifted by {max(drifts):.0%} within a bench" if drifts else ""
-    if own is not None and abs(math.log(own)) > PROBE_LIMIT:
+    is_other_machine = own is not None and abs(math.log(own)) > PROBE_LIMIT
+    if own is not None and is_other_machine:
         # The median means nothing then; only the rest, which was slowed down alike, can say that the row changed.
         verdict = "undecided" if rest is None else judge.verdict_on(rest)
         reason = f"the machine itself took {own - 1:+.0%} time for the same work"
+    if verdict == "worse" and change.value < 1:
+        found = f"{change.value - 1:+.1%} on the clock, {rest.value - 1:+.1%} against the other rows" if rest else ""
+        if is_other_machine or judge.relative:
+            reason = "; ".join(filter(None, (reason, f"{found}, which are trusted")))
+        else:
+            same = (
+                "the machine itself was the same"
+                if own is not None
+                else "nothing says that the machine itself was faster"
+            )
+            verdict, reason = "undecided", f"{found}; {same}, so the clock is trusted"
     return Change(now.key, now.batch, "p50_ms", verdict, old.value, new.value, change, rest, reason)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from edc.benchmark.document import SavedEnvironment, WholeBench
+from edc.benchmark.saved.document import SavedEnvironment, WholeBench
 from edc.errors import RequestError
 
 __all__ = ["require_comparable", "require_rows_in_common", "require_same_classes", "same_images", "warnings_of"]

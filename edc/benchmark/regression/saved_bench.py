@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from edc.benchmark.document import SCHEMA_VERSION, whole_bench
+from edc.benchmark.saved.document import SCHEMA_VERSION, whole_bench
 from edc.errors import RequestError, shown
 from edc.system.documents import json_from_text, read_text
 

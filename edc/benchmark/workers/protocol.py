@@ -89,6 +89,8 @@ class RoundReport:
     """How fast the machine itself was, right after: see `probe`."""
     gpu_probe_ns: int | None = None
     """The same of the GPU, where the row ran on one."""
+    waited: float | None = None
+    """The share of the turn that the row waited for a processor; None: the system does not say."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from edc.benchmark.backends import BackendName, open_backend
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, TorchSource
 from edc.benchmark.workers.arrivals import serve_requests
-from edc.benchmark.workers.probe import probe_ns
+from edc.benchmark.workers.probe import MOST_WAITED, probe_ns, waited_ns
 from edc.benchmark.workers.protocol import (
     Infer,
     Load,
@@ -138,6 +138,7 @@ class Worker:
 
     def time_round(self, request: TimeRound) -> RoundReport:
         loaded = self.loaded[request.key]
+        waited_before, start = waited_ns(), perf_counter_ns()
         with nothing_compiled(loaded):
             samples = timed_round(
                 loaded.infer,
@@ -146,8 +147,8 @@ class Worker:
                 num_runs=request.num_runs,
                 settle_ms=request.settle_ms,
             )
-        probe = probe_ns()
-        return RoundReport(samples, loaded.parts_of_last(len(samples)), probe, loaded.probe_ns())
+        waited = _share_waited(waited_before, perf_counter_ns() - start)
+        return RoundReport(samples, loaded.parts_of_last(len(samples)), probe_ns(), loaded.probe_ns(), waited)
 
     def serve(self, request: ServeRequests) -> Samples:
         loaded, inputs = self.loaded[request.key], self.inputs_of(1, self.sources.get(request.key))
@@ -168,6 +169,13 @@ class Worker:
         if (batch, feed) not in self.inputs:
             self.inputs[batch, feed] = inputs_in_rotation(as_fed(self.images, feed), batch=batch)
         return self.inputs[batch, feed]
+
+
+def _share_waited(before_ns: int | None, elapsed_ns: int) -> float | None:
+    after_ns = waited_ns()
+    if before_ns is None or after_ns is None:
+        return None
+    return min(MOST_WAITED, max(0, after_ns - before_ns) / max(1, elapsed_ns))
 
 
 def feed_of(source: Source | None) -> Preprocessing | None:

@@ -1,11 +1,13 @@
 """What `edc init` found: images by split and class, and each checkpoint."""
 
+import dataclasses
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from edc.proposal.budget import time_in_words
 from edc.proposal.checkpoints_found import CheckpointFound
 from edc.proposal.data_found import SplitFound
 from edc.proposal.propose import Proposal
@@ -40,6 +42,7 @@ def print_found(proposal: Proposal, *, console: Console) -> None:
         if num
     ]
     lines += [line for one in proposal.checkpoints for line in _checkpoint(one)]
+    lines += [f"timed: {one.name}: {time_in_words(one)}, {one.num_parameters:,} parameters" for one in proposal.timed]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -83,4 +86,11 @@ def proposal_document(proposal: Proposal) -> dict[str, Any]:
         }
         for one in proposal.checkpoints
     ]
-    return {"kind": data.section.kind, "splits": splits, "duplicates": duplicates, "checkpoints": checkpoints}
+    timed = [dataclasses.asdict(one) for one in proposal.timed]
+    return {
+        "timed": timed,
+        "kind": data.section.kind,
+        "splits": splits,
+        "duplicates": duplicates,
+        "checkpoints": checkpoints,
+    }

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from edc.benchmark.document import SavedRow
 from edc.benchmark.page.charts.svg import Drawing, Scale, axes, log_scale
 from edc.benchmark.page.document import Bench
 from edc.benchmark.page.numbers import fixed, milliseconds
+from edc.benchmark.saved.document import SavedRow
 
 __all__ = ["latency_quantiles", "rounds_line"]
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from edc.benchmark.document import SavedEstimate, SavedRow
 from edc.benchmark.page.charts.svg import Drawing, Scale, axes, log_scale, scale
 from edc.benchmark.page.document import Bench, Series
 from edc.benchmark.page.numbers import fixed, interval, milliseconds, signed
+from edc.benchmark.saved.document import SavedEstimate, SavedRow
 
 __all__ = ["MEASURES", "Measure", "front", "pareto"]
 

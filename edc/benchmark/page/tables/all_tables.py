@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 
 from markupsafe import Markup
 
-from edc.benchmark.document import SavedRow
 from edc.benchmark.page.charts.latency import rounds_line
 from edc.benchmark.page.document import Bench
 from edc.benchmark.page.numbers import MISSING, fixed, megabytes, milliseconds
@@ -12,6 +11,7 @@ from edc.benchmark.page.tables.by_class import class_tables_of
 from edc.benchmark.page.tables.comparison import comparison_table
 from edc.benchmark.page.tables.sweep import robustness_table, server_table, throughput_table
 from edc.benchmark.page.tables.table import Line, Table, line_of
+from edc.benchmark.saved.document import SavedRow
 from edc.console import count
 
 __all__ = ["tables"]

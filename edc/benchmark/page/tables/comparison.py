@@ -4,11 +4,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from edc.benchmark.document import SavedAgainst
 from edc.benchmark.page.document import Bench
 from edc.benchmark.page.numbers import fixed, interval, p_value
 from edc.benchmark.page.tables.table import Cell, Line, Table, line_of, with_quiet_interval
 from edc.benchmark.page.words import decision
+from edc.benchmark.saved.document import SavedAgainst
 
 __all__ = ["comparison_table"]
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from edc.benchmark.document import SavedRow
 from edc.benchmark.page.document import Bench, Series
+from edc.benchmark.saved.document import SavedRow
 
 __all__ = ["Cell", "Line", "Table", "line_of", "with_breaks", "with_quiet_interval"]
 

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from edc.benchmark.document_leaves import (
+from edc.benchmark.keys import row_key
+from edc.benchmark.packed import unpacked
+from edc.benchmark.saved.leaves import (
     Figures,
     Positive,
     SavedEstimate,
@@ -19,9 +21,7 @@ from edc.benchmark.document_leaves import (
     SavedScores,
     Section,
 )
-from edc.benchmark.keys import row_key
-from edc.benchmark.old_document import with_identities
-from edc.benchmark.packed import unpacked
+from edc.benchmark.saved.old import with_identities
 from edc.errors import RequestError
 from edc.runs.documents.by_class import SavedByClass
 from edc.subject import Subject
@@ -86,6 +86,7 @@ class SavedRow(Section):
     reason_not_run: str | None = None
     round_medians_ms: dict[int, float] = Field(default_factory=dict)
     probe_us: Positive | None = None
+    waited: float | None = None
     latency_quantiles_ms: tuple[float, ...] | None = None
     parts_ms: dict[str, SavedEstimate | None] = Field(default_factory=dict)
 

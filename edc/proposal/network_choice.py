@@ -1,0 +1,54 @@
+"""The student's network and what it starts from, for a recipe that is proposed."""
+
+from collections.abc import Sequence
+
+from edc.data import DataSet
+from edc.networks import count_parameters, network_for
+from edc.proposal.checkpoints_found import CheckpointFound
+from edc.recipe import NetworkSection
+
+__all__ = ["network_and_start"]
+
+
+def network_and_start(
+    student: tuple[str, str] | None, data: DataSet, used: Sequence[CheckpointFound]
+) -> tuple[str, str | None, str]:
+    """Returns the student's network, what it starts from, and why.
+
+    Args:
+        student: the network that was asked for, if one was, and why it is the one.
+    """
+    names = [one.section.network.name if one.section and one.section.network else "" for one in used]
+    own = {name for name in names if name}
+    if student:
+        network, why = student
+    elif own:
+        network = min(own, key=lambda name: _num_parameters(name, data))
+        why = (
+            "the student: the teachers' own network" if len(own) == 1 else "the student: the smallest of the teachers'"
+        )
+        why += ", so that serving it costs as much as one such teacher; --student names a smaller one"
+    else:
+        network = "torchvision/resnet18" if data.image_shape[1] >= 64 else "wrn16x2"
+        why = "the student: a small network that takes such images; --student names another"
+    if names and set(names) == {network}:
+        return network, "teacher", f"{why}. It starts from the best teacher on validation images"
+    plain = [one for one, name in zip(used, names, strict=True) if name == network and _is_read_plainly(one)]
+    best = max(plain, key=_accuracy, default=None)
+    if best is not None:
+        return network, str(best.file), f"{why}. It starts from the weights of the best teacher of that network"
+    hint = "; start: pretrained would take the library's weights, if they can be fetched" if "/" in network else ""
+    return network, None, f"{why}. It starts from random weights{hint}"
+
+
+def _is_read_plainly(one: CheckpointFound) -> bool:
+    """Returns whether a student that starts from the file is fed as that teacher is."""
+    return one.section is not None and not (one.section.classes or one.section.weights or one.section.mean)
+
+
+def _accuracy(one: CheckpointFound) -> float:
+    return one.answered.acc if one.answered else 0.0
+
+
+def _num_parameters(name: str, data: DataSet) -> int:
+    return count_parameters(network_for(NetworkSection(name=name), data))
