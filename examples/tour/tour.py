@@ -93,7 +93,7 @@ def tour(work: Path, teachers: tuple[Owner, ...], size: Size, run: Callable[[Pat
         ("", f"distill photos.yaml --set training.epochs={size.student_epochs}"),
         ("export/photos/manifest.json", "export runs/photos"),
         ("preds.csv", "predict export/photos photos/test --out preds.csv --top 3"),
-        ("export/photos/bench.json", "bench export/photos --quick"),
+        ("export/photos/bench.json", "bench export/photos --quick --no-robustness --backends onnxruntime --threads 1"),
     )
     for left, command in commands:
         step(f"edc {command}")
