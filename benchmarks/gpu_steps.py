@@ -21,6 +21,7 @@ def stepper(
     from edc.method.step import Batch, LabelStep, StudentStep
     from edc.networks import build_network
     from edc.recipe import NetworkSection
+    from edc.train.placement import casts_kept
 
     size, rows = (16, 8) if small else (32, 128)
     ensemble_size = ensemble_size or (2 if small else 4)
@@ -45,7 +46,8 @@ def stepper(
     if teachers:
         perturbation = "tdiv_sdiv" if kind == "tdiv_sdiv" else "none"
         method = "kd" if kind == "kd" else "latent_be"
-        step = StudentStep(teachers, method=method, perturbation=perturbation, form=form, autocast=autocast)  # type: ignore[arg-type]
+        asked = [casts_kept(teacher, autocast, (3, size, size)) for teacher in teachers]
+        step = StudentStep(asked, method=method, perturbation=perturbation, form=form, autocast=autocast)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, foreach=True)
     draws = torch.Generator().manual_seed(1)
     images = torch.rand(rows, 3, size, size, generator=draws).to(device).contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,8 @@ from edc.errors import CheckpointError, Interrupted
 from edc.networks import Classifier
 from edc.system.signals import stop_at_once
 from edc.teachers.weights_file import weights_for
-from edc.train.checkpoint import Position, append_metrics, load_checkpoint, load_state, save_checkpoint, save_state
+from edc.train.checkpoint import Position, load_checkpoint, load_state, save_checkpoint, save_state
+from edc.train.saved.epochs import append_metrics
 
 
 def network(seed: int = 0, size: int = 3) -> nn.Sequential:

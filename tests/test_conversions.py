@@ -13,7 +13,7 @@ from torch import nn
 from edc.data import load_data
 from edc.recipe.loading import load_recipe
 from edc.runs.folder import RunFolder
-from edc.runs.student import build_plain, fold_student, load_student
+from edc.runs.student import build_plain, folding, load_student
 
 RECIPE = """
 name: r
@@ -65,7 +65,7 @@ def test_network_becomes_members_trains_folds_and_exports(folder, name, one_thre
 
     exported = edc("export", f"runs/{short}", "--max-batch", "4", "--json", cwd=folder)
     assert exported.exit_code == 0, exported.stderr
-    folded = fold_student(load_student(recipe, "be", data, run=RunFolder(folder / f"runs/{short}")), recipe, "be", data)
+    folded = folding(recipe, "be", data)(load_student(recipe, "be", data, run=RunFolder(folder / f"runs/{short}")))
     images = data.test.images[:4].float() / 255
     with torch.no_grad():
         expected = folded(images).log_softmax(1).numpy()

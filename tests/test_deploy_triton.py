@@ -27,7 +27,7 @@ def test_onnx_configuration_says_what_the_file_is():
     assert output.label_filename == "labels.txt"
     assert list(config.dynamic_batching.preferred_batch_size) == [32, 64]
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
-    assert [(g.count, g.kind) for g in config.instance_group] == [(1, schema.ModelInstanceGroup.KIND_GPU)]
+    assert [(g.count, g.kind) for g in config.instance_group] == [(1, schema.ModelInstanceGroup.KIND_AUTO)]
     assert [warmup.batch_size for warmup in config.model_warmup] == [1, 64]
     assert list(config.model_warmup[0].inputs["images"].dims) == [3, 32, 32]
 
@@ -46,6 +46,7 @@ def test_plan_configuration_with_uint8_input_and_awkward_names():
     schema, config = parsed(text)
     assert (config.name, config.backend, config.default_model_filename) == ('a "b"', "tensorrt", "model.plan")
     assert (config.input[0].name, config.input[0].data_type) == ("bild\\ä", schema.TYPE_UINT8)
+    assert [group.kind for group in config.instance_group] == [schema.ModelInstanceGroup.KIND_CPU]
     assert list(config.dynamic_batching.preferred_batch_size) == [1]
     assert [warmup.batch_size for warmup in config.model_warmup] == [1]
 

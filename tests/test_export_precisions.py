@@ -189,3 +189,22 @@ def test_a_flipped_weight_in_an_exported_file_is_caught_by_verify(everything, wo
     called = edc("verify", str(copy), "--run", "runs/tiny", cwd=workshop.folder)
     assert called.exit_code == 1
     assert "student.onnx" in called.stderr
+
+
+def test_triton_serves_each_file_where_it_belongs(everything):
+    """fp32 anywhere, fp16 on GPUs, 8 bits on the CPU; read by Triton's own schema."""
+    reason = "tritonclient is not installed: pip install 'tritonclient[grpc]'"
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason=reason)
+    from google.protobuf import text_format
+
+    found = {}
+    for path in (everything / "triton").glob("*/config.pbtxt"):
+        config = text_format.Parse(path.read_text(encoding="utf-8"), schema.ModelConfig())
+        assert config.name == path.parent.name
+        assert (path.parent / "1" / config.default_model_filename).is_file()
+        (group,) = config.instance_group
+        found[config.name] = schema.ModelInstanceGroup.Kind.Name(group.kind)
+    wanted = {"fp32": "KIND_AUTO", "fp16": "KIND_GPU", "int8-cpu": "KIND_CPU"}
+    assert found == {
+        f"{role}_{precision}_onnx": kind for role in ("student", "ensemble") for precision, kind in wanted.items()
+    }

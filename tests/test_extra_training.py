@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -209,6 +210,7 @@ class KeptLabels:
     """A step that keeps the labels that it gets, and learns nothing."""
 
     labels: list[list[int]]
+    shapes_stay: ClassVar[bool] = True
 
     def num_parts(self, _network: nn.Module) -> int:
         return 1

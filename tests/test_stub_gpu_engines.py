@@ -50,7 +50,8 @@ FLOATS = Preprocessing(color="RGB", image_size=(8, 8), resize="exact")
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> StubGpu:
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> StubGpu:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # for compiled kernels
     return stub_gpu.install(monkeypatch, "tensorrt", "tensorrt_rtx")
 
 
@@ -205,7 +206,7 @@ def test_parity_binds_once_a_size_and_contexts_share_what_was_compiled(gpu, tmp_
         assert {id(config.cache) for config in made} == {id(runner._cache)}
 
 
-def test_kernels_that_rtx_compiled_are_kept_beside_the_engine_and_used_by_the_next_process(gpu, tmp_path):
+def test_kernels_that_rtx_compiled_are_kept_for_this_user_and_used_by_the_next_process(gpu, tmp_path):
     path, engine = built(tmp_path, "tensorrt_rtx")
     images, found = tiny_images(8), []
     source = EngineSource(STUDENT, (EngineFile(path, engine.sha256),))
@@ -213,11 +214,14 @@ def test_kernels_that_rtx_compiled_are_kept_beside_the_engine_and_used_by_the_ne
     def bench() -> list[int]:
         """Returns how many shapes were compiled when each of two batch sizes first ran."""
         before, loaded = gpu.num_compiled, open_backend("tensorrt-rtx", threads=1).load(source)
-        found.append("compiled kernels found beside the engine" in loaded.what_ran.notes)
+        found.append("kernels compiled by an earlier run" in loaded.what_ran.notes)
         return [len(loaded.infer(images[:size])) and gpu.num_compiled - before for size in (1, 8)]
 
+    there = sorted(tmp_path.iterdir())
+    path.with_name(f"{path.name}.{engine.sha256[:12]}.kernels").write_bytes(b"a stranger's code")
     assert bench() == [1, 2]
     assert bench() == [0, 0]
+    assert len(sorted(tmp_path.iterdir())) == len(there) + 1, "the artifact's folder has files that nobody lists"
     engine_outputs(EngineRunner(path, engine), images, batch_size=8)
     assert gpu.num_compiled == 2
     kept = EngineRunner(path, engine).cache_path

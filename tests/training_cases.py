@@ -84,6 +84,10 @@ class Recorded:
         self.step, self.before_step, self.change_loss, self.first_step = step, before_step, change_loss, first_step
         self.seen: list[float] = []
 
+    @property
+    def shapes_stay(self) -> bool:
+        return self.step.shapes_stay
+
     def num_parts(self, network: nn.Module) -> int:
         return self.step.num_parts(network)
 

@@ -40,11 +40,15 @@ def forecast_s(
 
 
 def _image_s(pool: WorkerPool, spec: RowSpec, request: BenchRequest) -> float | None:
-    """Returns the time of one image through a row; None: it did not run."""
-    image = next(float_batches(request.data.test))[:1]
-    start = time.monotonic()
-    answer = pool.predict([spec], [image])[spec]
-    return None if isinstance(answer, NotRun) else time.monotonic() - start
+    """Returns the time of one image through a row, the least of three; None: it did not run."""
+    image = next(float_batches(request.data.test, batch_size=1))
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        if isinstance(pool.predict([spec], [image])[spec], NotRun):
+            return None
+        seconds.append(time.monotonic() - start)
+    return min(seconds)
 
 
 def _timing_s(image_s: Mapping[RowSpec, float], plan: TimingPlan, batch: int) -> float:

@@ -75,7 +75,7 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
         _require_same_run(options.run, manifest)
     data = _load_data(artifact, manifest, recipe, options.data_root)
     if takes_run:
-        RunFolder(options.run).warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
+        RunFolder(options.run).warn_of_other_data(data)
         _require_readable(options.run, recipe, data)
     teachers = teachers_of(manifest, options.run)
     specs = row_specs(artifact, manifest, recipe, options.run, backends, options.data_root, teacher=teachers.best)

@@ -134,6 +134,7 @@ def export(
 def _engines(library: Any, generations: tuple[int, ...], *, tf32: bool) -> Any:
     """Returns the `EngineChoice` of the options; None if no library is named and none is installed, and says so."""
     from edc.deploy.engine_files import EngineChoice, choose_library
+    from edc.system.files import user_cache
 
     try:
         chosen = choose_library(library, compute_capabilities=generations)
@@ -143,7 +144,7 @@ def _engines(library: Any, generations: tuple[int, ...], *, tf32: bool) -> Any:
         say(f"{error}. Writing the ONNX files alone, which every engine library reads.")
         return None
     # Timings hold for a GPU and a version of the library, which TensorRT checks itself.
-    cache = Path.home() / ".cache/edc/tensorrt.timing" if chosen == "tensorrt" else None
+    cache = user_cache("tensorrt.timing") if chosen == "tensorrt" else None
     return EngineChoice(chosen, generations, strict_fp32=not tf32, timing_cache=cache)
 
 

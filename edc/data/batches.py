@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import RandAugment
 from edc.data.extra import ExtraImages, Rows, rows_of_batches, steps_per_epoch
 from edc.data.images import FileImages, Images, MemoryImages
 from edc.errors import DataError, EdcError
+from edc.method.perturb import sent_to
 from edc.recipe import DataSection
 from edc.seeding import generator_for
 from edc.system.machine import num_cpus
@@ -42,7 +43,8 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields this process's rows of every global batch of an epoch, from `first_batch` on.
 
-    For a GPU they are in pinned memory, from which it copies while the CPU continues.
+    For a GPU they are in pinned memory, from which it copies while the CPU continues; those of a split that lies on it
+    (`near`) are made there.
 
     Args:
         device: where they will go; None: to a GPU, if there is one.
@@ -84,7 +86,8 @@ def train_batches(
                 rows=mine,
                 num_rows=batch_size,
             )
-        yield (pixels.pin_memory(), labels.pin_memory()) if pinned else (pixels, labels)
+        is_there = pixels.device.type != "cpu"
+        yield (pixels.pin_memory(), labels.pin_memory()) if pinned and not is_there else (pixels, labels)
 
 
 def evaluation_batches(
@@ -141,7 +144,7 @@ def _gathered(sources: Sequence[MemoryImages], rows: Rows, view_seeds: Sequence[
 
 def _from_memory(sources: Sequence[MemoryImages], rows: Rows) -> tuple[Tensor, Tensor]:
     if len(sources) == 1:
-        return sources[0][rows.indices]
+        return sources[0][sent_to(rows.indices, sources[0].images.device)]
     first = sources[0].images
     pixels = torch.empty(len(rows.indices), *first.shape[1:], dtype=first.dtype)
     labels = torch.empty(len(rows.indices), dtype=torch.int64)
@@ -194,11 +197,12 @@ def crop_and_flip(
     num_images, channels, height, width = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     num_drawn = num_rows or num_images
-    top, left = torch.randint(0, 2 * padding + 1, (2, num_drawn, 1), generator=generator)[:, rows]
-    lines = top + torch.arange(height)
-    columns = left + torch.arange(width)
+    device = images.device
+    top, left = sent_to(torch.randint(0, 2 * padding + 1, (2, num_drawn, 1), generator=generator)[:, rows], device)
+    lines = top + torch.arange(height, device=device)
+    columns = left + torch.arange(width, device=device)
     if flip:
-        mirrored = torch.rand((num_drawn, 1), generator=generator)[rows] < 0.5
+        mirrored = sent_to(torch.rand((num_drawn, 1), generator=generator)[rows] < 0.5, device)
         columns = torch.where(mirrored, columns.flip(1), columns)
     # One place of the padded image for each pixel, the same in all channels.
     places = lines[:, :, None] * padded.shape[3] + columns[:, None, :]

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from edc.data.extra import ExtraImages
 from edc.data.files.classes import warn_of_empty_classes
 from edc.data.images import Images, MemoryImages
 from edc.errors import DataError
+from edc.method.kinds import View
 from edc.recipe import DataSection
 from edc.recipe.data_section import FILE_KINDS
 from edc.seeding import generator_for
@@ -25,6 +26,7 @@ __all__ = [
     "divide",
     "left_out",
     "limit",
+    "near",
     "of_files",
     "split_at",
     "stratified_limit",
@@ -33,6 +35,9 @@ __all__ = [
 
 IMAGENET_STATISTICS = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
 """Mean and standard deviation of photographs, by the number of channels; for grey ones the mean over the three."""
+
+MOST_BYTES_NEAR = 1 << 30
+"""How many bytes of training images may lie on a GPU; CIFAR has 150 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +85,20 @@ def as_looked_at(data: DataSet) -> DataSet:
     extra = data.extra and replace(data.extra, parts=tuple(strictly(part) for part in data.extra.parts))
     train, validation, test = (strictly(images) for images in (data.train, data.validation, data.test))
     return replace(data, train=train, validation=validation, test=test, extra=extra)
+
+
+def near(data: DataSet, device: torch.device, *, views: Sequence[View] = ()) -> DataSet:
+    """Returns the data set with its training images on the GPU, where their batches are gathered and cropped then.
+
+    Only where they are few and in memory, and all that is done with them is done there: there are no extra images
+    among them, and RandAugment changes none.
+    """
+    images = data.train
+    if device.type != "cuda" or not isinstance(images, MemoryImages) or data.extra or "randaugment" in views:
+        return data
+    if images.images.nbytes > MOST_BYTES_NEAR:
+        return data
+    return replace(data, train=MemoryImages(images.images.to(device), images.labels.to(device)))
 
 
 def of_files(splits: tuple[Images, Images, Images], class_names: tuple[str, ...]) -> DataSet:

@@ -28,7 +28,7 @@ from edc.data.files.regular import MOST_BYTES
 from edc.data.names import Names
 from edc.errors import DataError, EdcError, FailedError, first_line
 from edc.method.losses import NO_LABEL
-from edc.system.files import write_atomically
+from edc.system.files import user_cache, write_atomically
 
 __all__ = ["IMAGE_EXTENSIONS", "NO_LABEL", "ShardIndex", "index_of_shard", "is_local", "reachable"]
 
@@ -66,7 +66,7 @@ def index_of_shard(filesystem: Any, path: str) -> ShardIndex:
             raise DataError(f"{path}: expected a regular file; remove it")
         version = filesystem.ukey(path)
     key = hashlib.sha256(repr((FORMAT, filesystem.protocol, path, version)).encode()).hexdigest()
-    cached = _cache_folder() / f"{key}.npz"
+    cached = user_cache("shards") / f"{key}.npz"
     if (found := _read_cache(cached)) is not None:
         return found
     with reachable(path, filesystem), filesystem.open(path, "rb") as file:
@@ -206,10 +206,6 @@ def _lower(extension: str) -> str:
 def _label(file: IO[bytes], where: tuple[int, int], name: str) -> int:
     file.seek(where[0])
     return class_number(file.read(min(where[1], MOST_DIGITS + 1)), name)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edc/shards"
 
 
 def _read_cache(path: Path) -> ShardIndex | None:

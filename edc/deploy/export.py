@@ -92,7 +92,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
     row = rows[Subject("student", name=recipe.deploy)]
     with artifact_lock(folder):
         data = load_data(recipe.data)
-        run.warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
+        run.warn_of_other_data(data)
         student = load_student(recipe, recipe.deploy, data, run=run)
         networks = networks_of(
             student, run, recipe, summary, data, fold_temperature=options.fold_temperature, baseline=options.baseline

@@ -13,6 +13,7 @@ from edc.deploy.fuse import fuse_batchnorm, scale_classifier, tempered_ensemble
 from edc.deploy.onnx.from_network import fits_in_a_file
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
+from edc.runs.networks import require_trained
 from edc.runs.own_teachers import own_teachers_of
 from edc.runs.rows import member_temperature, rows_by_subject
 from edc.runs.student import deployable, load_student
@@ -75,6 +76,7 @@ def networks_of(
     if not baseline:
         return networks
     own = [one.network for one in own_teachers_of(recipe, data, run)]
+    recipe = recipe if own else require_trained(run, recipe, data, range(recipe.teachers.size))
     teachers = list(load_teachers(recipe, data, teachers_path=run.teachers_path, accelerator=cpu, own=own).members)
     if fixed := [f"teacher {m}" for m, teacher in enumerate(teachers) if not getattr(teacher, "exportable", True)]:
         console.print(f"no baseline files: torch cannot write {', '.join(fixed)} as ONNX; bench runs them in torch")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from edc.data import DataSet
 from edc.deploy.artifact.manifest import ArtifactFile, Preprocessing, TensorInfo
-from edc.deploy.artifact.triton import triton_config, write_triton_model
+from edc.deploy.artifact.triton import Instances, triton_config, write_triton_model
 from edc.deploy.engine.description import sidecar_path
 from edc.deploy.engine_files import Built
 from edc.deploy.onnx_files import Written
@@ -15,6 +15,9 @@ from edc.subject import Subject
 from edc.system.files import sha256_of
 
 __all__ = ["engine_records", "onnx_record", "other_record", "write_recipe", "write_triton_repository"]
+
+_TRITON_INSTANCES: dict[str, Instances] = {"fp32": "auto", "fp16": "gpu", "int8-cpu": "cpu"}
+"""Of ONNX files, by precision; Triton's ONNX Runtime has no use for the others."""
 
 
 def _tensors(data: DataSet, how: Preprocessing) -> dict[str, Any]:
@@ -87,13 +90,16 @@ def write_recipe(run: RunFolder, path: Path, student: str) -> None:
 def write_triton_repository(
     folder: Path, files: list[ArtifactFile], data: DataSet, how: Preprocessing
 ) -> list[ArtifactFile]:
-    """Writes a Triton model repository for the student and, as the baseline, the ensemble; returns its files."""
+    """Writes a Triton model repository for the student and, as the baseline, the ensemble; returns its files.
+
+    fp32 is served by GPUs, or by the CPU of a server without one; fp16 and engines by GPUs, int8-cpu by the CPU.
+    """
     channels, height, width = data.image_shape
     shape = (height, width, channels) if how.layout == "NHWC" else (channels, height, width)
     repository = folder / "triton"
     for file in files:
         backend: Literal["onnxruntime", "tensorrt"] | None = None
-        if file.format == "onnx" and file.precision in ("fp32", "fp16"):
+        if file.format == "onnx" and file.precision in _TRITON_INSTANCES:
             backend = "onnxruntime"
         elif file.format == "tensorrt":
             backend = "tensorrt"
@@ -107,6 +113,7 @@ def write_triton_repository(
             num_classes=data.num_classes,
             max_batch=file.max_batch,
             input_type=how.dtype,
+            instances=_TRITON_INSTANCES[file.precision] if backend == "onnxruntime" else "gpu",
         )
         write_triton_model(repository, name, model=folder / file.path, class_names=data.class_names, config=config)
     return [other_record(path, folder, "triton") for path in sorted(repository.rglob("*")) if path.is_file()]

@@ -99,7 +99,7 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
     if (artifact / "recipe.yaml").is_file():  # which says whose student the artifact holds
         recipe = recipe.deploying_student(RunFolder(artifact).recipe().deploy)
     data = load_data(recipe.data)
-    folder.warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
+    folder.warn_of_other_data(data)
     images, _ = sample_images(data.validation, 512, seed=0)
     references = references_of(folder, recipe, data, fold_temperature=manifest.temperature_folded)
     checked = 0

@@ -72,6 +72,11 @@ class Batch:
 class Step(Protocol):
     """One training step: how a batch becomes a loss."""
 
+    @property
+    def shapes_stay(self) -> bool:
+        """Whether the networks get as many rows in every step."""
+        ...
+
     def num_parts(self, network: nn.Module) -> int:
         """Returns how many losses a batch has."""
         ...
@@ -107,6 +112,10 @@ class StudentStep:
     """Number of classes of the labels; needed if views mix labels that are learned (alpha < 1)."""
     form: MemberForm = "joint"
     autocast: torch.dtype | None = None
+
+    @property
+    def shapes_stay(self) -> bool:
+        return self.pair == "step"  # else each teacher's share of the pairs is drawn
 
     def losses(self, model: nn.Module, network: nn.Module, batch: Batch) -> Iterator[Tensor]:
         if not self._weights_serve_twice(network):
@@ -220,6 +229,7 @@ class LabelStep:
     autocast: torch.dtype | None = None
     class_weights: Tensor | None = None
     """How much an image of each class counts (K,); None: all count alike."""
+    shapes_stay = True
 
     def losses(self, model: nn.Module, _network: nn.Module, batch: Batch) -> Iterator[Tensor]:
         with (

@@ -16,9 +16,9 @@ from edc.errors import RecipeError, first_line
 from edc.method.batch_ensemble import member_logits, to_batch_ensemble
 from edc.networks import Classifier, count_parameters, network_for, require_logits
 from edc.recipe import NetworkSection, Recipe, TrainingSection
-from edc.runs.folder import TEST_IMAGES, RunFolder, run_folder
+from edc.runs.folder import HOW_IMAGES_ARE_READ, TEST_IMAGES, RunFolder, run_folder
 from edc.runs.own_teachers import own_teachers_of, readings_of
-from edc.runs.start import require_start_files, require_teachers_to_start_from, start_digests
+from edc.runs.start import as_taught, require_start_files, require_teachers_to_start_from, start_digests
 from edc.runs.student import build_plain, learned_by, train_student
 from edc.runs.summary import summarise
 from edc.system.files import require_free_disk
@@ -33,7 +33,6 @@ from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, r
 __all__ = ["distill", "distill_all", "require_trainable"]
 
 
-HOW_IMAGES_ARE_READ = "how images are read"
 PAIRS_MIXED = "the pairs of labelled and extra images that views mix (drawn anew since edc shuffles them)"
 
 
@@ -50,18 +49,19 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     own_teachers = [one.network for one in own]
     with raised_together(accelerator):
         require_teachers_to_start_from(recipe, data, own_teachers)
+    taught = by_main(lambda: as_taught(recipe, data, run), accelerator)
     loading: Any = {"teachers_path": run.teachers_path, "accelerator": accelerator}
     if own:  # before anything is written
         teachers = load_teachers(recipe, data, own=own_teachers, **loading)
         roll = call_roll(recipe, data, teachers, own, accelerator=accelerator)
-    one_of_a_machine_first(lambda: _fetch_weights(recipe, data, run), accelerator)
+    one_of_a_machine_first(lambda: _fetch_weights(taught, data, run), accelerator)
     by_main(lambda: warn_of_overlap(data), accelerator)
     by_main(lambda: run.require_claimable(recipe), accelerator)
     busy = f"{run.path}: another process is at work on this run; wait for it, or choose another folder with --run"
     with locked_by_main(run.lock_path, held_by_other=busy, accelerator=accelerator, vanishes=True):
-        by_main(lambda: _claim(recipe, data, run, own), accelerator)
+        by_main(lambda: _claim(recipe, taught, data, run, own), accelerator)
         if not own:
-            teachers = load_teachers(recipe, data, **loading)
+            teachers = load_teachers(taught, data, **loading)
             roll = call_roll(recipe, data, teachers, (), accelerator=accelerator)
         students = {
             name: train_student(recipe, name, data, teachers, run=run, accelerator=accelerator)
@@ -88,14 +88,16 @@ def distill_all(recipes: Mapping[RunFolder, Recipe], *, accelerator: Accelerator
         distill(recipe, run=run, accelerator=accelerator)
 
 
-def _claim(recipe: Recipe, data: DataSet, run: RunFolder, own: Sequence[OwnTeacher]) -> None:
-    teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(recipe, data))}
+def _claim(recipe: Recipe, taught: Recipe, data: DataSet, run: RunFolder, own: Sequence[OwnTeacher]) -> None:
+    teachers = {f"teacher {m}": digest for m, digest in enumerate(teacher_digests(taught, data))}
     extra = {"the extra images": data.extra.fingerprint()} if data.extra else {}
     if data.extra and any(section.extra and section.mixed_views for section in recipe.students.values()):
         # Until rows were shuffled for it, every labelled image was mixed with an extra one: another training.
         extra[PAIRS_MIXED] = "drawn at random"
     inputs = {"the images": data.fingerprint()} | extra | teachers | readings_of(own, run)
-    if _records(run, HOW_IMAGES_ARE_READ):
+    if not _records(run, HOW_IMAGES_ARE_READ):
+        run.warn_of_images_read_otherwise(data)
+    else:
         inputs |= {HOW_IMAGES_ARE_READ: "turned by EXIF, grey ones of 16 bits scaled"}
     inputs |= {TEST_IMAGES: data.test.fingerprint()}
     run.claim(recipe, inputs | start_digests(recipe, data, run))

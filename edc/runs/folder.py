@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edc.console import console
+from edc.data import DataSet, FileImages
 from edc.errors import RunError, shown
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
@@ -26,10 +27,11 @@ from edc.runs.documents.summary import SavedSummary
 from edc.system.files import LOCK, holds_nothing, write_atomically, write_json
 from edc.system.saved import read_saved
 
-__all__ = ["TEST_IMAGES", "RunFolder", "first_difference", "newest_run", "run_folder"]
+__all__ = ["HOW_IMAGES_ARE_READ", "TEST_IMAGES", "RunFolder", "first_difference", "newest_run", "run_folder"]
 
 TEACHERS = "teachers"
 TEST_IMAGES = "the test images"
+HOW_IMAGES_ARE_READ = "how images are read"
 OLDER_IMAGES = (
     " If the files are the same, an older edc read them otherwise: it turned none by EXIF (data.orientation: stored, "
     "in the run's recipe.yaml too, still does so), and showed grey images of 16 bits as white."
@@ -134,6 +136,34 @@ class RunFolder:
         for words in said:
             console.print(
                 f"warning: {self.path}: {words} All that is measured here is of those that there are now.",
+                highlight=False,
+                markup=False,
+            )
+
+    def warn_of_other_data(self, data: DataSet) -> None:
+        """Warns of images that are others, or read otherwise, than when this run was made."""
+        self.warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
+        self.warn_of_images_read_otherwise(data)
+
+    def warn_of_images_read_otherwise(self, data: DataSet) -> None:
+        """Warns if the edc that made this run did not say how it read images, and some are read otherwise now.
+
+        Of training and validation images the digest tells that, too, where it was kept; of test images nothing does.
+        """
+        if HOW_IMAGES_ARE_READ in (self.inputs() or {}):
+            return
+        splits = {"training": data.train, "validation": data.validation, "test": data.test}
+        found = {
+            name: images.read_otherwise
+            for name, images in splits.items()
+            if isinstance(images, FileImages) and images.read_otherwise
+        }
+        if found:
+            words = "; ".join(f"{name} images: {' and '.join(kinds)}" for name, kinds in found.items())
+            console.print(
+                f"warning: {self.path}: an older edc made this run and read some of its images otherwise ({words}). "
+                "What is measured here is of images as they are read now; data.orientation: stored, in the run's "
+                "recipe.yaml, turns none.",
                 highlight=False,
                 markup=False,
             )

@@ -1,5 +1,6 @@
 """The networks of a run by subject, as another process loads them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,11 +15,12 @@ from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
 from edc.runs.own_teachers import own_teachers_of
 from edc.runs.rows import member_temperature, rows_by_subject
+from edc.runs.start import as_taught
 from edc.runs.student import deployable, load_student
 from edc.subject import Subject
 from edc.teachers.ensemble import load_teachers, obtain_teacher, teacher_key
 
-__all__ = ["SubjectNetworks", "load_subject", "prepare_run", "subjects_of"]
+__all__ = ["SubjectNetworks", "load_subject", "prepare_run", "require_trained", "subjects_of"]
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,28 @@ def _teachers(folder: RunFolder, recipe: Recipe, data: DataSet, members: range |
         own = [one.network for one in own_teachers_of(recipe, data, folder)]
         ensemble = load_teachers(recipe, data, teachers_path=folder.teachers_path, accelerator=accelerator, own=own)
         return tuple(ensemble[m] for m in members)
-    for m in members:  # `obtain_teacher` would train a missing one
-        weights = folder.teachers_path / teacher_key(recipe, data, m)[0] / "weights.safetensors"
-        if not weights.is_file():
-            raise RunError(f"{weights}: teacher {m} is not trained; train it with: edc distill {folder.recipe_path}")
+    taught = require_trained(folder, recipe, data, members)
     return tuple(
-        obtain_teacher(recipe, data, m, teachers_path=folder.teachers_path, accelerator=accelerator).eval()
+        obtain_teacher(taught, data, m, teachers_path=folder.teachers_path, accelerator=accelerator).eval()
         for m in members
     )
+
+
+def require_trained(folder: RunFolder, recipe: Recipe, data: DataSet, members: Iterable[int]) -> Recipe:
+    """Returns the recipe with its trained teachers as the run has them.
+
+    Raises:
+        RunError: one of these is not there; `obtain_teacher` would train it.
+    """
+    taught = as_taught(recipe, data, folder)
+    for m in members:
+        weights = folder.teachers_path / teacher_key(taught, data, m)[0] / "weights.safetensors"
+        if not weights.is_file():
+            raise RunError(
+                f"{weights}: teacher {m} is not trained; train it with: "
+                f"edc teach {folder.recipe_path} --runs {folder.path.parent}"
+            )
+    return taught
 
 
 @cache

@@ -14,7 +14,7 @@ from edc.errors import CheckpointError, FailedError, first_line
 from edc.networks import Classifier, network_for
 from edc.recipe import NetworkSection, Recipe
 from edc.runs.folder import RunFolder
-from edc.teachers.ensemble import TeacherEnsemble, are_trained
+from edc.teachers.ensemble import TeacherEnsemble, are_trained, teacher_key
 from edc.teachers.file_teacher import FileTeacher
 from edc.teachers.from_file import format_of
 from edc.teachers.from_library import has_library_weights, place_of_library_weights
@@ -23,6 +23,7 @@ from edc.train.distributed import raised_together
 from edc.train.evaluate import evaluate_accuracy
 
 __all__ = [
+    "as_taught",
     "require_fetchable",
     "require_start_files",
     "require_teachers_to_start_from",
@@ -95,6 +96,28 @@ def _as_then(network: NetworkSection, field: str, data: DataSet, run: RunFolder)
     recorded, now = (run.inputs() or {}).get(field), start_digest(network, data, field=field)
     was_raw = recorded != now and recorded == (now or "").partition(" ")[0]
     return network.model_copy(update={"weights": "raw"}) if was_raw else network
+
+
+def as_taught(recipe: Recipe, data: DataSet, run: RunFolder) -> Recipe:
+    """Returns the recipe with its teachers as the students of `run` began to learn from them, and says so.
+
+    Of a start file that has raw weights and a moving average, edc 0.1.0 took the raw ones for teachers, too.
+    """
+    network = recipe.teacher_network
+    if recipe.teachers.checkpoints or network.start_file is None or network.weights or not run.has_begun:
+        return recipe
+    raw = recipe.teachers.model_copy(update={"network": network.model_copy(update={"weights": "raw"})})
+    then = recipe.model_copy(update={"teachers": raw})
+    recorded, keys = (run.inputs() or {}).get("teacher 0"), [teacher_key(each, data, 0)[0] for each in (recipe, then)]
+    if keys[0] == keys[1] or recorded != keys[1]:
+        return recipe
+    console.print(
+        f"warning: {recipe.teacher_start_field}: teachers started from the raw weights of {network.start_file}, "
+        f"because {run.path} was begun so by an older edc. A new run would take the moving average in it.",
+        highlight=False,
+        markup=False,
+    )
+    return then
 
 
 def require_start_files(recipe: Recipe, data: DataSet) -> None:

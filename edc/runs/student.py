@@ -1,7 +1,8 @@
 """Students: one plain network (KD), or M members that share weights (LatentBE) and are folded into one."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from edc.console import console
 from edc.data import DataSet
 from edc.errors import RunError
 from edc.method.batch_ensemble import fold, shared_layers, to_batch_ensemble
-from edc.method.kinds import MemberForm
+from edc.method.kinds import FoldKind, MemberForm
 from edc.method.step import StudentStep
 from edc.networks import Classifier, network_for
 from edc.recipe import Recipe, StudentSection, TrainingSection
@@ -36,7 +37,7 @@ __all__ = [
     "build_plain",
     "build_student",
     "deployable",
-    "fold_student",
+    "folding",
     "form_of",
     "learned_by",
     "load_student",
@@ -108,14 +109,17 @@ def student_step(
     )
 
 
-def fold_student(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, kind: str | None = None) -> nn.Module:
-    """Returns the plain network that student `name` is deployed as: itself (KD), or the fold of its members."""
+def folding(recipe: Recipe, name: str, data: DataSet, kind: FoldKind | None = None) -> Callable[[nn.Module], nn.Module]:
+    """Returns what makes the plain network that student `name` is deployed as: itself (KD), or its members' fold."""
     section = recipe.students[name]
     if section.method == "kd":
-        return network
-    plain = build_plain(recipe, data, fresh=False)
-    plain = place(plain, next(network.parameters()).device, recipe.training_of(section))
-    return fold(network, plain, kind="mean_factors" if (kind or section.fold) == "mean_factors" else "mean_weights")
+        return lambda network: network
+
+    @cache  # one network for the folds of all epochs: to build another would each time draw its initial weights
+    def plain(device: torch.device) -> Classifier:
+        return place(build_plain(recipe, data, fresh=False), device, recipe.training_of(section))
+
+    return lambda network: fold(network, plain(next(network.parameters()).device), kind=kind or section.fold)
 
 
 def train_student(
@@ -189,7 +193,7 @@ def _fitted(
     if training.compile:
         _compile_teachers(recipe, data, teachers, training, accelerator)
     learned = learned_by(section, data)
-    plain_of = partial(fold_student, recipe=recipe, name=name, data=data)
+    asked, plain_of = teachers.casts_kept(autocast_dtype(training), data.image_shape), folding(recipe, name, data)
     observer = Observer(
         section,
         learned,
@@ -202,7 +206,7 @@ def _fitted(
     return fit(
         network,
         learned,
-        learn=student_step(section, teachers, training=training, num_classes=data.num_classes, form=form),
+        learn=student_step(section, asked, training=training, num_classes=data.num_classes, form=form),
         plain_of=plain_of,
         data_section=recipe.data,
         training=training,
@@ -282,7 +286,7 @@ def deployable(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, 
 def _plain(
     network: nn.Module, *, recipe: Recipe, name: str, data: DataSet, reestimate: bool, accelerator: Accelerator
 ) -> nn.Module:
-    plain = fold_student(network, recipe, name, data)
+    plain = folding(recipe, name, data)(network)
     if reestimate:
         plain = reestimate_batchnorm(
             plain,

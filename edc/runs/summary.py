@@ -27,7 +27,7 @@ from edc.runs.documents.by_class import SavedByClass
 from edc.runs.folder import RunFolder
 from edc.runs.per_image import PerImage, per_image_of, write_per_image
 from edc.runs.rows import deployed_student, identity_of
-from edc.runs.student import deployable, fold_student, form_of, learned_by
+from edc.runs.student import deployable, folding, form_of, learned_by
 from edc.subject import Subject
 from edc.system.machine import cpu_name
 from edc.teachers.ensemble import TeacherEnsemble
@@ -92,7 +92,7 @@ def summarise(
         if ensemble_size_of(network) > 1:
             members = Subject("members", name=name)
             rows.append(of_student(members, predict(network), parameters=count_parameters(network)))
-            folds = {kind: fold_student(network, recipe, name, data, kind=kind) for kind in get_args(FoldKind)}
+            folds = {kind: folding(recipe, name, data, kind=kind)(network) for kind in get_args(FoldKind)}
             fold_choice[name] = {
                 kind: metrics.nll(metrics.ensemble_log_probs(predict(plain).validation), validation_labels)
                 for kind, plain in folds.items()

@@ -27,6 +27,7 @@ __all__ = [
     "sha256_of",
     "temporary_name",
     "unwritable",
+    "user_cache",
     "write_atomically",
     "write_json",
 ]
@@ -97,6 +98,11 @@ def unwritable(path: Path, error: Exception) -> DiskError | None:
             "writable and run the same command again, or choose another folder."
         )
     return None
+
+
+def user_cache(name: str) -> Path:
+    """Returns where edc keeps what it can make again, for all runs and artifacts of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edc" / name
 
 
 def write_json(path: Path, document: Any) -> None:

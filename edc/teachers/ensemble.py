@@ -28,7 +28,7 @@ from edc.teachers.start import say_start, start_digest, start_from_file
 from edc.train.checkpoint import load_finished
 from edc.train.distributed import by_main, locked_by_main, raised_together
 from edc.train.loop import fit
-from edc.train.placement import autocast_dtype, place
+from edc.train.placement import autocast_dtype, casts_kept, place
 from edc.train.tracking.trackers import Tracked
 
 __all__ = [
@@ -63,6 +63,10 @@ class TeacherEnsemble(nn.Module):
 
     def __getitem__(self, m: int) -> nn.Module:
         return self.members[m]
+
+    def casts_kept(self, dtype: torch.dtype | None, image_shape: tuple[int, int, int]) -> "TeacherEnsemble":
+        """Returns the same teachers for passes under autocast to `dtype`, see `edc.train.placement.casts_kept`."""
+        return TeacherEnsemble([casts_kept(member, dtype, image_shape) for member in self.members])
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns logits (M, N, K) for images (N, C, H, W) in [0, 1]."""

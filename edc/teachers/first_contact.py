@@ -25,7 +25,7 @@ from edc import errors
 from edc.data import DataSet
 from edc.errors import CheckpointError, EdcError, FailedError, cut
 from edc.recipe import Recipe
-from edc.system.files import sha256_of, write_atomically
+from edc.system.files import sha256_of, user_cache, write_atomically
 from edc.teachers.formats import trusted_format
 
 __all__ = ["meet_apart"]
@@ -77,7 +77,7 @@ def _mark(facts: dict[str, Any], path: Path, member: int) -> Path:
     checkpoint = {**facts["recipe"]["teachers"]["checkpoints"][member], "file": sha256_of(path)}
     others = [len(facts["class_names"]), facts["image_shape"], edc.__version__, torch.__version__]
     key = hashlib.sha256(json.dumps([checkpoint, *others], sort_keys=True).encode()).hexdigest()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edc/opened" / key
+    return user_cache("opened") / key
 
 
 def _remember(mark: Path) -> None:

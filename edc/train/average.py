@@ -53,4 +53,4 @@ class RunningAverage:
 
 def copy_of_state(network: nn.Module) -> dict[str, Tensor]:
     """Returns a copy of the state dict of `network` in CPU memory."""
-    return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+    return {key: value.detach().to("cpu", copy=True) for key, value in network.state_dict().items()}

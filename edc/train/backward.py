@@ -8,7 +8,6 @@ for the other processes.
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +16,7 @@ from torch.profiler import record_function
 
 from edc.errors import DivergedError
 from edc.method.step import Batch, Step
+from edc.train.checkpoint import CheckpointWriter
 
 __all__ = ["backward_through", "read_back"]
 
@@ -56,7 +56,7 @@ def read_back(
     *,
     steps_per_epoch: int,
     label: str,
-    checkpoint: Path,
+    writer: CheckpointWriter,
     accelerator: Accelerator,
 ) -> list[float]:
     """Returns the losses of the steps up to `last_step`, the means over all processes; waits for them.
@@ -67,8 +67,8 @@ def read_back(
     losses: list[float] = accelerator.reduce(torch.stack(list(pending)).float(), "mean").tolist()
     for number, loss in enumerate(losses, start=last_step - len(losses) + 1):
         if not math.isfinite(loss):
-            saved = checkpoint.is_file()
-            kept = f"{checkpoint} holds the last good state" if saved else "there was no checkpoint yet"
+            saved = writer.has_written()
+            kept = f"{writer.path} holds the last good state" if saved else "there was no checkpoint yet"
             raise DivergedError(
                 f"{label}: the loss became {loss} at step {number} (epoch {number // steps_per_epoch}); {kept}. "
                 "Try a smaller training.learning_rate, a longer warm-up, or precision fp32."

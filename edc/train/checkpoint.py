@@ -1,4 +1,4 @@
-"""The state of a training on disk: enough to continue bit for bit."""
+"""What a training left on disk, read back: its checkpoint, and files of weights, also those that others wrote."""
 
 import pickle
 import re
@@ -6,13 +6,12 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,8 +22,10 @@ from edc.system.saved import fault_of
 from edc.train.average import RunningAverage
 from edc.train.distributed import by_main, raised_together
 from edc.train.saved.checks import require_finite, require_state_of
+from edc.train.saved.writer import FORMAT, CheckpointWriter, Position, save_checkpoint
 
 __all__ = [
+    "CheckpointWriter",
     "NotLoaded",
     "Position",
     "held_in",
@@ -35,44 +36,6 @@ __all__ = [
     "save_checkpoint",
     "save_state",
 ]
-
-FORMAT = 1
-
-
-@dataclass
-class Position:
-    """How far a training is, and its best epoch. Randomness needs no state, because it is derived from the position."""
-
-    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
-    epoch: Annotated[int, Field(ge=0)] = 0
-    batch: Annotated[int, Field(ge=0)] = 0
-    """Batches of `epoch` already done."""
-    loss_sum: float = 0.0
-    """Sum of the losses of those batches."""
-    best_validation_acc: float = -1.0
-    best_epoch: int = -1
-    seconds: float = 0.0
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-
-
-def save_checkpoint(
-    path: Path,
-    position: Position,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: RunningAverage | None = None,
-) -> None:
-    """Writes everything that the next step depends on, atomically."""
-    document = {
-        "format": FORMAT,
-        "position": asdict(position),
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    if average is not None:
-        document["average"] = average.state()
-    with write_atomically(path) as temporary:
-        torch.save(document, temporary)
 
 
 def load_checkpoint(

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from edc.data import DataSet, steps_per_epoch, train_batches
+from edc.data import DataSet, near, steps_per_epoch, train_batches
 from edc.errors import EdcError
 from edc.method.kinds import View
 from edc.method.step import Batch, Step
@@ -27,10 +27,10 @@ from edc.system.memory import freed_memory_kept
 from edc.system.signals import interrupted_by, stop_requests
 from edc.train.average import RunningAverage, copy_of_state
 from edc.train.backward import backward_through, read_back
-from edc.train.checkpoint import Position, load_finished, resumed, save_checkpoint, save_state
+from edc.train.checkpoint import CheckpointWriter, Position, load_finished, resumed, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
 from edc.train.evaluate import evaluate_accuracy
-from edc.train.placement import float32_of, place, to_device
+from edc.train.placement import convolutions_tuned, float32_of, place, to_device
 from edc.train.prepare import prepared
 from edc.train.progress import TrainingProgress, training_progress
 from edc.train.schedule import build_optimizer, learning_rate_at
@@ -98,7 +98,7 @@ def fit(
         optimizer=optimizer,
         average=average,
         position=position,
-        data=data,
+        data=near(data, accelerator.device, views=views),
         learn=learn,
         plain_of=plain_of,
         data_section=data_section,
@@ -110,8 +110,9 @@ def fit(
         label=label,
         accelerator=accelerator,
         steps=steps_per_epoch(data.train, training.batch_size, data.extra),
+        writer=CheckpointWriter(folder / CHECKPOINT, position, network, optimizer, average),
     )
-    with stop_requests() as stop:
+    with stop_requests() as stop, job.writer:
         _train_epochs(job, EpochLog(folder, tracked, accelerator), stop)
         by_main(lambda: _save_best(job, finished), accelerator)
         accelerator.wait_for_everyone()
@@ -124,10 +125,11 @@ def fit(
 
 def _save_best(job: "_Job", finished: Path) -> None:
     """Leaves the best weights in place of the checkpoint; `finished` says that nothing of it is needed any more."""
+    job.writer.wait()
     if job.average is not None:
         save_state(job.folder / EMA_WEIGHTS, job.average.best_state)
     save_state(finished, job.position.best_state)
-    job.checkpoint.unlink(missing_ok=True)
+    job.writer.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,7 @@ class _Job:
     accelerator: Accelerator
     steps: int
     """Steps per epoch."""
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / CHECKPOINT
-
-    def save_checkpoint(self) -> None:
-        save_checkpoint(self.checkpoint, self.position, self.network, self.optimizer, self.average)
+    writer: CheckpointWriter
 
 
 def _train_epochs(job: _Job, log: EpochLog, stop: list[int]) -> None:
@@ -176,7 +172,11 @@ def _train_epochs(job: _Job, log: EpochLog, stop: list[int]) -> None:
     ):
         for epoch in range(position.epoch, job.training.epochs):
             # Returned to the system after each epoch, so that a fragmented heap does not last for the whole training.
-            with freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext(), float32_of(job.training):
+            with (
+                freed_memory_kept() if accelerator.device.type == "cpu" else nullcontext(),
+                float32_of(job.training),
+                convolutions_tuned(accelerator.device, shapes_stay=job.learn.shapes_stay),
+            ):
                 _train_epoch(job, epoch, progress, stop)
             _close_epoch(job, epoch, progress, log)
 
@@ -223,7 +223,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         stopping = bool(stop) and num_processes == 1
         if len(pending) == STEPS_BETWEEN_LOOKS or number == job.steps - 1 or stopping:
             stopping = anyone(bool(stop), accelerator)
-            raise_together(failed[0] if failed else None, accelerator)
+            raise_together(failed[0] if failed else job.writer.failure(), accelerator)
             for images in job.data.trained_on:
                 pool_bad_images(images, accelerator)
             losses = read_back(
@@ -231,7 +231,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
                 step,
                 steps_per_epoch=job.steps,
                 label=job.label,
-                checkpoint=job.checkpoint,
+                writer=job.writer,
                 accelerator=accelerator,
             )
             position.loss_sum += math.fsum(losses)
@@ -240,7 +240,7 @@ def _train_epoch(job: _Job, epoch: int, progress: TrainingProgress, stop: list[i
         progress.step(step + 1, num_images=training.batch_size)
         if stopping:
             position.seconds += time.monotonic() - started
-            by_main(job.save_checkpoint, accelerator)
+            by_main(job.writer.save, accelerator)
             accelerator.wait_for_everyone()  # a launcher kills all processes when the first of them leaves
             raise interrupted_by(stop)
     position.seconds += time.monotonic() - started
@@ -267,7 +267,7 @@ def _batches(job: _Job, epoch: int, failed: list[EdcError]) -> Iterator[tuple[Te
 
 
 def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, log: EpochLog) -> None:
-    """Validates, remembers the best, writes the epoch's line and the checkpoint."""
+    """Validates, remembers the best, writes the epoch's line, and begins to write the checkpoint."""
     training, position = job.training, job.position
     last_step = (epoch + 1) * job.steps - 1
     record: dict[str, Any] = {"epoch": epoch, "step": last_step + 1, "loss": position.loss_sum / job.steps}
@@ -288,7 +288,7 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, log: EpochLo
     def write() -> None:
         log.add(record)
         if (epoch + 1) % training.checkpoint_every == 0:
-            job.save_checkpoint()
+            job.writer.begin()
 
     by_main(write, job.accelerator)
 

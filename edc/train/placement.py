@@ -1,9 +1,10 @@
 """Device, memory format and precision of networks and images in training."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ __all__ = [
     "Float32",
     "autocast",
     "autocast_dtype",
+    "casts_kept",
+    "convolutions_tuned",
     "float32_as",
     "float32_of",
     "place",
@@ -61,6 +64,34 @@ def to_device(pixels: Tensor, device: torch.device, training: TrainingSection) -
     return images.contiguous(memory_format=torch.channels_last) if training.channels_last else images
 
 
+def casts_kept(network: nn.Module, dtype: torch.dtype | None, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Returns a frozen network as it is asked under autocast to `dtype`: what autocast would cast anew in every pass,
+    the weights of convolutions and linear layers, is cast here once. It shares all else with `network`.
+
+    Returns `network` itself without autocast, if it is compiled (compilers fuse these casts), and if its answers would
+    be others: some networks read a layer's weight without calling the layer.
+    """
+    layers = [name for name, module in network.named_modules() if _is_cast(module)]
+    if dtype is None or not layers or network._compiled_call_impl is not None:
+        return network
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    kept = copy.deepcopy(network, shared)
+    for layer in map(kept.get_submodule, layers):
+        for name, value in list(layer._parameters.items()):
+            if value is not None:
+                layer._parameters[name] = nn.Parameter(value.detach().to(dtype), requires_grad=False)
+    device = next(network.parameters()).device
+    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.inference_mode(), autocast_to(dtype, device):
+        return kept if torch.equal(network(images), kept(images)) else network
+
+
+def _is_cast(module: nn.Module) -> bool:
+    """Returns whether autocast casts the parameters of `module`, all float32, whenever it is called."""
+    parameters = [value for value in module._parameters.values() if value is not None]
+    return type(module) in (nn.Conv2d, nn.Linear) and all(value.dtype == torch.float32 for value in parameters)
+
+
 def require_tf32_has_effect(training: TrainingSection, device: torch.device, *, field: str = "training") -> None:
     """Raises `RecipeError` if a recipe asks for TF32 on a device that has none."""
     if training.precision == "tf32" and device.type != "cuda":
@@ -100,6 +131,17 @@ def float32_as(kind: Float32) -> Iterator[None]:
         yield
     finally:
         _set(*before)
+
+
+@contextmanager
+def convolutions_tuned(device: torch.device, *, shapes_stay: bool) -> Iterator[None]:
+    """Within the block, cuDNN tries its convolutions on each new shape and takes the fastest: where shapes stay."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or (device.type == "cuda" and shapes_stay)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def set_float32(kind: Float32) -> None:

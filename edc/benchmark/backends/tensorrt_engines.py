@@ -51,7 +51,7 @@ class TensorRtEngines(Backend):
                 _how_it_is_asked(self.library, cuda_graph=source.subject.cuda_graph),
                 f"kernels chosen for batch {' and '.join(str(batch) for batch in engines[0].tuned_for)}",
                 "pinned buffers",
-                *(["compiled kernels found beside the engine"] if are_compiled else []),
+                *(["kernels compiled by an earlier run"] if are_compiled else []),
             ),
         )
 

@@ -15,9 +15,12 @@ from typing import Literal
 
 from edc.errors import ArtifactError
 
-__all__ = ["triton_config", "write_triton_model"]
+__all__ = ["Instances", "triton_config", "write_triton_model"]
 
 Backend = Literal["onnxruntime", "tensorrt"]
+
+Instances = Literal["auto", "cpu", "gpu"]
+"""Where instances run; auto: on the server's GPUs, on its CPU if it has none."""
 
 _MODEL_FILE = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 
@@ -32,7 +35,7 @@ def triton_config(
     input_type: Literal["float32", "uint8"] = "float32",
     input_name: str = "images",
     output_name: str = "logits",
-    instances: Literal["cpu", "gpu"] = "gpu",
+    instances: Instances = "auto",
     queue_delay_us: int = 500,
 ) -> str:
     """Returns the text of `config.pbtxt`: batches are gathered for up to `queue_delay_us` and warmed up at both ends.

@@ -14,7 +14,7 @@ from edc.deploy.artifact.feed import Fed
 from edc.deploy.engine.description import Engine
 from edc.deploy.engine.library import collecting_logger, generations, import_tensorrt, made
 from edc.errors import DiskError, EngineError
-from edc.system.files import sha256_of, write_atomically
+from edc.system.files import sha256_of, user_cache, write_atomically
 
 __all__ = [
     "DEVICE",
@@ -30,7 +30,7 @@ DEVICE = torch.device("cuda")
 """Where the buffers of engines are."""
 
 MOST_KERNEL_BYTES = 1 << 30
-"""A larger file is not what was written beside an engine."""
+"""A larger file is not what was written for an engine."""
 
 
 def local_generation() -> int | None:
@@ -104,11 +104,15 @@ class EngineRunner:
 
     @property
     def cache_path(self) -> Path:
-        """Where TensorRT-RTX's compiled kernels are kept, for this engine alone: beside it, named by its digest."""
-        return self.path.with_name(f"{self.path.name}.{self.engine.sha256[:12]}.kernels")
+        """Where TensorRT-RTX's compiled kernels are kept, for this engine alone, by its digest.
+
+        Not in the artifact: they are of this machine, no manifest could list them, and code that came with an artifact
+        without a digest must not be loaded.
+        """
+        return user_cache("kernels") / self.engine.sha256
 
     def keep_compiled(self) -> None:
-        """Writes the kernels that TensorRT-RTX compiled for this engine beside it, if there are new ones.
+        """Writes the kernels that TensorRT-RTX compiled for this engine, if there are new ones.
 
         Where nothing can be written, the next process compiles them again; nothing else is lost.
         """
