@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def bench(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Bench
     """Every subject on every backend that is installed."""
     artifact = tmp_path_factory.mktemp("bench") / "tiny [v2]"
     shutil.copytree(workshop.artifact, artifact)
-    return benched(artifact, "--batch", ",".join(map(str, BATCHES)), cwd=workshop.folder)
+    return benched(artifact, "--robustness", "--batch", ",".join(map(str, BATCHES)), cwd=workshop.folder)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,9 @@ def bench_alone(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("alone")
     shutil.copytree(workshop.artifact, folder / "tiny")
     options = ("--backends", "torch,onnxruntime", "--batch", "1", "--run", "runs/gone[v2]")
-    return benched(folder / "tiny", *options, cwd=folder, quick_images=20)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("edc.benchmark.forecast.QUICK_ROBUSTNESS_S", 0.0)
+        return benched(folder / "tiny", *options, cwd=folder, quick_images=20)
 
 
 def test_there_is_a_row_for_every_subject_backend_and_batch_and_all_ran(bench: Benched):
@@ -205,6 +208,16 @@ def test_quick_measures_quality_on_fewer_images_and_says_how_many(bench_alone: B
         if row["quality"] is not None:
             num_right = 20 * row["quality"]["raw"]["acc"]
             assert num_right == pytest.approx(round(num_right))
+
+
+def test_quick_leaves_corrupted_images_out_where_they_would_take_long_and_says_so(bench: Benched, bench_alone: Benched):
+    assert any(each["robustness"] for each in bench.called.document["details"].values())
+    assert not any(each["robustness"] for each in bench_alone.called.document["details"].values())
+    assert re.search(
+        r"corrupted images are left out, they would take about \d.* s; --robustness", bench_alone.called.stderr
+    )
+    for called in (bench.called, bench_alone.called):
+        assert re.search(r"measuring \d+ rows takes about \d", called.stderr)
 
 
 def test_run_that_is_not_the_artifacts_is_not_measured_in_its_place(workshop: Workshop, tmp_path):

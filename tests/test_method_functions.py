@@ -21,9 +21,7 @@ def test_rounded_product_is_a_product_and_a_cast_bit_for_bit_with_its_gradients(
     assert torch.equal(found, wanted)
     assert (found.dtype, found.stride()) == (dtype, wanted.stride())
     gradient = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    pairs = zip(
-        torch.autograd.grad(found, inputs, gradient), torch.autograd.grad(wanted, inputs, gradient), strict=True
-    )
+    of_found, of_wanted = (torch.autograd.grad(each, inputs, gradient) for each in (found, wanted))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(of_found, of_wanted, strict=True))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from edc import metrics
 from edc.benchmark.backends.contract import Floats, OnnxSource
 from edc.benchmark.environment import Environment, environment_now
-from edc.benchmark.forecast import forecast_s
+from edc.benchmark.forecast import forecast
 from edc.benchmark.judge.baselines import best_ensemble, compare_all, with_corrected_p
 from edc.benchmark.judge.rows import Row, row_of
 from edc.benchmark.judge.verdict import BenchVerdict, verdict_on
@@ -91,12 +91,13 @@ def _measure(request: BenchRequest, options: BenchOptions) -> _Measured:
     with WorkerPool(images=_timing_images(request), threads=options.threads) as pool:
         pool.start(request.backends)
         loads = _load_all(pool, specs)
-        seconds = forecast_s(pool, request, options, sweep_batches=sizes)
-        console.print(f"measuring {len(specs)} rows takes about {duration(seconds)}", highlight=False)
+        expected = forecast(pool, request, options)
+        for line in (f"measuring {len(specs)} rows takes about {duration(expected.seconds)}", *expected.notes):
+            console.print(line, highlight=False)
         with step(f"quality of {len(specs)} rows"):
-            predictions = predict_all(pool, specs, request.data, limit=plan.quality_images, seed=seed)
+            predictions = predict_all(pool, specs, request.data, limit=expected.quality_images, seed=seed)
             qualities = score_all(predictions, specs)
-        robust = _robustness(pool, qualities, request, options)
+        robust = _robustness(pool, qualities, request, options) if expected.robustness else {}
         timings: dict[int, Timings] = {}
         for batch in request.batches:
             with step(f"timing {len(specs)} rows in turn at batch {batch}"):
@@ -177,9 +178,7 @@ def _load_all(pool: WorkerPool, specs: tuple[RowSpec, ...]) -> dict[RowSpec, Loa
 def _robustness(
     pool: WorkerPool, qualities: Qualities, request: BenchRequest, options: BenchOptions
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns the records of one row per subject, by key; none if the options leave them out."""
-    if not options.robustness:
-        return {}
+    """Returns the records of one row per subject, by key."""
     temperatures = {
         spec: None if isinstance(quality, NotRun) else quality.calibration_temperature
         for spec, quality in qualities.quality.items()

@@ -1,42 +1,70 @@
-"""How long a bench will take, said before it begins: from one image through each row, and the plan."""
+"""How long a bench will take, said before it begins; and what a quick one leaves out because of it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from edc.benchmark.measure.quality import float_batches
 from edc.benchmark.measure.robustness import levels_for, robustness_specs, robustness_subset
+from edc.benchmark.measure.sweep import batch_sizes
 from edc.benchmark.options import BenchOptions
 from edc.benchmark.request import BenchRequest
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
 from edc.benchmark.workers.timing import TimingPlan
+from edc.console import duration
 
-__all__ = ["forecast_s"]
+__all__ = ["Forecast", "forecast"]
 
 LEAST_WINDOWS = 3
 """Of a warm-up: see `workers.timing.warm_up`."""
+QUICK_QUALITY_S, QUICK_ROBUSTNESS_S = 20.0, 10.0
+"""What each may take of a quick bench, which is to be under a minute."""
+LEAST_QUALITY_IMAGES = 200
 
 
-def forecast_s(
-    pool: WorkerPool, request: BenchRequest, options: BenchOptions, *, sweep_batches: Sequence[int]
-) -> float:
-    """Returns about how many seconds the bench will take, by the time of one image through each loaded row.
+@dataclass(frozen=True)
+class Forecast:
+    """`seconds` is about what the bench will take. A quick one takes fewer images where they would take too long."""
 
-    More than it takes where large batches cost less an image; less where a machine is busy or a warm-up not stable.
+    seconds: float
+    quality_images: int | None
+    """Of the test images and of the validation images; None: all."""
+    robustness: bool
+    """Whether quality on corrupted images is measured."""
+    notes: tuple[str, ...]
+    """What a quick bench leaves out, for people."""
+
+
+def forecast(pool: WorkerPool, request: BenchRequest, options: BenchOptions) -> Forecast:
+    """Returns how long the bench will take, by the time of one image through each loaded row.
+
+    It takes less where large batches cost less an image, and more where the machine is busy.
     """
     plan = options.plan
     image_s = {spec: seconds for spec in request.specs if (seconds := _image_s(pool, spec, request)) is not None}
-    num_images = sum(
-        min(len(images), plan.quality_images or len(images)) for images in (request.data.test, request.data.validation)
-    )
-    seconds = num_images * sum(image_s.values())
-    if options.robustness:
-        subset = robustness_subset(request.data.test, quick=options.quick, seed=options.seed)
-        num_corrupted = len(subset) * len(levels_for(request.data.image_shape))
-        seconds += num_corrupted * sum(image_s[spec] for spec in robustness_specs(list(image_s)))
-    timed = ((plan.timing, batch) for batch in request.batches)
-    swept = ((plan.sweep, batch) for batch in sweep_batches if batch not in request.batches)
-    seconds += sum(_timing_s(image_s, each, batch) for each, batch in (*timed, *swept))
-    return seconds + _server_s(image_s, options)
+    robustness_s = _robustness_s(image_s, request, options)
+    robustness = options.robustness
+    if robustness is None:
+        robustness = not options.quick or robustness_s <= QUICK_ROBUSTNESS_S
+    of_both = sum(image_s.values())  # an image through all rows
+    most = plan.quality_images
+    splits = (request.data.test, request.data.validation)
+    notes = []
+    if most is not None and 2 * most * of_both > QUICK_QUALITY_S:
+        most = max(LEAST_QUALITY_IMAGES, int(QUICK_QUALITY_S / 2 / of_both))
+        if any(len(images) > most for images in splits):
+            notes.append(f"--quick: quality is measured on {most:,} drawn images of each split")
+    if options.robustness is None and not robustness:
+        notes.append(
+            f"--quick: corrupted images are left out, they would take about {duration(robustness_s)}; --robustness "
+            "takes them"
+        )
+    seconds = of_both * sum(min(len(images), most or len(images)) for images in splits)
+    seconds += robustness_s if robustness else 0.0
+    swept = set(batch_sizes(request.max_batch, factor=plan.sweep_factor)) - set(request.batches)
+    seconds += sum(_timing_s(image_s, plan.timing, batch) for batch in request.batches)
+    seconds += sum(_timing_s(image_s, plan.sweep, batch) for batch in swept)
+    return Forecast(seconds + _server_s(image_s, options), most, robustness, tuple(notes))
 
 
 def _image_s(pool: WorkerPool, spec: RowSpec, request: BenchRequest) -> float | None:
@@ -49,6 +77,12 @@ def _image_s(pool: WorkerPool, spec: RowSpec, request: BenchRequest) -> float | 
             return None
         seconds.append(time.monotonic() - start)
     return min(seconds)
+
+
+def _robustness_s(image_s: Mapping[RowSpec, float], request: BenchRequest, options: BenchOptions) -> float:
+    subset = robustness_subset(request.data.test, quick=options.quick, seed=options.seed)
+    num_images = len(subset) * len(levels_for(request.data.image_shape))
+    return num_images * sum(image_s[spec] for spec in robustness_specs(list(image_s)))
 
 
 def _timing_s(image_s: Mapping[RowSpec, float], plan: TimingPlan, batch: int) -> float:

@@ -28,7 +28,8 @@ class BenchOptions:
     also: tuple[Path, ...] = ()
     """Other artifacts of the same classes, whose students become rows too."""
     quick: bool = False
-    robustness: bool = True
+    robustness: bool | None = None
+    """Quality on corrupted images; None: yes, but not where a quick bench would take long for it."""
     latency_bound_ms: float | None = None
     """For the server's p99; None takes three times the ensemble's median, per backend."""
     compare_with: dict[str, Any] | None = None

@@ -54,9 +54,16 @@ def bench(
         float | None,
         typer.Option(min=0.001, metavar="MS", help="The server's bound on p99; default: three ensemble medians."),
     ] = None,
-    robustness: Annotated[bool, typer.Option(help="Measure quality on corrupted images too.")] = True,
+    robustness: Annotated[
+        bool | None,
+        typer.Option(
+            "--robustness/--no-robustness",
+            help="Quality on corrupted images; default: yes, unless --quick has no time.",
+        ),
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Under a minute: shorter timing, a coarse sweep, quality on 2,000 images.")
+        bool,
+        typer.Option("--quick", help="About a minute: shorter timing, a coarse sweep, quality on up to 2,000 images."),
     ] = False,
     compare: Annotated[
         Path | None, typer.Option("--compare", metavar="OLD.json", help="Compare with this earlier bench.json.")
