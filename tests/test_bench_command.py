@@ -211,6 +211,7 @@ def test_artifact_is_not_measured_twice(place):
     assert "twin: is measured already" in refusal(place, "--also", "twin", "--also", place / "tiny/../twin")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_files_of_the_last_bench(place):
     before = files_of(place / "tiny")
     assert {"bench.json", "report.html"} <= before.keys()

@@ -701,6 +701,7 @@ def test_what_cannot_be_trained_is_refused_before_the_run_folder_is_made(desk, o
 LONG = ["--set", "training.epochs=40", "--set", "teachers.ensemble_size=1", "--set", "students={kd: {method: kd}}"]
 
 
+@pytest.mark.slow
 def test_interrupted_distill_says_how_to_go_on_and_does(desk):
     arguments = ["distill", "tiny.yaml", *LONG, "--device", "cpu", "--json"]
     process = subprocess.Popen(

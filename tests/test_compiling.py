@@ -50,6 +50,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_network_runs_as_it_is_and_the_log_says_so():
     """In a process of its own, because torch remembers that there is no compiler."""
     environment = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", "PYTHONPATH": str(Path(__file__).parent)}

@@ -235,15 +235,15 @@ def test_a_student_that_began_to_mix_neighbours_of_other_kinds_is_not_continued(
     students = {"a": {"method": "kd", "views": ["mixup"]}}
     document = {"name": "r", "data": SECTION.model_dump(), "network": "wrn10x1", "students": students}
     recipe, run = Recipe.model_validate(document), RunFolder(tmp_path / "run")
-    _claim(recipe, mixed_data(), run, [])
+    _claim(recipe, recipe, mixed_data(), run, [])
     inputs = json.loads(run.inputs_path.read_text())
     run.inputs_path.write_text(json.dumps({key: inputs[key] for key in inputs if "mix" not in key}))
-    _claim(recipe, mixed_data(), run, [])  # nothing has begun
+    _claim(recipe, recipe, mixed_data(), run, [])  # nothing has begun
     run.inputs_path.write_text(json.dumps({key: inputs[key] for key in inputs if "mix" not in key}))
     run.student_path("a").mkdir(parents=True)
     (run.student_path("a") / "checkpoint.pt").touch()
     with pytest.raises(RunError, match="began to learn from other content of the pairs of labelled and extra images"):
-        _claim(recipe, mixed_data(), run, [])
+        _claim(recipe, recipe, mixed_data(), run, [])
 
 
 # Training -------------------------------------------------------------------------------------------------------------

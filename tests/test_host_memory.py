@@ -79,6 +79,7 @@ with freed_memory_kept():
 """
 
 
+@pytest.mark.slow
 def test_processes_that_load_images_keep_nothing():
     """Forked from a fresh process: a gap in the heap of this one, after a thousand tests, may hold 256 MB."""
     faults_and_memory()  # skips where faults say nothing

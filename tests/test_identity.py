@@ -105,7 +105,7 @@ def deployed_instead(done: Done, name: str, folder: Path) -> Path:
     return folder / "export/names"
 
 
-@pytest.mark.parametrize("name", ["ensemble", "ensemble_kd"])
+@pytest.mark.parametrize("name", ["ensemble", pytest.param("ensemble_kd", marks=pytest.mark.slow)])
 def test_the_exported_student_is_the_one_of_that_name_over_its_own_temperature(done: Done, name: str, tmp_path: Path):
     artifact = done.folder / "export/names" if name == "ensemble" else deployed_instead(done, name, tmp_path)
     test, validation = done.torch_logits(name)
