@@ -9,7 +9,7 @@ import pytest
 
 from edc.benchmark.judge.statistics import Estimate
 from edc.benchmark.workers import probe
-from edc.benchmark.workers.probe import Probe, probe_ns, waited_ns
+from edc.benchmark.workers.probe import Probe, Usage, probe_ns, usage_now
 
 
 def probed(*times: int) -> Probe:
@@ -58,13 +58,14 @@ def test_median_of_the_turns():
 
 BESIDE_ANOTHER = """
 import os, time
-from edc.benchmark.workers.probe import probe_ns, waited_ns
+from edc.benchmark.workers.probe import Probe, probe_ns, usage_now
 os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
 def share(seconds):
-    before, start = waited_ns(), time.perf_counter_ns()
+    probe, before, start = Probe(), usage_now(), time.perf_counter_ns()
     while time.perf_counter_ns() - start < seconds * 1e9:
         probe_ns()
-    return (waited_ns() - before) / (time.perf_counter_ns() - start)
+    probe.usages.append(usage_now() - before)
+    return probe.waited_share
 other = os.fork()
 if other == 0:
     end = time.monotonic() + 30
@@ -78,7 +79,7 @@ finally:
 """
 
 
-@pytest.mark.skipif(waited_ns() is None, reason="the system does not say how long a process waits")
+@pytest.mark.skipif(usage_now() is None, reason="the system does not say how long a process waits")
 def test_what_shares_its_processor_with_another_process_waits_for_half_the_time():
     """Or for longer, where others want that processor, too."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -90,11 +91,12 @@ def test_what_shares_its_processor_with_another_process_waits_for_half_the_time(
 def test_waiting_widens_intervals_by_what_it_can_have_changed():
     """A row that waited half of its time is up to twice as fast as it seems, and a ratio with it up to twice off."""
     waited, alone = probed(100, 100, 100), probed(100, 100, 100)
-    waited.waited, alone.waited = [0.4, 0.6], [0.0, 0.0]
+    waited.usages = [Usage(500_000_000, 200_000_000, 900_000_000), Usage(500_000_000, 300_000_000, 20_000_000)]
+    alone.usages = [Usage(500_000_000, 400_000_000, 15_000_000)]  # its threads are more than the processors
     assert (waited.factor_of_wait, alone.factor_of_wait) == (pytest.approx(2), 1)
     assert waited.differs_from(alone) == alone.differs_from(waited) == pytest.approx(2)
     assert alone.differs_from(probed(150, 150, 150)) == pytest.approx(1.5)
-    assert waited.flags == ("busy machine: the row waited for a processor 50% of its time, and intervals allow for it",)
+    assert waited.flags == ("busy machine: the row waited for others 50% of its time, and intervals allow for it",)
     assert alone.flags == ()
     wide = Estimate(10.0, 9.9, 10.1).widened(0.0, confidence=0.975, factor=2.0)
     assert (wide.low, wide.high) == (pytest.approx(5, rel=1e-3), pytest.approx(20, rel=1e-3))

@@ -93,7 +93,7 @@ class Row:
     probe_us: float | None = None
     """Median time of a fixed piece of work after each of the row's turns: the machine's own speed, see `probe`."""
     waited: float | None = None
-    """The share of its turns that the row waited for a processor; None: the system does not say."""
+    """The share of its turns that the row waited for a processor that others had; None: the system does not say."""
     round_medians_ms: dict[str, float] = field(default_factory=dict)
     """By the number of the round, so that rows can be paired."""
     latency_quantiles_ms: tuple[float, ...] | None = None

@@ -187,8 +187,8 @@ class WorkerPool:
                     return None
                 parts[spec].append(answer.parts)
                 probes[spec].all_ns.append(answer.probe_ns)
-                if answer.waited is not None:
-                    probes[spec].waited.append(answer.waited)
+                if answer.usage is not None:
+                    probes[spec].usages.append(answer.usage)
                 if answer.gpu_probe_ns is not None:
                     probes[spec].gpu_ns.append(answer.gpu_probe_ns)
                 return answer.samples

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from edc.benchmark.backends.contract import Floats, Source, WhatRan
+from edc.benchmark.workers.probe import Usage
 from edc.benchmark.workers.timing import Samples, TimingPlan, WarmUp
 
 __all__ = [
@@ -89,8 +90,8 @@ class RoundReport:
     """How fast the machine itself was, right after: see `probe`."""
     gpu_probe_ns: int | None = None
     """The same of the GPU, where the row ran on one."""
-    waited: float | None = None
-    """The share of the turn that the row waited for a processor; None: the system does not say."""
+    usage: Usage | None = None
+    """What the turn took and waited, and what others used meanwhile; None: the system does not say."""
 
 
 @dataclass(frozen=True)

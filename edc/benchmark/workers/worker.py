@@ -7,6 +7,7 @@ it when they are imported.
 import gc
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ import numpy as np
 from edc.benchmark.backends import BackendName, open_backend
 from edc.benchmark.backends.contract import Backend, Floats, Loaded, Source, TorchSource
 from edc.benchmark.workers.arrivals import serve_requests
-from edc.benchmark.workers.probe import MOST_WAITED, probe_ns, waited_ns
+from edc.benchmark.workers.probe import Usage, probe_ns, usage_now
 from edc.benchmark.workers.protocol import (
     Infer,
     Load,
@@ -38,6 +39,9 @@ from edc.errors import EdcError, FailedError
 from edc.system.peak_memory import peak_growth
 
 __all__ = ["serve"]
+
+SPIN_S = 0.01
+"""Threads of OpenMP and of thread pools spin for some milliseconds after their work, on a processor of the next row."""
 
 Answer = LoadReport | WarmUpReport | RoundReport | Samples | Floats | Refused
 
@@ -138,7 +142,7 @@ class Worker:
 
     def time_round(self, request: TimeRound) -> RoundReport:
         loaded = self.loaded[request.key]
-        waited_before, start = waited_ns(), perf_counter_ns()
+        before = usage_now()
         with nothing_compiled(loaded):
             samples = timed_round(
                 loaded.infer,
@@ -147,8 +151,10 @@ class Worker:
                 num_runs=request.num_runs,
                 settle_ms=request.settle_ms,
             )
-        waited = _share_waited(waited_before, perf_counter_ns() - start)
-        return RoundReport(samples, loaded.parts_of_last(len(samples)), probe_ns(), loaded.probe_ns(), waited)
+        usage = _usage_since(before)
+        report = RoundReport(samples, loaded.parts_of_last(len(samples)), probe_ns(), loaded.probe_ns(), usage)
+        time.sleep(SPIN_S)
+        return report
 
     def serve(self, request: ServeRequests) -> Samples:
         loaded, inputs = self.loaded[request.key], self.inputs_of(1, self.sources.get(request.key))
@@ -171,11 +177,9 @@ class Worker:
         return self.inputs[batch, feed]
 
 
-def _share_waited(before_ns: int | None, elapsed_ns: int) -> float | None:
-    after_ns = waited_ns()
-    if before_ns is None or after_ns is None:
-        return None
-    return min(MOST_WAITED, max(0, after_ns - before_ns) / max(1, elapsed_ns))
+def _usage_since(before: Usage | None) -> Usage | None:
+    now = usage_now()
+    return None if before is None or now is None else now - before
 
 
 def feed_of(source: Source | None) -> Preprocessing | None:
