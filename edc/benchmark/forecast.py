@@ -17,6 +17,8 @@ __all__ = ["Forecast", "forecast"]
 
 LEAST_WINDOWS = 3
 """Of a warm-up: see `workers.timing.warm_up`."""
+SETTLING_RUNS = 2
+"""At the beginning of each round, at least: see `workers.timing.timed_round`."""
 QUICK_QUALITY_S, QUICK_ROBUSTNESS_S = 20.0, 10.0
 """What each may take of a quick bench, which is to be under a minute."""
 LEAST_QUALITY_IMAGES = 200
@@ -88,12 +90,15 @@ def _robustness_s(image_s: Mapping[RowSpec, float], request: BenchRequest, optio
 
 
 def _timing_s(image_s: Mapping[RowSpec, float], plan: TimingPlan, batch: int) -> float:
-    return sum(
-        LEAST_WINDOWS * max(plan.window_ms / 1e3, batch * seconds)
-        + max(plan.seconds_per_row, plan.min_rounds * batch * seconds)
-        + plan.num_rounds * plan.settle_ms / 1e3
-        for seconds in image_s.values()
-    )
+    return sum(_row_s(plan, batch * seconds) for seconds in image_s.values())
+
+
+def _row_s(plan: TimingPlan, run_s: float) -> float:
+    """Returns the time of a row whose inference takes `run_s`: its warm-up, and its rounds with what settles them."""
+    num_rounds = plan.num_rounds if plan.num_rounds * run_s <= plan.seconds_per_row else plan.min_rounds
+    warm_up = LEAST_WINDOWS * max(plan.window_ms / 1e3, run_s) + SETTLING_RUNS * run_s  # and its memory
+    timed = max(plan.seconds_per_row, num_rounds * run_s)
+    return warm_up + timed + num_rounds * max(plan.settle_ms / 1e3, SETTLING_RUNS * run_s)
 
 
 def _server_s(image_s: Mapping[RowSpec, float], options: BenchOptions) -> float:
