@@ -1,8 +1,7 @@
 """Classify an image, or a folder of them: `python classify.py ARTIFACT IMAGE [--file NAME] [--top 5] [--json]`.
 
-Any file of the artifact will do: ONNX files run in ONNX Runtime (or OpenVINO with --backend openvino), engines in
-TensorRT or TensorRT-RTX. Needs numpy, Pillow and onnxruntime (or what --backend says; engines need cuda-python too);
-neither torch nor edc. Read it as the reference for a consumer of your own.
+ONNX files run in ONNX Runtime (or OpenVINO with --backend openvino), engines in TensorRT or TensorRT-RTX. Needs numpy,
+Pillow and what runs the file (engines: cuda-python too), not edc or torch. A reference for a consumer of your own.
 """
 
 import argparse

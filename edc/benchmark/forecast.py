@@ -10,15 +10,11 @@ from edc.benchmark.measure.sweep import batch_sizes
 from edc.benchmark.options import BenchOptions
 from edc.benchmark.request import BenchRequest
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
-from edc.benchmark.workers.timing import TimingPlan
+from edc.benchmark.workers.timing import LEAST_WINDOWS, SETTLING_RUNS, TimingPlan
 from edc.console import duration
 
 __all__ = ["Forecast", "forecast"]
 
-LEAST_WINDOWS = 3
-"""Of a warm-up: see `workers.timing.warm_up`."""
-SETTLING_RUNS = 2
-"""At the beginning of each round, at least: see `workers.timing.timed_round`."""
 QUICK_QUALITY_S, QUICK_ROBUSTNESS_S = 20.0, 10.0
 """What each may take of a quick bench, which is to be under a minute."""
 LEAST_QUALITY_IMAGES = 200
@@ -50,12 +46,12 @@ def forecast(pool: WorkerPool, request: BenchRequest, options: BenchOptions) -> 
     robustness = options.robustness
     if robustness is None:
         robustness = not options.quick or robustness_s <= QUICK_ROBUSTNESS_S
-    of_both = sum(image_s.values())  # an image through all rows
+    all_rows_s = sum(image_s.values())
     most = plan.quality_images
     splits = (request.data.test, request.data.validation)
     notes = []
-    if most is not None and 2 * most * of_both > QUICK_QUALITY_S:
-        most = max(LEAST_QUALITY_IMAGES, int(QUICK_QUALITY_S / 2 / of_both))
+    if most is not None and 2 * most * all_rows_s > QUICK_QUALITY_S:
+        most = max(LEAST_QUALITY_IMAGES, int(QUICK_QUALITY_S / 2 / all_rows_s))
         if any(len(images) > most for images in splits):
             notes.append(f"--quick: quality is measured on {most:,} drawn images of each split")
     if options.robustness is None and not robustness:
@@ -63,7 +59,7 @@ def forecast(pool: WorkerPool, request: BenchRequest, options: BenchOptions) -> 
             f"--quick: corrupted images are left out, they would take about {duration(robustness_s)}; --robustness "
             "takes them"
         )
-    seconds = of_both * sum(min(len(images), most or len(images)) for images in splits)
+    seconds = all_rows_s * sum(min(len(images), most or len(images)) for images in splits)
     seconds += robustness_s if robustness else 0.0
     swept = set(batch_sizes(request.max_batch, factor=plan.sweep_factor)) - set(request.batches)
     seconds += sum(_timing_s(image_s, plan.timing, batch) for batch in request.batches)

@@ -63,7 +63,7 @@ def bench(
     ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="About a minute: shorter timing, a coarse sweep, quality on up to 2,000 images."),
+        typer.Option("--quick", help="Short timings, a coarse sweep, up to 2,000 images: a minute for small networks."),
     ] = False,
     compare: Annotated[
         Path | None, typer.Option("--compare", metavar="OLD.json", help="Compare with this earlier bench.json.")

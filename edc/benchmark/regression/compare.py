@@ -167,8 +167,8 @@ def _speed(now: SavedRow, then: SavedRow, judge: _Judge) -> Change | None:
         # The median means nothing then; only the rest, which was slowed down alike, can say that the row changed.
         verdict = "undecided" if rest is None else judge.verdict_on(rest)
         reason = f"the machine itself took {own - 1:+.0%} time for the same work"
-    if verdict == "worse" and change.value < 1:
-        found = f"{change.value - 1:+.1%} on the clock, {rest.value - 1:+.1%} against the other rows" if rest else ""
+    if rest is not None and verdict == "worse" and change.value < 1:
+        found = f"{change.value - 1:+.1%} on the clock, {rest.value - 1:+.1%} against the other rows"
         if is_other_machine or judge.relative:
             reason = "; ".join(filter(None, (reason, f"{found}, which are trusted")))
         else:

@@ -42,6 +42,8 @@ Row = TypeVar("Row", bound=Hashable)
 NUM_INPUTS = 16
 MAX_RUNS = 10_000  # in one window or round, whatever the clock says
 MAX_SETTLE_RUNS = 1_000
+LEAST_WINDOWS = 3  # of a warm-up
+SETTLING_RUNS = 2  # at the beginning of a round, at least
 DRIFT_LIMIT = 0.05  # change of the median from the first to the last third of the rounds
 NOISE_LIMIT = 0.10  # coefficient of variation
 JUMP_NS, JUMP_FACTOR = 1e9, 100  # a sample over both, the factor in medians, is no inference
@@ -129,7 +131,7 @@ def timed_round(
 ) -> Samples:
     """Returns what `timed_runs` returns, after two or more runs that let the machine settle on this row."""
     until, settled = clock() + settle_ms * 1e6, 0
-    while settled < 2 or (clock() < until and settled < MAX_SETTLE_RUNS):
+    while settled < SETTLING_RUNS or (clock() < until and settled < MAX_SETTLE_RUNS):
         infer(inputs[settled % len(inputs)])
         settled += 1
     return timed_runs(infer, inputs, first=first, num_runs=num_runs, clock=clock)
@@ -140,7 +142,7 @@ def warm_up(infer: Infer, inputs: Sequence[Fed], *, plan: TimingPlan, clock: Clo
     medians: list[float] = []
     num_runs = 0
     give_up = clock() + plan.max_windows * plan.window_ms * 1e6
-    while len(medians) < 3 or (clock() < give_up and len(medians) < plan.max_windows):
+    while len(medians) < LEAST_WINDOWS or (clock() < give_up and len(medians) < plan.max_windows):
         window: list[int] = []
         start = clock()
         # Three runs at least, so that one hiccup does not decide a window, unless the inferences are long themselves.
@@ -148,8 +150,8 @@ def warm_up(infer: Infer, inputs: Sequence[Fed], *, plan: TimingPlan, clock: Clo
             window += timed_runs(infer, inputs, first=num_runs, num_runs=1, clock=clock).tolist()
             num_runs += 1
         medians.append(median(window))
-        last = medians[-3:]
-        if len(last) == 3 and max(last) <= (1 + plan.agreement) * min(last):
+        last = medians[-LEAST_WINDOWS:]
+        if len(last) == LEAST_WINDOWS and max(last) <= (1 + plan.agreement) * min(last):
             return WarmUp(num_runs, is_stable=True, run_ns=max(1, int(last[-1])))
     return WarmUp(num_runs, is_stable=False, run_ns=max(1, int(medians[-1])))
 
