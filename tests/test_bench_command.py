@@ -160,6 +160,7 @@ def test_options_of_a_comparison_need_one(place, option):
     assert f"{option[0]}: needs --compare OLD.json" in refusal(place, *option)
 
 
+@pytest.mark.slow
 def test_another_artifact_is_measured_beside_it(place, workshop):
     kd = place / "more/kd"
     shutil.copytree(workshop.run, kd)

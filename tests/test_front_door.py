@@ -115,6 +115,7 @@ def test_own_loop_distils_timm_networks_in_forty_lines():
     assert accuracies["student"] > accuracies["one teacher"]
 
 
+@pytest.mark.slow
 def test_whole_job_goes_through_the_front_door(tmp_path, monkeypatch):
     """As the docstring of edc has it, with less to measure: the figures are those of the files left on disk."""
     monkeypatch.chdir(tmp_path)

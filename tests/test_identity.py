@@ -27,6 +27,8 @@ from edc.networks import WideResNet
 from edc.runs.folder import RunFolder
 from edc.runs.student import deployable, load_student
 
+pytestmark = pytest.mark.slow  # eight students, an export of each form and a bench
+
 NAMES = ("kd", "teacher", "members", "torch", "int8", "ensemble_kd", "teacher-0", "ensemble")
 LABELS = {
     "teacher": "student teacher",
@@ -105,7 +107,7 @@ def deployed_instead(done: Done, name: str, folder: Path) -> Path:
     return folder / "export/names"
 
 
-@pytest.mark.parametrize("name", ["ensemble", pytest.param("ensemble_kd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ensemble", "ensemble_kd"])
 def test_the_exported_student_is_the_one_of_that_name_over_its_own_temperature(done: Done, name: str, tmp_path: Path):
     artifact = done.folder / "export/names" if name == "ensemble" else deployed_instead(done, name, tmp_path)
     test, validation = done.torch_logits(name)
