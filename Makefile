@@ -14,7 +14,7 @@
 # make clean      removes the environment and all caches
 PYTHON ?= python3
 VENV ?= .venv
-# Processes that run the tests, one thread each. With two of them on two cores the suite takes nearly 8 minutes.
+# Processes that run the tests, one thread each. With two of them on two cores the suite takes six to eight minutes.
 WORKERS ?= 2
 BIN := $(VENV)/bin
 CASES ?= 10000
