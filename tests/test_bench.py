@@ -76,7 +76,8 @@ def bench_alone(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) ->
     shutil.copytree(workshop.artifact, folder / "tiny")
     options = ("--backends", "torch,onnxruntime", "--batch", "1", "--run", "runs/gone[v2]")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("edc.benchmark.forecast.QUICK_ROBUSTNESS_S", 0.0)
+        for limit in ("QUICK_ROBUSTNESS_S", "QUICK_SERVER_S"):
+            patched.setattr(f"edc.benchmark.forecast.{limit}", 0.0)
         return benched(folder / "tiny", *options, cwd=folder, quick_images=20)
 
 
@@ -210,14 +211,31 @@ def test_quick_measures_quality_on_fewer_images_and_says_how_many(bench_alone: B
             assert num_right == pytest.approx(round(num_right))
 
 
-def test_quick_leaves_corrupted_images_out_where_they_would_take_long_and_says_so(bench: Benched, bench_alone: Benched):
+def test_quick_leaves_out_what_would_take_long_and_says_so(bench: Benched, bench_alone: Benched):
     assert any(each["robustness"] for each in bench.called.document["details"].values())
     assert not any(each["robustness"] for each in bench_alone.called.document["details"].values())
+    assert bench.called.document["server"]
+    assert not bench_alone.called.document["server"]
+    assert re.search(r"load on a server is left out, it would take about \d", bench_alone.called.stderr)
     assert re.search(
         r"corrupted images are left out, they would take about \d.* s; --robustness", bench_alone.called.stderr
     )
     for called in (bench.called, bench_alone.called):
         assert re.search(r"measuring \d+ rows takes about \d", called.stderr)
+
+
+def test_quick_lowers_the_largest_batch_where_it_would_take_long_unless_it_was_named(workshop: Workshop, tmp_path):
+    shutil.copytree(workshop.artifact, tmp_path / "tiny")
+    options = ("--backends", "onnxruntime", "--no-robustness")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("edc.benchmark.forecast.QUICK_TIMING_S", 0.0)
+        lowered = benched(tmp_path / "tiny", *options, cwd=workshop.folder, quick_images=20)
+        named = benched(tmp_path / "tiny", *options, "--batch", "4", cwd=workshop.folder, quick_images=20)
+    assert {row["batch"] for row in lowered.rows} == {1}
+    assert {point["batch"] for row in lowered.called.document["throughput"] for point in row["points"]} == {1}
+    assert re.search(r"the largest batch is 1; \d+ would take about .* s, --batch names it", lowered.called.stderr)
+    assert {row["batch"] for row in named.rows} == {4}
+    assert "the largest batch is" not in named.called.stderr
 
 
 def test_run_that_is_not_the_artifacts_is_not_measured_in_its_place(workshop: Workshop, tmp_path):

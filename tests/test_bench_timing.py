@@ -87,6 +87,14 @@ def test_runs_that_settle_a_round_are_not_in_its_samples():
     assert machine.num_runs == 3 + 1
 
 
+def test_run_of_a_tenth_of_a_second_settles_its_round_alone():
+    for run_ns, settling in ((99_000_000, 2), (100_000_000, 1)):
+        machine = FakeMachine(lambda run, run_ns=run_ns: run_ns)
+        inputs = inputs_in_rotation(IMAGES, batch=1)
+        timed_round(machine.infer, inputs, first=0, num_runs=1, settle_ms=3.0, clock=machine.clock)
+        assert machine.num_runs == settling + 1
+
+
 def test_warm_up_ends_when_three_windows_agree_and_not_before():
     # 40 runs of 9 ms falling towards 1 ms, then steady: windows are 30 ms or three runs.
     machine = FakeMachine(lambda run: max(1_000_000, 9_000_000 - 200_000 * run))

@@ -151,7 +151,7 @@ def test_prefix_that_makes_all_keys_fit_is_taken_off_and_said(tmp_path, prefix):
     found = taken(lightning, tmp_path / "w.pt")
     assert_same(found.state, net(1).state_dict())
     assert f"{prefix!r} taken off its keys" in found.words
-    assert "left out 1 tensors that are not the network's (criterion.weight)" in found.words
+    assert "without 1 that the network does not have (criterion.weight)" in found.words
 
 
 def test_torchs_averaged_model_is_a_moving_average(tmp_path):
@@ -260,7 +260,7 @@ def test_auxiliary_heads_are_left_out_and_transform_input_is_a_normalisation_by_
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preset.mean, preset.std))
     with torch.no_grad():
         torch.testing.assert_close(found.network(images), reference((images - mean) / std), rtol=1e-3, atol=1e-4)
-    assert "left out 20 tensors that are not the network's (aux1.conv.conv.weight, " in found.reading.weights
+    assert "without 20 that the network does not have (aux1.conv.conv.weight, " in found.reading.weights
 
 
 def test_message_of_other_weights_shows_keys_of_both_sides(tmp_path):

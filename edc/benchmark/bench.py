@@ -81,13 +81,13 @@ class _Measured:
     robustness: dict[str, list[dict[str, Any]]]
     timings: dict[int, Timings]
     """By batch size."""
+    sweep_batches: tuple[int, ...]
     throughput: list[Throughput]
     server: list[ServerLoad]
 
 
 def _measure(request: BenchRequest, options: BenchOptions) -> _Measured:
     plan, seed, specs = options.plan, options.seed, request.specs
-    sizes = _sweep_batches(request, options)
     with WorkerPool(images=_timing_images(request), threads=options.threads) as pool:
         pool.start(request.backends)
         loads = _load_all(pool, specs)
@@ -99,13 +99,15 @@ def _measure(request: BenchRequest, options: BenchOptions) -> _Measured:
             qualities = score_all(predictions, specs)
         robust = _robustness(pool, qualities, request, options) if expected.robustness else {}
         timings: dict[int, Timings] = {}
-        for batch in request.batches:
+        for batch in expected.batches:
             with step(f"timing {len(specs)} rows in turn at batch {batch}"):
-                timings[batch] = pool.time(specs, batch=batch, plan=plan.timing, seed=seed)
+                with_memory = not options.quick or batch == expected.batches[-1]
+                timings[batch] = pool.time(specs, batch=batch, plan=plan.timing, seed=seed, with_memory=with_memory)
+        sizes = batch_sizes(expected.largest_batch, factor=plan.sweep_factor)
         with step(f"throughput at batch {', '.join(map(str, sizes))}"):
             throughput = sweep(pool, specs, batches=sizes, plan=plan.sweep, seed=seed, timed=timings)
-        server = _serve(pool, request, options, timings.get(1))
-    return _Measured(loads, predictions, qualities, robust, timings, throughput, server)
+        server = _serve(pool, request, options, timings.get(1)) if expected.server else []
+    return _Measured(loads, predictions, qualities, robust, timings, tuple(sizes), throughput, server)
 
 
 def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, environment: Environment) -> BenchResult:
@@ -140,7 +142,7 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
         few_classes=few_classes,
         teachers=request.teachers,
         majority=metrics.majority_of(predictions.test_labels, request.manifest.classes),
-        sweep_batches=tuple(_sweep_batches(request, options)),
+        sweep_batches=measured.sweep_batches,
         throughput=tuple(measured.throughput),
         server=tuple(measured.server),
         disagreements=_disagreements(predictions, qualities, specs, verdict, seed=seed),
@@ -153,10 +155,6 @@ def _require_some_row(rows: tuple[Row, ...]) -> None:
     if all(row.reason_not_run for row in rows):
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise FailedError(f"bench: no row could run, so nothing was written. {next(iter(reasons), 'No rows')}{more}")
-
-
-def _sweep_batches(request: BenchRequest, options: BenchOptions) -> list[int]:
-    return batch_sizes(request.max_batch, factor=options.plan.sweep_factor)
 
 
 def _timing_images(request: BenchRequest) -> Floats:

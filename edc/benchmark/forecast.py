@@ -1,21 +1,22 @@
 """How long a bench will take, said before it begins; and what a quick one leaves out because of it."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edc.benchmark.measure.quality import float_batches
 from edc.benchmark.measure.robustness import levels_for, robustness_specs, robustness_subset
+from edc.benchmark.measure.server import num_requests_at
 from edc.benchmark.measure.sweep import batch_sizes
-from edc.benchmark.options import BenchOptions
+from edc.benchmark.options import BenchOptions, BenchPlan
 from edc.benchmark.request import BenchRequest
 from edc.benchmark.workers.pool import NotRun, RowSpec, WorkerPool
-from edc.benchmark.workers.timing import LEAST_WINDOWS, SETTLING_RUNS, TimingPlan
+from edc.benchmark.workers.timing import LEAST_WINDOWS, SETTLING_RUNS, SETTLING_S, TimingPlan
 from edc.console import duration
 
 __all__ = ["Forecast", "forecast"]
 
-QUICK_QUALITY_S, QUICK_ROBUSTNESS_S = 20.0, 10.0
+QUICK_QUALITY_S, QUICK_ROBUSTNESS_S, QUICK_TIMING_S, QUICK_SERVER_S = 20.0, 10.0, 15.0, 10.0
 """What each may take of a quick bench, which is to be under a minute."""
 LEAST_QUALITY_IMAGES = 200
 SMALL_BATCH = 16
@@ -31,6 +32,11 @@ class Forecast:
     """Of the test images and of the validation images; None: all."""
     robustness: bool
     """Whether quality on corrupted images is measured."""
+    batches: tuple[int, ...]
+    """What is timed; and the largest batch of the sweep."""
+    largest_batch: int
+    server: bool
+    """Whether rows are measured as servers."""
     notes: tuple[str, ...]
     """What a quick bench leaves out, for people."""
 
@@ -59,12 +65,24 @@ def forecast(pool: WorkerPool, request: BenchRequest, options: BenchOptions) -> 
             f"--quick: corrupted images are left out, they would take about {duration(robustness_s)}; --robustness "
             "takes them"
         )
+    batches, largest = request.batches, request.max_batch
+    while options.may_lower_batch and largest > 1 and _all_timing_s(image_s, batches, largest, plan) > QUICK_TIMING_S:
+        largest //= 2
+        batches = tuple(sorted({1, largest}))
+    if largest < request.max_batch:
+        notes.append(
+            f"--quick: the largest batch is {largest}; {request.max_batch} would take about "
+            f"{duration(_all_timing_s(image_s, request.batches, request.max_batch, plan))}, --batch names it"
+        )
+    server_s = _server_s(image_s, options)
+    server = not options.quick or server_s <= QUICK_SERVER_S
+    if not server:
+        notes.append(f"--quick: load on a server is left out, it would take about {duration(server_s)}")
     seconds = all_rows_s * sum(min(len(images), most or len(images)) for images in splits)
     seconds += robustness_s if robustness else 0.0
-    swept = set(batch_sizes(request.max_batch, factor=plan.sweep_factor)) - set(request.batches)
-    seconds += sum(_timing_s(image_s, plan.timing, batch) for batch in request.batches)
-    seconds += sum(_timing_s(image_s, plan.sweep, batch) for batch in swept)
-    return Forecast(seconds + _server_s(image_s, options), most, robustness, tuple(notes))
+    seconds += _all_timing_s(image_s, batches, largest, plan)
+    seconds += server_s if server else 0.0
+    return Forecast(seconds, most, robustness, batches, largest, server, tuple(notes))
 
 
 def _image_s(pool: WorkerPool, spec: RowSpec, request: BenchRequest) -> float | None:
@@ -85,6 +103,13 @@ def _robustness_s(image_s: Mapping[RowSpec, float], request: BenchRequest, optio
     return num_images * sum(image_s[spec] for spec in robustness_specs(list(image_s)))
 
 
+def _all_timing_s(image_s: Mapping[RowSpec, float], batches: Sequence[int], largest: int, plan: BenchPlan) -> float:
+    """Returns the time of the timing of `batches`, and of the sweep up to `largest`."""
+    swept = set(batch_sizes(largest, factor=plan.sweep_factor)) - set(batches)
+    timed = sum(_timing_s(image_s, plan.timing, batch) for batch in batches)
+    return timed + sum(_timing_s(image_s, plan.sweep, batch) for batch in swept)
+
+
 def _timing_s(image_s: Mapping[RowSpec, float], plan: TimingPlan, batch: int) -> float:
     return sum(_row_s(plan, batch * seconds) for seconds in image_s.values())
 
@@ -92,13 +117,21 @@ def _timing_s(image_s: Mapping[RowSpec, float], plan: TimingPlan, batch: int) ->
 def _row_s(plan: TimingPlan, run_s: float) -> float:
     """Returns the time of a row whose inference takes `run_s`: its warm-up, and its rounds with what settles them."""
     num_rounds = plan.num_rounds if plan.num_rounds * run_s <= plan.seconds_per_row else plan.min_rounds
+    settling_s = max(plan.settle_ms / 1e3, run_s if run_s > SETTLING_S else SETTLING_RUNS * run_s)
     warm_up = LEAST_WINDOWS * max(plan.window_ms / 1e3, run_s) + SETTLING_RUNS * run_s  # and its memory
-    timed = max(plan.seconds_per_row, num_rounds * run_s)
-    return warm_up + timed + num_rounds * max(plan.settle_ms / 1e3, SETTLING_RUNS * run_s)
+    return warm_up + max(plan.seconds_per_row, num_rounds * run_s) + num_rounds * settling_s
 
 
 def _server_s(image_s: Mapping[RowSpec, float], options: BenchOptions) -> float:
-    """Returns the time of the server scenario: of the student and the ensemble on each backend."""
-    plan, backends = options.plan.server, {spec.backend for spec in image_s}
-    num_points = len(plan.loads) + plan.num_refinements
-    return 2 * len(backends) * num_points * plan.seconds_per_point
+    """Returns the time of the server scenario, of the student and of the ensemble on each backend.
+
+    A network that takes long needs long for enough requests; of an ensemble they are as far apart as it takes.
+    """
+    plan, seconds = options.plan.server, 0.0
+    loads = (*plan.loads, *plan.loads[:1] * plan.num_refinements)
+    for backend in {spec.backend for spec in image_s}:
+        of_backend = [one for spec, one in image_s.items() if spec.backend == backend]
+        for service_s in (min(of_backend), max(of_backend)):
+            rates = [load / service_s for load in loads]
+            seconds += (1 + plan.warm_up) * sum(num_requests_at(rate, plan) / rate for rate in rates)
+    return seconds

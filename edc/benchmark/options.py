@@ -39,6 +39,11 @@ class BenchOptions:
     """What was typed, for the record."""
 
     @property
+    def may_lower_batch(self) -> bool:
+        """Whether the largest batch may be a smaller one: in a quick bench that was not told which, or to compare."""
+        return self.quick and self.batches is None and self.compare_with is None
+
+    @property
     def plan(self) -> "BenchPlan":
         return QUICK if self.quick else FULL
 

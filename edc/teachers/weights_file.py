@@ -69,7 +69,7 @@ class Taken:
             parts.append(f"{self.prefix!r} taken off its keys")
         if self.left_out:
             shown = ", ".join(self.left_out[:3]) + (", ..." if len(self.left_out) > 3 else "")
-            parts.append(f"left out {len(self.left_out)} tensors that are not the network's ({shown})")
+            parts.append(f"without {len(self.left_out)} that the network does not have ({shown})")
         if self.unread:
             parts.append(f"left out {', '.join(self.unread)}: no state dict of this network")
         return "; ".join(parts)

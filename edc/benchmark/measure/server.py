@@ -21,6 +21,7 @@ __all__ = [
     "capacity",
     "latency_bound_ms",
     "next_load",
+    "num_requests_at",
     "serve_loads",
 ]
 

@@ -43,7 +43,7 @@ NUM_INPUTS = 16
 MAX_RUNS = 10_000  # in one window or round, whatever the clock says
 MAX_SETTLE_RUNS = 1_000
 LEAST_WINDOWS = 3  # of a warm-up
-SETTLING_RUNS = 2  # at the beginning of a round, at least
+SETTLING_RUNS, SETTLING_S = 2, 0.1  # at the beginning of a round, at least; one run that is as long is enough
 DRIFT_LIMIT = 0.05  # change of the median from the first to the last third of the rounds
 NOISE_LIMIT = 0.10  # coefficient of variation
 JUMP_NS, JUMP_FACTOR = 1e9, 100  # a sample over both, the factor in medians, is no inference
@@ -129,9 +129,12 @@ def timed_round(
     settle_ms: float,
     clock: Clock = perf_counter_ns,
 ) -> Samples:
-    """Returns what `timed_runs` returns, after two or more runs that let the machine settle on this row."""
-    until, settled = clock() + settle_ms * 1e6, 0
-    while settled < SETTLING_RUNS or (clock() < until and settled < MAX_SETTLE_RUNS):
+    """Returns what `timed_runs` returns, after runs that let the machine settle on this row: two, or one long one."""
+    start, settled = clock(), 0
+    while settled < MAX_SETTLE_RUNS:
+        elapsed_ns = clock() - start
+        if settled and elapsed_ns >= (SETTLING_S * 1e9 if settled < SETTLING_RUNS else settle_ms * 1e6):
+            break
         infer(inputs[settled % len(inputs)])
         settled += 1
     return timed_runs(infer, inputs, first=first, num_runs=num_runs, clock=clock)
