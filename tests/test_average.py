@@ -135,7 +135,11 @@ def test_candidates_are_those_that_the_recipe_makes():
     assert labels_of(candidates_of(chosen, has_batchnorm=True)) == [trained, again]
     always = StudentSection(ema=0.9, reestimate_batchnorm=True)
     assert labels_of(candidates_of(always, has_batchnorm=True)) == [again, ema_again]
-    assert [StudentSection(**fields).chooses for fields in ({}, {"reestimate_batchnorm": True})] == [False, False]
+    assert labels_of(candidates_of(StudentSection(), has_batchnorm=True)) == [trained, again], "members are folded"
+    alone = ({"method": "kd"}, {"choose": "trained"}, {"reestimate_batchnorm": True})
+    sections = [StudentSection(**fields) for fields in alone]
+    assert [labels_of(candidates_of(each, has_batchnorm=True)) for each in sections] == [[trained], [trained], [again]]
+    assert labels_of(candidates_of(StudentSection(), has_batchnorm=False)) == [trained]
 
 
 def test_accuracy_chooses_then_nll_then_the_first():
@@ -345,6 +349,8 @@ def test_damaged_choice_says_what_to_do(tmp_path):
         ({"ema": 0.0}, "greater than 0"),
         ({"choose": "test"}, "'validation'"),
         ({"choose": "validation", "reestimate_batchnorm": True}, "choose: found 'validation', which has no effect"),
+        ({"choose": "trained", "reestimate_batchnorm": True}, "choose: found 'trained', with which reestimate_batch"),
+        ({"choose": "trained", "ema": 0.9}, "choose: found 'trained', with which ema has no effect"),
     ],
 )
 def test_averages_and_choices_that_make_no_sense_are_refused(fields, said):

@@ -70,7 +70,7 @@ def recipe(own: list[Any], **changes: Any) -> Recipe:
         "network": "cifar_resnet8",
         "training": {"epochs": 2, "warmup_epochs": 1, "batch_size": 16, "learning_rate": 0.02},
         "teachers": {"checkpoints": [untrained(each) for each in own]} if own else {"ensemble_size": M},
-        "students": {"kd": {"method": "kd"}, "be": {"method": "latent_be"}},
+        "students": {"kd": {"method": "kd"}, "be": {"method": "latent_be", "choose": "trained"}},
     }
     return Recipe.model_validate(document | changes)
 

@@ -60,10 +60,10 @@ class StudentSection(Section):
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Decay per step of an exponential moving average of the student with its members, for example 0.999. It
     runs from the first step on, includes BatchNorm's statistics and is validated like the student. None: no average."""
-    choose: Literal["validation"] | None = None
+    choose: Literal["validation", "trained"] | None = None
     """`validation`: the candidates are the student as trained and its moving average, if any, each with and without
     re-estimated BatchNorm. The best validation accuracy (ties: the lowest NLL) is evaluated and exported. Default with
-    an `ema`. Otherwise None: the student as trained."""
+    an `ema`, and of members that are folded over BatchNorm. `trained`: the student as trained, as published."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -82,6 +82,9 @@ class StudentSection(Section):
                 f"views: found {', '.join(self.views)}; expected 'randaugment' first, because it works on the pixels "
                 "of single images, before any are mixed"
             )
+        if self.choose == "trained" and (self.ema is not None or self.reestimate_batchnorm):
+            other = "reestimate_batchnorm" if self.ema is None else "ema"
+            raise ValueError(f"choose: found 'trained', with which {other} has no effect; leave out one of them")
         if self.choose and self.ema is None and self.reestimate_batchnorm:
             raise ValueError(
                 "choose: found 'validation', which has no effect where BatchNorm is always re-estimated and there is "
@@ -105,5 +108,6 @@ class StudentSection(Section):
 
     @property
     def chooses(self) -> bool:
-        """Whether validation images choose the candidate of this student that is deployed."""
-        return self.choose is not None or self.ema is not None
+        """Whether validation images choose the candidate of this student that is deployed, if there are several."""
+        folds = self.method == "latent_be" and self.choose is None and not self.reestimate_batchnorm
+        return self.choose == "validation" or self.ema is not None or folds

@@ -100,8 +100,9 @@ def choose(
 
 
 def candidates_of(section: StudentSection, *, has_batchnorm: bool) -> list[Candidate]:
-    """Returns the candidates; the student as trained comes first."""
-    kinds: list[Literal["trained", "reestimated"]] = ["trained", "reestimated"] if has_batchnorm else ["trained"]
+    """Returns the candidates; the student as trained comes first. One alone is what the recipe asks for."""
+    both = has_batchnorm and section.chooses
+    kinds: list[Literal["trained", "reestimated"]] = ["trained", "reestimated"] if both else ["trained"]
     if section.reestimate_batchnorm:
         kinds = ["reestimated"]
     weights: list[Literal["trained", "ema"]] = ["trained"] if section.ema is None else ["trained", "ema"]

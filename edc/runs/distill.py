@@ -157,7 +157,7 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
             _require_rows_for_all(recipe, name, num_processes=accelerator.num_processes)
         if section.mixed_views:
             _require_pairs(recipe, name, num_processes=accelerator.num_processes)
-        if section.chooses and section.ema is None and not norms_of(student):
+        if section.choose == "validation" and section.ema is None and not norms_of(student):
             raise RecipeError(
                 f"students.{name}.choose: found 'validation', which has no effect: {recipe.network.name} has no "
                 "BatchNorm to re-estimate, and there is no ema; leave it out"

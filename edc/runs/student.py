@@ -17,7 +17,7 @@ from edc.method.kinds import FoldKind, MemberForm
 from edc.method.step import StudentStep
 from edc.networks import Classifier, network_for
 from edc.recipe import Recipe, StudentSection, TrainingSection
-from edc.runs.choice import TRAINED_WEIGHTS, choose
+from edc.runs.choice import TRAINED_WEIGHTS, candidates_of, choose
 from edc.runs.folder import RunFolder
 from edc.runs.start import start_student
 from edc.runs.why.observer import Observer
@@ -26,7 +26,7 @@ from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.checkpoint import load_finished
 from edc.train.compiling import compile_network, example_for
 from edc.train.distributed import by_main, locked_by_main, raised_together
-from edc.train.evaluate import reestimate_batchnorm
+from edc.train.evaluate import norms_of, reestimate_batchnorm
 from edc.train.loop import WEIGHTS, fit
 from edc.train.member_form import KEPT, choose_form, kept_form
 from edc.train.placement import autocast_dtype, place
@@ -150,11 +150,13 @@ def train_student(
     if not_members and accelerator.is_main_process:
         console.print(f"{name}: shared by all members, not converted: {', '.join(not_members)}", highlight=False)
     busy = f"{folder}: another process is training this student"
+    several = len(candidates_of(section, has_batchnorm=bool(norms_of(network)))) > 1
+    path = folder / (TRAINED_WEIGHTS if several else WEIGHTS)
     fitted = partial(
-        _fitted, network, recipe, name, data, teachers, folder=folder, accelerator=accelerator, observed=observed
+        _fitted, network, recipe, name, data, teachers, path=path, accelerator=accelerator, observed=observed
     )
     with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
-        if not section.chooses:
+        if not several:
             return fitted()
         if not by_main((folder / WEIGHTS).is_file, accelerator):
             fitted()
@@ -179,16 +181,16 @@ def _fitted(
     data: DataSet,
     teachers: TeacherEnsemble,
     *,
-    folder: Path,
+    path: Path,
     accelerator: Accelerator,
     observed: bool,
 ) -> nn.Module:
-    """Returns student `name` trained to its best epoch."""
-    section, training = recipe.students[name], recipe.training_of(recipe.students[name])
+    """Returns student `name` trained to its best epoch, whose weights are in `path`."""
+    folder, section, training = path.parent, recipe.students[name], recipe.training_of(recipe.students[name])
     form, reason = choose_form(
         section, network, data.image_shape, training=training, folder=folder, accelerator=accelerator
     )
-    if accelerator.is_main_process and reason:
+    if reason and accelerator.is_main_process:
         console.print(f"{name}: members {form}, {reason}", highlight=False)
     if training.compile:
         _compile_teachers(recipe, data, teachers, training, accelerator)
@@ -217,7 +219,7 @@ def _fitted(
         views=section.views,
         observe=observer if observed else None,
         ema=section.ema,
-        weights=TRAINED_WEIGHTS if section.chooses else WEIGHTS,
+        weights=path.name,
         tracked=Tracked(
             f"{folder.parents[1].name}/{name}",
             {"recipe": recipe.name, "seed": recipe.seed, "network": recipe.network_of(section).name}
@@ -244,10 +246,9 @@ def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Rec
         is_its_run = run.recipe_path.is_file() and run.recipe().digest() == recipe.digest()
         return {name: form_of(recipe, name, run=run) if is_its_run else None for name in recipe.students}
 
-    forms = by_main(kept_forms, accelerator)
     begun = {
-        name: section.model_copy(update={"member_form": forms[name] or section.member_form})
-        for name, section in recipe.students.items()
+        name: recipe.students[name].model_copy(update={"member_form": form or recipe.students[name].member_form})
+        for name, form in by_main(kept_forms, accelerator).items()
     }
     return recipe.model_copy(update={"students": begun})
 
@@ -257,10 +258,10 @@ def _compile_teachers(
 ) -> None:
     """Compiles the teachers for all students of the recipe; each teacher is tried once."""
     to_images = any(section.perturbation not in ("none", "gaussian") for section in recipe.students.values())
-    num_processes = accelerator.num_processes
+    processes = accelerator.num_processes
     for m, teacher in enumerate(teachers.members):
         example = example_for(
-            teacher, data.image_shape, training=training, num_processes=num_processes, to_images=to_images
+            teacher, data.image_shape, training=training, num_processes=processes, to_images=to_images
         )
         compile_network(teacher, example, training=training, label=f"teacher {m}", accelerator=accelerator)
 
