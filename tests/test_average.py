@@ -25,8 +25,10 @@ from edc.recipe.loading import load_recipe
 from edc.runs.choice import Candidate, best_of, candidates_of, kept_choice
 from edc.runs.distill import distill, require_trainable
 from edc.runs.folder import RunFolder
+from edc.runs.networks import load_subject
 from edc.runs.student import build_plain, build_student, deployable, load_student
 from edc.seeding import derive_seed
+from edc.subject import Subject
 from edc.train.average import RunningAverage
 from edc.train.checkpoint import Position, load_checkpoint, save_checkpoint, save_state
 
@@ -229,6 +231,26 @@ def test_the_choice_is_the_best_on_validation_images_and_is_what_is_evaluated(ma
         if "running" in norm_name:
             saved = load_student(recipe, name, data, run=run).state_dict()[norm_name]
             torch.testing.assert_close(saved, value, rtol=1e-4, atol=1e-5)
+
+
+def test_members_keep_the_statistics_that_they_were_trained_with_where_their_fold_got_others(made):
+    folder, done = made
+    run = RunFolder(folder / "runs/r")
+    recipe = run.recipe()
+    data, student = load_data(recipe.data), run.student_path("be")
+    choice = kept_choice(student)
+    assert choice.chosen.batchnorm == "reestimated", "the test would pass without other statistics"
+    members = build_student(recipe, "be", data, fresh=False).eval()
+    members.load_state_dict(load_file(student / f"{choice.chosen.weights}.safetensors"))
+    images = data.test.images.float() / 255
+    with torch.no_grad():
+        logits = members(images.repeat(2, 1, 1, 1)).view(2, len(images), -1).double()
+    nll = float(nn.functional.nll_loss(logits.softmax(2).mean(0).log(), data.test.labels))
+    (row,) = [row for row in done.document["rows"] if row["subject"] == "be (members)"]
+    assert row["raw"]["nll"] == pytest.approx(nll, rel=1e-4)
+    (loaded,) = load_subject(run.path, Subject("members", name="be")).networks
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images.repeat(2, 1, 1, 1)).view_as(logits).double(), logits)
 
 
 def test_what_was_chosen_is_exported(made):

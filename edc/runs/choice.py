@@ -7,6 +7,7 @@ students/<student>/
     weights.safetensors      the chosen weights and BatchNorm statistics, which are folded, evaluated and exported
 """
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -26,9 +27,20 @@ from edc.train.evaluate import labels_of, norms_of, predict_logits
 from edc.train.loop import EMA_WEIGHTS, WEIGHTS
 from edc.train.placement import place
 
-__all__ = ["CHOSEN", "TRAINED_WEIGHTS", "Candidate", "Choice", "best_of", "candidates_of", "choose", "kept_choice"]
+__all__ = [
+    "CHOSEN",
+    "TRAINED_WEIGHTS",
+    "Candidate",
+    "Choice",
+    "best_of",
+    "candidates_of",
+    "choose",
+    "kept_choice",
+    "with_own_statistics",
+]
 
 CHOSEN, TRAINED_WEIGHTS = "chosen.json", "trained.safetensors"
+FILES = {"trained": TRAINED_WEIGHTS, "ema": EMA_WEIGHTS}
 
 
 class Candidate(BaseModel):
@@ -80,13 +92,12 @@ def choose(
     Args:
         build: returns the student's network, with any weights.
     """
-    files = {"trained": folder / TRAINED_WEIGHTS, "ema": folder / EMA_WEIGHTS}
     labels, training = labels_of(data.validation), recipe.training_of(recipe.students[name])
     found: dict[Candidate, dict[str, Tensor]] = {}
     for candidate in candidates_of(recipe.students[name], has_batchnorm=bool(norms_of(build()))):
         network = place(build(), accelerator.device, training)
         with raised_together(accelerator):
-            state = load_state(files[candidate.weights])
+            state = load_state(folder / FILES[candidate.weights])
             network.load_state_dict(state)
         plain = plain_of(network, reestimate=candidate.batchnorm == "reestimated")
         logits = predict_logits(plain, data.validation, recipe.data, training, accelerator)
@@ -120,6 +131,25 @@ def kept_choice(folder: Path) -> Choice | None:
     if not path.is_file():
         return None
     return read_saved(Choice, path, advice=f"remove it and {WEIGHTS} beside it, and edc distill chooses again")[0]
+
+
+def with_own_statistics(network: nn.Module, folder: Path) -> nn.Module:
+    """Returns the members with the BatchNorm statistics that they were trained with, where their fold got others.
+
+    With those of the fold they are another network: fine-tuned members right on 91 % of the images were so on 12 %.
+
+    Args:
+        network: the student in `folder` as it was chosen.
+
+    Raises:
+        CheckpointError: the candidates beside the choice are gone.
+    """
+    choice = kept_choice(folder)
+    if choice is None or choice.chosen.batchnorm == "trained":
+        return network
+    own = copy.deepcopy(network)
+    own.load_state_dict(load_state(folder / FILES[choice.chosen.weights]))
+    return own.eval()
 
 
 def _statistics(plain: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from edc.data import DataSet, load_data
 from edc.errors import RunError
 from edc.method.batch_ensemble import ensemble_size_of
 from edc.recipe import Recipe
+from edc.runs.choice import with_own_statistics
 from edc.runs.folder import RunFolder
 from edc.runs.own_teachers import own_teachers_of
 from edc.runs.rows import member_temperature, rows_by_subject
@@ -80,7 +81,8 @@ def _student(folder: RunFolder, recipe: Recipe, data: DataSet, name: str, *, is_
     network = load_student(recipe, name, data, run=folder)
     if not is_folded:
         temperature = _member_temperature(folder, Subject("members", name=name))
-        return SubjectNetworks((network,), ensemble_size_of(network), member_temperature=temperature)
+        own = with_own_statistics(network, folder.student_path(name))
+        return SubjectNetworks((own,), ensemble_size_of(own), member_temperature=temperature)
     return SubjectNetworks((deployable(network, recipe, name, data, accelerator=Accelerator(cpu=True)),))
 
 

@@ -22,7 +22,7 @@ from edc.metrics import Labels, Metrics
 from edc.networks import count_parameters
 from edc.recipe import Recipe
 from edc.recipe.equal_cost import units_per_step
-from edc.runs.choice import kept_choice
+from edc.runs.choice import kept_choice, with_own_statistics
 from edc.runs.documents.by_class import SavedByClass
 from edc.runs.folder import RunFolder
 from edc.runs.per_image import PerImage, per_image_of, write_per_image
@@ -54,7 +54,7 @@ def summarise(
     """Returns the document of summary.json: a row for each teacher, the ensemble, each student unfolded and folded.
 
     `fold_choice` holds the validation NLL of both folds of each student with members, so that the choice between them
-    is a measurement, and never one on test images. `chosen` holds what they have chosen of each student that
+    is a measurement, and never one on test images; both have the BatchNorm statistics of the deployed one. `chosen` holds what they have chosen of each student that
     has several candidates. `member_form` of a student's rows is the form it was trained in. `roll_call` is how the
     teachers were read and how right they were before anything was trained.
 
@@ -91,7 +91,8 @@ def summarise(
         of_student = partial(to_row, form=form_of(recipe, name, run=run))
         if ensemble_size_of(network) > 1:
             members = Subject("members", name=name)
-            rows.append(of_student(members, predict(network), parameters=count_parameters(network)))
+            own = with_own_statistics(network, run.student_path(name))
+            rows.append(of_student(members, predict(own), parameters=count_parameters(own)))
             folds = {kind: folding(recipe, name, data, kind=kind)(network) for kind in get_args(FoldKind)}
             fold_choice[name] = {
                 kind: metrics.nll(metrics.ensemble_log_probs(predict(plain).validation), validation_labels)
