@@ -245,6 +245,7 @@ class Torture:
             generator = random.Random(f"{self.seed} {kind} {number}")
             command = list(COMMANDS)[number % len(COMMANDS)]
             place = self.folder / "try"
+            shutil.rmtree(place, ignore_errors=True)  # of a torture that was itself stopped
             mounted = _mount(place) if kind == "full disk" else False
             try:
                 problem = harm[kind](command, self.fresh(command, place), generator)
