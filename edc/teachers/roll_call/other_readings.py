@@ -106,13 +106,15 @@ def _sections(
     """Yields other sections of the checkpoint, and the fields in which they differ."""
     checkpoint, reading = recipe.teachers.checkpoints[member], own.reading
     updates: list[dict[str, Any]] = [{}]
-    if every and reading.weights_name:
+    if every and reading.has_both:
         updates.append({"weights": "raw" if reading.is_ema else "ema"})
     normalisations: list[tuple[str, dict[str, Any]]] = [("", {})]
     if reading.normalisation_of != "the file":
         name = (checkpoint.network or recipe.teacher_network).name
         is_open = every or reading.is_assumed
         found = in_use(name, (data.mean, data.std), every=every) if is_open else {}
+        if reading.in_file:
+            found["the file's"] = reading.in_file
         if checkpoint.file:
             found |= before_transform_input(name, reading.normalisation_of, (reading.mean, reading.std))
         for words, (mean, std) in found.items():
