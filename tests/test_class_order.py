@@ -118,6 +118,13 @@ def test_names_that_are_not_the_datas_are_refused(classes, message):
         order_of(CheckpointSection(file=Path("w.pt"), classes=classes).classes, ("a", "b", "c", "d"), field="t")
 
 
+def test_accents_of_macos_and_of_linux_are_one_name():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    assert order_of(("tea", decomposed), (composed, "tea"), field="t") == (1, 0)
+    assert order_of(("tea", composed), (decomposed, "tea"), field="t") == (1, 0)
+    assert order_of((decomposed, "tea"), (composed, "tea"), field="t") is None
+
+
 def test_rule_by_which_two_classes_are_equal_is_refused():
     with pytest.raises(RecipeError, match=r"t.classes: found 'natural', in which 'A1' and 'a1' have one place"):
         order_of("natural", ("A1", "a1", "b"), field="t")
