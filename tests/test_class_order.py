@@ -84,10 +84,18 @@ def network(tmp_path) -> nn.Module:
     return found
 
 
-@pytest.mark.parametrize("options", [{}, {"input_size": 8}, {"output": "probabilities"}])
+PROBABILITIES: dict[str, Any] = {"output": "probabilities", "trust": True, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+@pytest.mark.parametrize("options", [{}, {"input_size": 8}, PROBABILITIES])
 def test_answers_come_in_the_datas_order(network, tmp_path, options):
     images, theirs = torch.rand(5, 3, 8, 8), ["d", "b", "a", "c"]
-    found, plain = (teacher(tmp_path / "w.pt", **options, **more).network for more in ({"classes": theirs}, {}))
+    if "output" in options:
+        batch = ({0: torch.export.Dim.DYNAMIC},)
+        program = torch.export.export(nn.Sequential(network, nn.Softmax(1)), (images,), dynamic_shapes=batch)
+        torch.export.save(program, tmp_path / "w.pt2")
+    path = tmp_path / ("w.pt2" if "output" in options else "w.pt")
+    found, plain = (teacher(path, **options, **more).network for more in ({"classes": theirs}, {}))
     with torch.no_grad():
         answers, as_in_file = found(images), plain(images)
         for k, name in enumerate("abcd"):
