@@ -54,9 +54,10 @@ def summarise(
     """Returns the document of summary.json: a row for each teacher, the ensemble, each student unfolded and folded.
 
     `fold_choice` holds the validation NLL of both folds of each student with members, so that the choice between them
-    is a measurement, and never one on test images; both have the BatchNorm statistics of the deployed one. `chosen` holds what they have chosen of each student that
-    has several candidates. `member_form` of a student's rows is the form it was trained in. `roll_call` is how the
-    teachers were read and how right they were before anything was trained.
+    is a measurement, and never one on test images; both have the BatchNorm statistics of the deployed one. `chosen`
+    holds what they have chosen of each student that has several candidates. `member_form` of a student's rows is the
+    form it was trained in. `roll_call` is how the teachers were read and how right they were before anything was
+    trained.
 
     Args:
         roll: of the teachers; its answers to validation images are not computed again.
