@@ -12,10 +12,12 @@ the end there are gpu_check.json and gpu_check.md: a table of the parts, with de
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -95,12 +97,16 @@ def run_apart(name: str, where: Where, *, limit_s: float) -> Result:
     command += [] if where.on_gpu else ["--cpu"]
     started = time.monotonic()
     with (where.folder / f"{name}.log").open("w") as log:
+        # A session of its own: what a part has started ends with it, or it would still be on the GPU in the next one.
+        process = subprocess.Popen(command, env=os.environ | OFFLINE, stdout=log, stderr=log, start_new_session=True)
         try:
-            code = subprocess.run(
-                command, env=os.environ | OFFLINE, stdout=log, stderr=log, timeout=limit_s, check=False
-            ).returncode
+            code = process.wait(timeout=limit_s)
         except subprocess.TimeoutExpired:
             return Result(name, "over its limit", {}, f"no result within {limit_s:g} s", limit_s)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     seconds = time.monotonic() - started
     if not outcome.is_file():
         return Result(name, "failed", {}, f"its process ended with code {code}; see {name}.log", seconds)

@@ -144,26 +144,52 @@ def no_waiting(where: Where) -> dict[str, Any]:
 
 
 def step_times(where: Where) -> dict[str, Any]:
-    """Milliseconds of a step by the device's clock, of the host to ask for it, operators, and peak memory."""
+    """Milliseconds of a step by the device's clock, of the host to ask for it, operators, and peak memory, with the
+    settings of a training: fp32 is IEEE, and cuDNN tunes its convolutions."""
     import torch
 
+    from edc.train.placement import convolutions_tuned, float32_as
+
     found = {}
+    precisions = {"fp32": None, "tf32": None, "bf16": torch.bfloat16}
+    if not where.on_gpu:
+        del precisions["tf32"]
     for kind in ("teacher", "kd", "latent_be", "tdiv_sdiv"):
-        for name, autocast in (("fp32", None), ("bf16", torch.bfloat16)):
-            take = stepper(where.device, "joint", kind, autocast, small=not where.on_gpu)
-            found[f"{kind}, {name}"] = timed(take, on_gpu=where.on_gpu)
+        for name, autocast in precisions.items():
+            with (
+                float32_as("tf32" if name == "tf32" else "ieee"),
+                convolutions_tuned(torch.device(where.device), shapes_stay=True),
+            ):
+                take = stepper(where.device, "joint", kind, autocast, small=not where.on_gpu)
+                found[f"{kind}, {name}"] = timed(take, on_gpu=where.on_gpu)
     return found
 
 
 def export(where: Where) -> dict[str, Any]:
     """Every precision, with engines where a library is, through their gates."""
     run = _run_of("whole", where)
-    trt = ["--trt"] if where.on_gpu else ["--trt", "--sm", "86"]
+    trt, about_engines = engine_options(where)
     command = ["export", "runs/check", "--precision", "fp32,fp16,int8", "--max-batch", "16", "--max-drop", "100"]
     document = json.loads(_call(*command, *trt, "--json", cwd=run))
     files = [file for file in document["manifest"]["files"] if file["format"] != "other"]
     ran = [file for file in files if file["parity"] is not None]
-    return {"files": len(files), "run and compared": len(ran), "formats": sorted({file["format"] for file in files})}
+    found = {"files": len(files), "run and compared": len(ran), "formats": sorted({file["format"] for file in files})}
+    return {**found, "engines": about_engines}
+
+
+def engine_options(where: Where) -> tuple[list[str], str]:
+    """Returns the options of `edc export` that build engines here, and which they are or why there are none: the
+    ONNX files and the bench need none.
+    """
+    from edc.deploy.engine_files import choose_library
+    from edc.errors import EdcError
+
+    sm = [] if where.on_gpu else [86]
+    try:
+        library = choose_library(compute_capabilities=tuple(sm))
+    except EdcError as error:
+        return [], f"none ({error})"
+    return ["--trt", *(["--sm", "86"] if sm else [])], library
 
 
 def bench(where: Where) -> dict[str, Any]:
@@ -231,7 +257,9 @@ def _edc() -> list[str]:
 
 def _call(*arguments: str, cwd: Path) -> str:
     """Returns what a command of edc prints on stdout."""
-    done = subprocess.run([*_edc(), *arguments], cwd=cwd, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([*_edc(), *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    print(done.stderr, file=sys.stderr)
     if done.returncode:
-        raise RuntimeError(f"edc {arguments[0]} ended with code {done.returncode}")
+        said = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+        raise RuntimeError(f"edc {arguments[0]} ended with code {done.returncode}: {''.join(said)}")
     return done.stdout

@@ -20,6 +20,9 @@ import onnxruntime
 import pytest
 import torch
 
+from edc.deploy.engine.library import generations
+from edc.deploy.engine.run import local_generation
+
 DTYPES = {1: "FLOAT", 2: "UINT8", 10: "HALF"}
 NUMPY = {"FLOAT": np.float32, "UINT8": np.uint8, "HALF": np.float16}
 Generations = enum.Enum("ComputeCapability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"])
@@ -67,6 +70,14 @@ def install(monkeypatch: pytest.MonkeyPatch, *libraries: str, generation: int = 
     for module in ("edc.deploy.engine.run", "edc.benchmark.backends.on_cuda"):
         monkeypatch.setattr(f"{module}.DEVICE", torch.device("cpu"))
     return gpu
+
+
+def require_engines_of(library: str) -> None:
+    """Skips a test of a real GPU whose engines `library` cannot build here."""
+    trt = pytest.importorskip(library, reason=f"{library} is not installed")
+    known, local = generations(trt), local_generation()
+    if known and local not in known:
+        pytest.skip(f"{library} knows SM {', '.join(map(str, sorted(known)))} and not SM {local}, the GPU here")
 
 
 class Stream:

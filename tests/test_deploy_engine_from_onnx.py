@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from stub_gpu import require_engines_of
 from torch import nn
 
 from edc.deploy.engine.description import sidecar_path
 from edc.deploy.engine.from_onnx import engine_from_onnx
 from edc.deploy.engine.library import import_tensorrt
-from edc.deploy.engine.run import load_engine
+from edc.deploy.engine.run import load_engine, local_generation
 from edc.deploy.ensemble import ensemble_network
 from edc.deploy.fuse import fuse_batchnorm
 from edc.deploy.onnx.from_network import onnx_from_network
@@ -157,7 +158,8 @@ def test_changed_or_foreign_engine_is_not_loaded(small, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_engine_loads_on_the_gpu_it_was_built_for(small, tmp_path):
-    engine = build(small, tmp_path / "student.engine", compute_capabilities=())
+    require_engines_of("tensorrt_rtx")
+    engine = build(small, tmp_path / "student.engine", compute_capabilities=(local_generation(),))
     _runtime, loaded = load_engine(tmp_path / "student.engine", engine)
     assert loaded.create_execution_context() is not None
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from edc.benchmark.backends.on_cuda import require_cuda
+from edc.cli.options import accelerator_on
 from edc.errors import FailedError
 from edc.system import doctor
 from edc.system.doctor import LIBRARIES, Library, diagnose
-from edc.system.gpu import Gpu, supports
+from edc.system.gpu import Gpu, supports, without_gpu
 
 
 def found(*libraries: Library) -> dict[str, doctor.Check]:
@@ -160,3 +161,30 @@ def test_torch_row_on_a_machine_with_an_old_driver_says_so(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", is_available)
     with pytest.raises(FailedError, match=r"torch-cuda: no CUDA device .*: The NVIDIA driver on your sys"):
         require_cuda("torch-cuda")
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_for_days_on_the_cpu(monkeypatch):
+    """`--device auto` did, after one line of a warning."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def is_available() -> bool:
+        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old (found 11040).", stacklevel=1)
+        return False
+
+    monkeypatch.setattr("torch.cuda.is_available", is_available)
+    for device in ("auto", "cuda"):
+        wanted = rf"--device {device}: no CUDA device .* driver on your system is too old .*--device cpu does without"
+        with pytest.raises(FailedError, match=wanted):
+            accelerator_on(device, None)
+    assert accelerator_on("cpu", None).device.type == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # torch says why once a process
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("edc.system.gpu.gpus_now", lambda: ())
+    assert not without_gpu().is_fault
+    monkeypatch.setattr("edc.system.gpu.gpus_now", lambda: ("a GPU",))
+    assert without_gpu().is_fault
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # somebody wants the CPU
+    assert not without_gpu().is_fault
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("torch.version.cuda", None)  # so does who installed it without CUDA
+    assert not without_gpu().is_fault

@@ -1,14 +1,27 @@
 """`make gpu-check`: parts with a limit each, a table at the end, and the same command goes on where it was cut off."""
 
 import ast
+import fcntl
+import importlib
 import json
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
+from typing import IO
 
 import pytest
+import stub_gpu
+import torch
 from conftest import TESTS, environment
+from typer.testing import CliRunner
+
+from edc.cli.main import app
+from edc.errors import FailedError
 
 SCRIPT = TESTS.parent / "benchmarks/gpu_check.py"
 
@@ -76,3 +89,89 @@ def test_it_runs_on_the_cpu_to_its_end(tmp_path):
         "step_times": "ok", "export": "ok", "bench": "ok", "data_loading": "ok",
     }  # fmt: skip
     assert parts["resume"]["found"]["interrupted"]
+
+
+# What the parts ask for where a GPU is
+
+
+@pytest.fixture
+def gpu_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    yield importlib.import_module("gpu_parts")
+    for name in ("gpu_parts", "gpu_steps", "gpu_check"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_device_that_the_parts_name_is_one_that_edc_takes(gpu_parts, tmp_path):
+    """Three parts of nine asked for one that it refused as no option."""
+    (tmp_path / "check.yaml").write_text(gpu_parts.RECIPE)
+    device = gpu_parts.Where(tmp_path, on_gpu=True).device
+    command = ["distill", str(tmp_path / "check.yaml"), "--device", device, "--runs", str(tmp_path / "runs")]
+    found = CliRunner().invoke(app, command).exception
+    assert isinstance(found, FailedError), found
+    assert re.match(r"--device cuda: no CUDA device that torch can use \(torch .*--device cpu", str(found))
+
+
+def test_step_times_say_the_precision_that_they_computed_in(gpu_parts, tmp_path, monkeypatch):
+    """torch computes convolutions of float32 in TF32 unless it is told not to; the table called that fp32."""
+
+    def timed(_take: object, *, on_gpu: bool) -> tuple[str, str, bool]:
+        matmul, conv = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+        return matmul, conv, torch.backends.cudnn.benchmark
+
+    monkeypatch.setattr(gpu_parts, "stepper", lambda *_, **__: None)
+    monkeypatch.setattr(gpu_parts, "timed", timed)
+    found = gpu_parts.step_times(gpu_parts.Where(tmp_path, on_gpu=True))
+    kinds = ("teacher", "kd", "latent_be", "tdiv_sdiv")
+    wanted = {"fp32": ("ieee", "ieee", True), "tf32": ("tf32", "tf32", True), "bf16": ("ieee", "ieee", True)}
+    assert found == {f"{kind}, {name}": flags for kind in kinds for name, flags in wanted.items()}
+
+
+@pytest.mark.parametrize(
+    ("generation", "installed", "wanted"),
+    [
+        (90, ("tensorrt_rtx",), ([], r"none \(--trt: TensorRT-RTX knows SM 75, 80, .* and not SM 90")),
+        (90, ("tensorrt", "tensorrt_rtx"), (["--trt"], "tensorrt$")),
+        (86, ("tensorrt_rtx",), (["--trt"], "tensorrt_rtx$")),
+        (86, (), ([], r"none \(--trt: no engine library here")),
+    ],
+)
+def test_files_are_written_and_benched_where_no_library_builds_engines_for_the_gpu(
+    gpu_parts, tmp_path, monkeypatch, generation, installed, wanted
+):
+    """An H100 with TensorRT-RTX alone: the part export failed, and there was nothing to bench."""
+    stub_gpu.install(monkeypatch, *installed, generation=generation)
+    options, said = gpu_parts.engine_options(gpu_parts.Where(tmp_path, on_gpu=True))
+    assert options == wanted[0]
+    assert re.match(wanted[1], said)
+
+
+def test_what_a_part_has_started_ends_with_it(gpu_parts, tmp_path, monkeypatch):
+    """Else a training of one part is on the GPU while the next is timed."""
+    gpu_check = importlib.import_module("gpu_check")
+    child = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX);"
+        "file.write('held'); file.flush(); time.sleep(60)"
+    )
+    held = tmp_path / "held"
+    (tmp_path / "part.py").write_text(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}, {str(held)!r}])\n"
+    )
+    monkeypatch.setattr(gpu_check, "__file__", str(tmp_path / "part.py"))
+    result = gpu_check.run_apart("resume", gpu_parts.Where(tmp_path, on_gpu=False), limit_s=3)
+    assert result.status == "over its limit"
+    assert held.read_text() == "held"
+    with held.open() as file:
+        until = time.monotonic() + 10
+        while not can_lock(file) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert can_lock(file), "a process of the part lives on"
+
+
+def can_lock(file: IO[str]) -> bool:
+    """Returns whether the file can be locked here: nobody else holds it."""
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 from threading import Thread
@@ -38,6 +39,7 @@ from edc.deploy.engine.description import Engine, read_engine, sidecar_path
 from edc.deploy.engine.from_onnx import engine_from_onnx
 from edc.deploy.engine.run import EngineRunner, engine_outputs
 from edc.deploy.engine_files import Built, EngineChoice, build_engines, choose_library
+from edc.deploy.gates import Gates
 from edc.deploy.onnx.uint8_input import take_uint8_pixels
 from edc.deploy.onnx_files import Samples, Written
 from edc.errors import EngineError, NotInstalledError, ParityError, RequestError
@@ -107,12 +109,13 @@ def engines_of(
     precision: str = "fp32",
     how: Preprocessing = FLOATS,
     written: Sequence[Written] = (),
+    judged: Any = lambda *_: nullcontext(),
     **options: Any,
 ) -> list[Built]:
     written = written or [Written(tiny.path, each, None, {}, {}) for each in dict.fromkeys(("fp32", precision))]
     choice = EngineChoice(**{"library": "tensorrt", **options})
     arguments = {"reference": Tiny(tiny), "samples": samples_of(tiny), "how": how, "max_batch": 8, "max_drop": 0.005}
-    return build_engines(written, "student", choice, judged=lambda *_: nullcontext(), **arguments)
+    return build_engines(written, "student", choice, judged=judged, **arguments)
 
 
 def test_engines_that_take_pixels_pass_their_parity(gpu, tmp_path):
@@ -318,6 +321,10 @@ def test_engine_for_another_gpu_is_built_and_not_run(gpu, tmp_path):
     assert elsewhere.notes["run"].endswith("no parity figures (built for SM 89, 120, the GPU here is SM 86)")
     with pytest.raises(EngineError, match="built for SM 89, 120, the GPU here is SM 86; build it again with: edc exp"):
         EngineRunner(elsewhere.path, elsewhere.engine)
+    gpu.generation = 90  # which --sm cannot name
+    with pytest.raises(EngineError, match=r"SM 90; build it again with: edc export --trt --engine-library tensorrt$"):
+        EngineRunner(elsewhere.path, elsewhere.engine)
+    gpu.generation = 86
     assert not gpu.contexts
     (here,) = engines_of(tiny, library="tensorrt_rtx", compute_capabilities=(120, 86))
     assert here.parity.argmax_agreement == 1
@@ -348,6 +355,72 @@ def test_bad_engines_and_gpus_without_memory_are_one_message(gpu, tmp_path):
     renamed = json.loads(sidecar_path(path).read_text()) | {"input_name": "pixels"}
     sidecar_path(path).write_text(json.dumps(renamed))
     assert "has no input pixels, but images, logits; export again" in reason_of(path, engine)
+    for name, wanted in (
+        ("scores", "has no output scores, but images, logits; export again"),
+        ("images", "its output images is float32 (N, 3, 8, 8), expected float32 logits (N, classes); export again"),
+    ):
+        sidecar_path(path).write_text(json.dumps(renamed | {"input_name": "images", "output_name": name}))
+        assert wanted in reason_of(path, engine)
+
+
+def test_an_engine_that_the_gpu_fails_on_costs_no_other_file(gpu, tmp_path):
+    """An illegal access and a lack of memory are torch's own errors, and took the whole export with them."""
+    tiny = write_tiny_onnx(tmp_path / "a.onnx")
+    for gpu.sticky in ("an illegal memory access was encountered", "out of memory"):
+        gates = Gates(tmp_path, all_or_nothing=False)
+        assert engines_of(tiny, judged=partial(gates.judged, STUDENT)) == []
+        assert [(each.path, each.precision) for each in gates.missing] == [("a.plan", "fp32")]
+        assert gates.missing[0].reason == f"a.plan: cannot be run here: CUDA error: {gpu.sticky}"
+        assert tiny.path.is_file()
+
+
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB of which 12 MiB"
+
+
+def test_a_gpu_without_memory_costs_a_row_and_not_its_worker(gpu, tmp_path, monkeypatch):
+    """Wherever torch finds that out: here where the row's stream is made."""
+    path, engine = built(tmp_path)
+    worker = Worker(open_backend("tensorrt", threads=1), tiny_images(4), threads=1)
+    load = Load("row", EngineSource(STUDENT, (EngineFile(path, engine.sha256),)))
+    with monkeypatch.context() as full:
+        full.setattr(torch.cuda, "Stream", Raises(torch.OutOfMemoryError(OUT_OF_MEMORY)))
+        assert worker.answer(load) == Refused(f"the GPU failed: {OUT_OF_MEMORY}")
+    assert isinstance(worker.answer(load), LoadReport)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError(f"{OUT_OF_MEMORY} is free.\nSee the documentation"), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronous"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_gpu_without_memory_ends_a_command_with_one_message_and_a_bug_keeps_its_traceback(
+    error, is_memory, monkeypatch, capsys
+):
+    monkeypatch.setattr("edc.cli.main.app", Raises(error))
+    with pytest.raises(SystemExit if is_memory else RuntimeError) as ended:
+        main()
+    said = capsys.readouterr().err
+    if is_memory:
+        assert ended.value.code == 1
+        assert said.startswith(f"error: {str(error).splitlines()[0]} (what was saved is intact")
+        assert "--set training.micro_batch_size=N" in said
+        assert said.count("\n") == 1
+    else:
+        assert said == ""
+
+
+class Raises:
+    """Raises an error, whatever it is called with."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self, *_: object) -> None:
+        raise self.error
 
 
 def test_bad_engines_and_gpus_end_a_command_with_one_message_and_exit_code_1_or_2(gpu, tmp_path, monkeypatch, capsys):

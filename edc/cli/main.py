@@ -35,9 +35,15 @@ from edc.cli.options import (
     say,
     seeds_in,
 )
-from edc.errors import INTERRUPTED, RUN_AGAIN, EdcError, Interrupted, RequestError, first_line
+from edc.errors import INTERRUPTED, RUN_AGAIN, EdcError, FailedError, Interrupted, RequestError, first_line
+from edc.system.gpu import is_out_of_memory
 
 __all__ = ["app", "main"]
+
+NO_GPU_MEMORY = (
+    "(what was saved is intact, and the same command goes on from there). End other programs on the GPU, or compute "
+    "less at once: --set training.micro_batch_size=N, or member_form: sequential in the recipe's students"
+)
 
 app = typer.Typer(
     name="edc",
@@ -238,14 +244,22 @@ def _end_as(interrupted: Interrupted, *, because: str = "") -> NoReturn:
     sys.exit(interrupted.exit_code)
 
 
+def _end_with(error: EdcError) -> NoReturn:
+    if "--json" in sys.argv and _is_main_process():
+        print_json({"error": {"kind": type(error).__name__, "message": str(error)}})
+    say(f"error: {error}")
+    sys.exit(error.exit_code)
+
+
 def _run() -> None:
     try:
         app()
     except EdcError as error:
-        if "--json" in sys.argv and _is_main_process():
-            print_json({"error": {"kind": type(error).__name__, "message": str(error)}})
-        say(f"error: {error}")
-        sys.exit(error.exit_code)
+        _end_with(error)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        _end_with(FailedError(f"{first_line(error)} {NO_GPU_MEMORY}"))
     except Interrupted as interrupted:
         _end_as(interrupted)
     except SystemExit as end:  # Typer's own: a usage error, already explained on stderr, or Ctrl-C outside training

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from edc.errors import RequestError
+from edc.errors import FailedError, RequestError
 
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe; `edc recipes` lists those that come with edc.")
@@ -20,7 +20,9 @@ Overrides = Annotated[
 ]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Where the data is; overrides data.root.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds runs and trained teachers.")]
-Device = Annotated[Literal["auto", "cpu"], typer.Option(help="auto: a GPU if there is one.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one; cuda: a GPU, or an error.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: every core.")]
 Trackers = Annotated[
     list[str],
@@ -88,12 +90,19 @@ def accelerator_on(device: str, threads: int | None, *, trackers: Sequence[str] 
     is ten minutes.)
 
     Args:
+        device: auto (a GPU if there is one), cpu or cuda.
         trackers: by accelerate's names, refused if one is unknown or not installed.
         place: the folder of those that write files.
+
+    Raises:
+        FailedError: cuda is asked for, or a GPU is there, and torch cannot use it.
     """
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
+
+    if device != "cpu":
+        _require_gpu(device)
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     if threads:
@@ -106,6 +115,18 @@ def accelerator_on(device: str, threads: int | None, *, trackers: Sequence[str] 
         require_trackers(trackers)
         tracked = {"log_with": list(dict.fromkeys(trackers)), "project_dir": place}
     return Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[waiting], **tracked)
+
+
+def _require_gpu(device: str) -> None:
+    """Raises `FailedError` if torch can use no GPU and one was asked for, or is there: on the CPU it takes days."""
+    from edc.system.gpu import without_gpu
+
+    found = without_gpu()
+    if found and (found.is_fault or device == "cuda"):
+        raise FailedError(
+            f"--device {device}: {found.reason}; `edc doctor` says what this machine can do, "
+            "and --device cpu does without a GPU"
+        )
 
 
 def table_console(as_json: bool) -> Any:

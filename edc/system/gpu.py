@@ -1,5 +1,7 @@
-"""NVIDIA GPUs as their driver reports them, with their clock rates now."""
+"""NVIDIA GPUs as their driver reports them, with their clock rates now, and why torch can use none."""
 
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,7 +10,18 @@ from typing import Any
 
 from edc.errors import first_line
 
-__all__ = ["Gpu", "SmClock", "generations_here", "gpus_now", "gpus_or_reason", "has_gpu_file", "supports"]
+__all__ = [
+    "Gpu",
+    "NoGpu",
+    "SmClock",
+    "generations_here",
+    "gpus_now",
+    "gpus_or_reason",
+    "has_gpu_file",
+    "is_out_of_memory",
+    "supports",
+    "without_gpu",
+]
 
 DEVICES = Path("/dev")
 NO_NVML = (
@@ -55,6 +68,40 @@ def gpus_or_reason() -> tuple[Gpu, ...] | str:
         return first_line(error)
     finally:
         nvml.nvmlShutdown()
+
+
+@dataclass(frozen=True)
+class NoGpu:
+    """Why torch can compute on no GPU here."""
+
+    reason: str
+    is_fault: bool
+    """There is a GPU, nobody hid it, and torch, which is built for it, fails to use it: its driver is too old, say."""
+
+
+def without_gpu() -> NoGpu | None:
+    """Returns why torch can compute on no GPU here; None: it can. Ask early: torch says its reason once a process."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")  # torch warns why
+        if torch.cuda.is_available():
+            return None
+    built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+    why = f": {first_line(said[0].message)}" if said and isinstance(said[0].message, Warning) else ""
+    is_hidden = torch.version.cuda is None or "CUDA_VISIBLE_DEVICES" in os.environ
+    return NoGpu(
+        f"no CUDA device that torch can use (torch {torch.__version__} {built}){why}",
+        is_fault=bool(why) or (not is_hidden and bool(gpus_now())),
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether `error` is a GPU's lack of memory, as torch and the libraries under it call it."""
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "CUDA out of memory" in said or "CUDA error: out of memory" in said or "STATUS_ALLOC_FAILED" in said
+    )
 
 
 def has_gpu_file() -> bool:

@@ -5,7 +5,6 @@ there, so that the host's clock around it measures everything. CUDA events measu
 GPU.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -18,6 +17,7 @@ from edc.benchmark.backends.contract import Floats, Loaded, Nanoseconds, WhatRan
 from edc.deploy.artifact.feed import Fed
 from edc.deploy.engine.run import DEVICE
 from edc.errors import FailedError, first_line
+from edc.system.gpu import without_gpu
 
 __all__ = ["Bind", "CudaLoaded", "EventLog", "captured", "device_is_lost", "gpu_probe_ns", "require_cuda"]
 
@@ -30,13 +30,8 @@ PARTS = ("copy_in", "compute", "copy_out")
 
 def require_cuda(backend: str) -> None:
     """Raises `FailedError` with the reason if torch cannot compute on a GPU here."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")  # torch warns why: a driver that is too old, for example
-        is_usable = torch.cuda.is_available()
-    if not is_usable:
-        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
-        why = f": {first_line(said[0].message)}" if said and isinstance(said[0].message, Warning) else ""
-        raise FailedError(f"{backend}: no CUDA device that torch can use (torch {torch.__version__} {built}){why}")
+    if found := without_gpu():
+        raise FailedError(f"{backend}: {found.reason}")
 
 
 def device_is_lost() -> bool:

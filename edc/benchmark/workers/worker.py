@@ -35,7 +35,8 @@ from edc.benchmark.workers.protocol import (
 from edc.benchmark.workers.timing import Samples, inputs_in_rotation, timed_round, warm_up
 from edc.deploy.artifact.feed import Fed, as_fed
 from edc.deploy.artifact.manifest import Preprocessing
-from edc.errors import EdcError, FailedError
+from edc.errors import EdcError, FailedError, first_line
+from edc.system.gpu import is_out_of_memory
 from edc.system.peak_memory import peak_growth
 
 __all__ = ["serve"]
@@ -96,8 +97,16 @@ class Worker:
                     return self.serve(request)
                 case Infer():
                     return self.infer(request)
-        except EdcError as error:
+        except (EdcError, RuntimeError) as error:
+            return self.refused(error)
+
+    def refused(self, error: EdcError | RuntimeError) -> Refused:
+        """Returns the answer to what failed; a GPU fails with torch's own errors wherever it is asked for something."""
+        if isinstance(error, EdcError):
             return Refused(str(error))
+        if not is_out_of_memory(error) and not self.backend.is_lost():
+            raise error
+        return Refused(f"the GPU failed: {first_line(error)}")
 
     def load(self, request: Load) -> LoadReport:
         self.backend.prepare(request.source)

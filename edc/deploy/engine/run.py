@@ -13,7 +13,7 @@ from torch import Tensor
 from edc.deploy.artifact.feed import Fed
 from edc.deploy.engine.description import Engine
 from edc.deploy.engine.library import collecting_logger, generations, import_tensorrt, made
-from edc.errors import DiskError, EngineError
+from edc.errors import DiskError, EngineError, first_line
 from edc.system.files import sha256_of, user_cache, write_atomically
 
 __all__ = [
@@ -93,7 +93,9 @@ class EngineRunner:
         self.path, self.engine = path, engine
         local = local_generation()
         if local is not None and (reason := why_not_here(engine)):
-            raise EngineError(f"{path}: {reason}; build it again with: edc export --trt --sm {local}")
+            knows = local in generations(import_tensorrt("tensorrt_rtx"))
+            how = f"--sm {local}" if knows else "--engine-library tensorrt"
+            raise EngineError(f"{path}: {reason}; build it again with: edc export --trt {how}")
         self._runtime, self._loaded = load_engine(path, engine)
         if local is None:
             raise EngineError(f"{path}: torch {torch.__version__} sees no CUDA device, and its tensors are the buffers")
@@ -137,7 +139,7 @@ class EngineRunner:
             EngineError: the engine was built for other batches or inputs, or the GPU has no memory left.
         """
         require_batch(self.path, self.engine, len(images))
-        self._require_input(images)
+        self._require_tensors(images)
         context = self._context(cuda_graph=cuda_graph)
         stream = torch.cuda.current_stream()
         profile = self.engine.profile_for(len(images))
@@ -157,19 +159,29 @@ class EngineRunner:
 
         return logits, enqueue
 
-    def _require_input(self, images: Tensor) -> None:
-        """Raises `EngineError` unless the engine's input has the type and the shape of `images`."""
-        name = self.engine.input_name
+    def _require_tensors(self, images: Tensor) -> None:
+        """Raises `EngineError` unless the engine reads what `images` is, and writes logits (N, K) in float32."""
         names = [self._loaded.get_tensor_name(i) for i in range(self._loaded.num_io_tensors)]
-        if name not in names:
-            raise EngineError(f"{self.path}: has no input {name}, but {', '.join(names)}; export again")
-        dtype = {"FLOAT": "float32", "HALF": "float16"}.get(
-            kind := self._loaded.get_tensor_dtype(name).name, kind.lower()
-        )
-        found = f"{dtype} {_shape(self._loaded.get_tensor_shape(name))}"
-        wanted = f"{str(images.dtype).removeprefix('torch.')} {_shape((-1, *images.shape[1:]))}"
-        if found != wanted:
-            raise EngineError(f"{self.path}: its input {name} is {found}, the manifest says {wanted}; export again")
+        for kind, name in (("input", self.engine.input_name), ("output", self.engine.output_name)):
+            if name not in names:
+                raise EngineError(f"{self.path}: has no {kind} {name}, but {', '.join(names)}; export again")
+        name, wanted = self.engine.input_name, _shape((-1, *images.shape[1:]))
+        dtype = str(images.dtype).removeprefix("torch.")
+        if (found := self._tensor(name)) != f"{dtype} {wanted}":
+            raise EngineError(
+                f"{self.path}: its input {name} is {found}, the manifest says {dtype} {wanted}; export again"
+            )
+        name = self.engine.output_name
+        if not (found := self._tensor(name)).startswith("float32 (N, ") or found.count(",") != 1:
+            raise EngineError(
+                f"{self.path}: its output {name} is {found}, expected float32 logits (N, classes); export again"
+            )
+
+    def _tensor(self, name: str) -> str:
+        """Returns the type and the shape of the engine's tensor `name` in words."""
+        kind = self._loaded.get_tensor_dtype(name).name
+        dtype = {"FLOAT": "float32", "HALF": "float16"}.get(kind, kind.lower())
+        return f"{dtype} {_shape(self._loaded.get_tensor_shape(name))}"
 
     def _context(self, *, cuda_graph: bool) -> Any:
         if self.engine.library == "tensorrt_rtx":
@@ -230,8 +242,15 @@ def engine_outputs(runner: EngineRunner, images: Fed, *, batch_size: int) -> NDA
     One binding for the batch size, and one more if the last batch is smaller.
 
     Raises:
-        EngineError: the engine refuses a batch, or does not take such images.
+        EngineError: the engine refuses a batch, does not take such images, or the GPU fails.
     """
+    try:
+        return _outputs(runner, images, batch_size=batch_size)
+    except RuntimeError as error:  # torch's words for a GPU without memory, or with an error of its own
+        raise EngineError(f"{runner.path}: cannot be run here: {first_line(error)}") from error
+
+
+def _outputs(runner: EngineRunner, images: Fed, *, batch_size: int) -> NDArray[np.float32]:
     outputs = []
     with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
         bound: tuple[Tensor, Tensor, Callable[[], None]] | None = None
