@@ -38,7 +38,7 @@ def read_arithmetic(path: Path) -> onnx.ModelProto:
         ArtifactError: it is no ONNX, keeps weights in another file, or has control flow or operators of others.
     """
     try:
-        model = read_onnx(path)
+        model: onnx.ModelProto = read_onnx(path)
         outside, foreign = weights_outside(model), outside_arithmetic(model)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not a valid ONNX file ({first_line(error)})") from None
