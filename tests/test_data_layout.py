@@ -82,6 +82,8 @@ def test_training_and_testing_are_no_classes(tmp_path):
         ),
         (("class0", "class1", "test"), r"has test, which looks like splits, but no training images under a name"),
         (("train", "valid", "val"), r"has two folders for the validation images, val and valid; expected one of them"),
+        (("train", "val_v2"), r"has train, val_v2, which looks like splits, but val_v2 is no name that edc knows; exp"),
+        (("train", "test", "valid1"), r"has test, train, valid1, .* but valid1 is no name that edc knows"),
         (("train", "Training"), r"has two folders for the train images, (Training and train|train and Training)"),
     ],
 )
@@ -90,6 +92,80 @@ def test_folders_that_nearly_are_splits_are_refused(folders, message, tmp_path):
         write_classes(tmp_path / name, SMALL[:4])
     with pytest.raises(DataError, match=message):
         load_data(section(tmp_path))
+
+
+def test_folder_that_is_like_a_split_that_is_there_is_left_out_and_said(tmp_path, capsys):
+    for name in ("train", "val", "test", "test_old"):
+        write_classes(tmp_path / name, SMALL[:4])
+    data = load_data(section(tmp_path))
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [4, 4, 4]
+    assert "left out 1 folders beside the splits (test_old)" in said(capsys)
+
+
+def test_splits_within_the_classes_are_refused(tmp_path):
+    """They would be taken for one split, and cut at random."""
+    for name in ("cat", "dog"):
+        for split, images in (("train", SMALL[:6]), ("Test", SMALL[6:12])):
+            (tmp_path / name / split).mkdir(parents=True)
+            for i, image in enumerate(images):
+                (tmp_path / name / split / f"{i}.png").write_bytes(image)
+    with pytest.raises(
+        DataError, match=r"has Test, train within its class folders \(cat, \.\.\.\), expected the classes"
+    ):
+        load_data(section(tmp_path))
+    shutil.rmtree(tmp_path / "dog")
+    write_classes(tmp_path, SMALL)  # folders that say nothing of a split
+    assert load_data(section(tmp_path)).class_names == ("cat", "class0", "class1")
+
+
+def test_test_images_without_class_folders_are_left_out_and_said(tmp_path, capsys):
+    """As many competitions have them."""
+    write_classes(tmp_path / "train", SMALL)
+    (tmp_path / "test").mkdir()
+    for i in range(3):
+        (tmp_path / "test" / f"{i}.png").write_bytes(encoded(noise(100 + i)))
+    data = load_data(section(tmp_path, validation=4, test=4))
+    assert sorted([*contents(data.train), *contents(data.validation), *contents(data.test)]) == sorted(SMALL)
+    assert "test: left out 3 images, which lie in no class folders and so have no labels" in said(capsys)
+
+
+def test_parquet_test_images_without_labels_are_said(tmp_path, capsys):
+    in_parquet(tmp_path / "train-0.parquet", list(SMALL), [i % 2 for i in range(24)])
+    in_parquet(tmp_path / "test-0.parquet", list(SMALL[:3]), [-1] * 3)
+    load_data(section(tmp_path, "parquet", validation=4, test=4))
+    assert "left out 3 test images, which have no labels (-1)" in said(capsys)
+
+
+def test_folder_names_with_accents_of_macos_and_of_linux_are_one_class(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for split, name in (("train", composed), ("val", decomposed), ("test", composed)):
+        for folder, content in ((name, SMALL[0]), ("tea", SMALL[1])):
+            (tmp_path / split / folder).mkdir(parents=True)
+            (tmp_path / split / folder / "0.png").write_bytes(content)
+    data = load_data(section(tmp_path))
+    assert data.class_names == (composed, "tea")
+    for split in (data.train, data.validation, data.test):
+        assert [(split.read(i), int(split.labels[i])) for i in range(2)] == [(SMALL[0], 0), (SMALL[1], 1)]
+    (tmp_path / "test" / decomposed).mkdir()
+    with pytest.raises(DataError, match=r"two folders of class .*'cafe\\u0301' and 'caf\\xe9'"):
+        load_data(section(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_files_and_folders_that_are_not_read_are_said(kind, tmp_path, capsys):
+    """Among them whole splits: compressed, deeper, or in a folder that says nothing."""
+    write(tmp_path, kind, "train", SMALL)
+    suffix = "tar" if kind == "webdataset" else "parquet"
+    for name in (f"val-0.{suffix}.gz", f"other/deep/val-0.{suffix}", "notes.md", "classes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"0\n1\n")
+    load_data(section(tmp_path, kind, validation=4, test=4))
+    line = said(capsys)
+    assert f"1 .gz{' beside the parquet files' * (kind == 'parquet')} (val-0.{suffix}.gz)" in line
+    assert "1 .md" in line
+    where = "parquet files in other folders (other/deep/val-0.parquet)"
+    assert (where if kind == "parquet" else "1 folders without shards (other)") in line
+    assert ("classes.txt" in line) == (kind == "parquet")  # where it says nothing
 
 
 def test_classes_that_sound_like_splits_are_classes(tmp_path):

@@ -9,8 +9,11 @@ import pytest
 from onnx import TensorProto, helper
 from tiny_artifact import write_changed_onnx, write_tiny_artifact
 
+from edc.benchmark.options import BenchOptions
+from edc.benchmark.request import prepare
 from edc.deploy.verify import verify
 from edc.errors import ArtifactError
+from edc.predict.run import PredictOptions, predict
 
 
 @pytest.fixture
@@ -87,6 +90,21 @@ def test_onnx_that_is_not_what_the_manifest_says_is_refused(
     write_changed_onnx(folder, model.SerializeToString(), manifest)
     with pytest.raises(ArtifactError, match=rf"student.onnx: {message}"):
         verify(folder)
+
+
+@pytest.mark.parametrize("change", [operator_of_others, control_flow, weight_outside_in_a_constant])
+def test_what_is_no_arithmetic_is_run_neither_by_predict_nor_by_bench(
+    artifact: tuple[Path, dict[str, Any]], change: Callable[[onnx.ModelProto], None], tmp_path: Path
+):
+    folder, manifest = artifact
+    model = onnx.load(folder / "student.onnx")
+    change(model)
+    write_changed_onnx(folder, model.SerializeToString(), manifest)
+    message = r"student.onnx: (has|keeps) .*(which edc never writes|outside the file)"
+    with pytest.raises(ArtifactError, match=message):
+        predict(folder, tmp_path, tmp_path / "out.csv", PredictOptions())
+    with pytest.raises(ArtifactError, match=message):
+        prepare(folder, BenchOptions(run=tmp_path / "runs/none"))
 
 
 @pytest.mark.parametrize("content", [b"x", b"\x08\x08", b"PK\x03\x04" * 9, bytes(500)])

@@ -344,7 +344,12 @@ def test_own_teachers_that_are_no_network_of_the_students(data, own, tmp_path, a
     refused(one, CheckpointError, message, tmp_path, accelerator)
     with pytest.raises(CheckpointError, match=message):  # a dry run says the same
         estimate_costs(one, data, accelerator=accelerator)
-    one = recipe([own[0], {"file": own[1], "output": "probabilities"}], students=students)
+    evenly = network(2)  # the logits of other networks are no probabilities, and are refused as such
+    head = [module for module in evenly.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.zeros_(head.weight)
+    nn.init.constant_(head.bias, 1 / 3)
+    file = saved(tmp_path / "own/evenly.safetensors", evenly.state_dict())
+    one = recipe([own[0], {"file": file, "output": "probabilities"}], students=students)
     refused(one, CheckpointError, r"checkpoints\.1 answers in probabilities", tmp_path, accelerator)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from edc.data import DataSet, load_data
 from edc.errors import RunError
+from edc.networks import Classifier
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
 from edc.runs.own_teachers import own_teachers_of, readings_of
@@ -19,6 +20,7 @@ from edc.teachers.ensemble import load_teachers, teacher_digests
 from edc.teachers.reading import OwnTeacher
 
 NAME, CLASSES = "test_resnet", 3
+MEAN: dict[str, Any] = {"mean": [0.7] * 3, "std": [0.9] * 3}
 
 
 def timm_net(seed: int) -> nn.Module:
@@ -96,6 +98,27 @@ def test_new_run_records_its_reading_and_goes_on_with_the_same_alone(checkpoint,
         RunError, match=r"own: teacher 0 is read otherwise now .*: mean was \[0.5, 0.5, 0.5\] and is \[0.1"
     ):
         own_teachers_of(one, data, run)
+
+
+@pytest.mark.parametrize("with_readings", [False, True])
+def test_begun_run_keeps_the_normalisation_of_the_file_that_an_older_edc_took_and_says_so(
+    with_readings, data, tmp_path, capsys
+):
+    """It took the file's where the recipe has another."""
+    torch.save(Classifier(timm_net(1), (0.2, 0.3, 0.4), (0.3, 0.2, 0.1)).state_dict(), tmp_path / "own.pt")
+    before, one = recipe([str(tmp_path / "own.pt")]), recipe([{"file": str(tmp_path / "own.pt"), **MEAN}])
+    run = begun(one, data, tmp_path, with_readings=False)
+    if with_readings:
+        recorded = readings_of(
+            own_teachers_of(before, data, RunFolder(tmp_path / "none")), RunFolder(tmp_path / "none")
+        )
+        run.inputs_path.write_text(json.dumps(run.inputs() | recorded))
+    (then,) = own_teachers_of(one, data, run)
+    assert then.reading.mean == pytest.approx((0.2, 0.3, 0.4))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has its file's mean and std, because this run was made so by an older edc. A new run would" in said
+    (now,) = own_teachers_of(one, data, RunFolder(tmp_path / "none"))
+    assert now.reading.mean == pytest.approx((0.7, 0.7, 0.7))
 
 
 def test_new_fields_at_their_defaults_leave_the_digest_and_allow_weak_never_enters_it(checkpoint):

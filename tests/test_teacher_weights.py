@@ -14,7 +14,7 @@ from timm.models import load_checkpoint
 from torch import Tensor, nn
 from torchvision import models
 
-from edc.errors import CheckpointError
+from edc.errors import CheckpointError, RecipeError
 from edc.networks import Classifier
 from edc.recipe import CheckpointSection, NetworkSection
 from edc.teachers.from_file import load_file_teacher
@@ -105,6 +105,27 @@ def test_recipe_wins_over_timm_and_over_the_moving_average(tmp_path):
     assert (found.reading.normalisation_of, found.reading.weights) == ("the recipe", "raw weights (state_dict)")
 
 
+def test_recipe_wins_over_the_mean_and_std_in_the_file(tmp_path):
+    """As edc saves them. The recipe's had no effect, without a word."""
+    torch.save(Classifier(timm_net(1), *DATA).state_dict(), tmp_path / "w.pt")
+    mean, std = (0.7, 0.6, 0.5), (1.0, 0.9, 0.8)
+    images = torch.rand(2, 3, 32, 32)
+    for options in (
+        {"mean": mean, "std": std},
+        {"network": NetworkSection(name=f"timm/{NAME}", mean=mean, std=std)},
+    ):
+        found = teacher(tmp_path / "w.pt", **options)
+        with torch.no_grad():
+            expected = Classifier(timm_net(1), mean, std)(images)
+            torch.testing.assert_close(found.network(images), expected, rtol=0, atol=0)
+        assert found.reading.normalisation_of == "the recipe"
+        assert "(the file has others of its own)" in found.reading.words
+    for options in ({}, {"mean": DATA[0], "std": DATA[1]}):
+        found = teacher(tmp_path / "w.pt", **options)
+        assert found.reading.in_file is None
+        assert found.reading.mean == pytest.approx(DATA[0])
+
+
 def test_network_of_no_library_keeps_the_datas_normalisation_and_a_grey_one_of_timm_too(tmp_path):
     torch.save(timm.create_model(NAME, num_classes=CLASSES, in_chans=1).state_dict(), tmp_path / "grey.pt")
     grey = load_file_teacher(
@@ -183,6 +204,28 @@ def test_average_that_is_no_state_dict_is_named_as_left_out(tmp_path):
 def test_several_networks_that_fit_are_refused_with_their_names(tmp_path):
     with pytest.raises(CheckpointError, match=r"several state dicts of this network \('student', 'teacher'\)"):
         taken({"student": net(1).state_dict(), "teacher": net(2).state_dict()}, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(("first", "other"), [("model", "best_model"), ("state_dict", "model"), ("net", "shadow")])
+def test_other_weights_of_the_network_that_are_not_taken_are_said(tmp_path, first, other):
+    found = taken({other: net(2).state_dict(), first: net(1).state_dict()}, tmp_path / "w.pt")
+    assert_same(found.state, net(1).state_dict())
+    assert found.words == f"raw weights ({first}); not those of {other}, which are others of the same network"
+    assert taken({other: net(1).state_dict(), first: net(1).state_dict()}, tmp_path / "w.pt").words == ""
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_what_wrappers_of_inner_modules_put_into_keys_is_taken_off_and_said(tmp_path, wrapper, prefix):
+    state = net(1).state_dict()
+    wrapped = {prefix + (wrapper + key if key.startswith("fc.") else key): value for key, value in state.items()}
+    found = taken(wrapped, tmp_path / "w.pt")
+    assert_same(found.state, state)
+    assert found.words == f"{wrapper + prefix!r} taken off its keys"
+
+
+def test_state_dict_in_a_tuple_is_found(tmp_path):
+    assert_same(taken((net(1).state_dict(), {"epoch": 3}), tmp_path / "w.pt").state, net(1).state_dict())
 
 
 class Options:
@@ -312,3 +355,13 @@ def test_probabilities_rounded_to_half_have_a_floor_and_it_is_said(tmp_path):
     assert float(answers.min()) == pytest.approx(np.log(2.0**-25))  # the most that half precision makes zero
     torch.testing.assert_close(answers[rounded > 0], rounded[rounded > 0].log())
     assert "rounds its probabilities to half precision" in found.reading.words
+
+
+def test_whatever_is_no_probability_is_refused_as_such(tmp_path):
+    """Logits, of which everything below zero would become one value, and the answers of a sigmoid."""
+    torch.save(timm_net(1).state_dict(), tmp_path / "logits.pt")
+    with pytest.raises(RecipeError, match=r"output: found 'probabilities', but it returns values from -.* sums from"):
+        teacher(tmp_path / "logits.pt", output="probabilities")
+    scripted(nn.Sequential(net(1), nn.Sigmoid()), tmp_path / "sigmoid.ts", torch.float32)
+    with pytest.raises(RecipeError, match=r"sums from .*, expected 0 to 1 and sums of 1; leave output out if they are"):
+        teacher(tmp_path / "sigmoid.ts", size=8, trust=True, output="probabilities", **IDENTITY)

@@ -17,6 +17,7 @@ from edc.benchmark.teachers import Teachers, teachers_of
 from edc.benchmark.workers.pool import RowSpec
 from edc.data import DataSet, load_data
 from edc.deploy.artifact.manifest import Manifest, load_manifest, verify_files
+from edc.deploy.onnx.checked import read_arithmetic
 from edc.errors import ArtifactError, DataError, RequestError, RunError
 from edc.recipe import Recipe
 from edc.recipe.data_section import FILE_KINDS
@@ -61,7 +62,7 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
         CheckpointError: the run is there, and its weights are damaged.
     """
     manifest = load_manifest(artifact)
-    verify_files(artifact, manifest)
+    _require_sound(artifact, manifest)
     if not os.access(artifact, os.W_OK):
         raise ArtifactError(f"{artifact}: cannot be written to, and bench.json belongs there; copy it elsewhere")
     max_batch = _max_batch(manifest)
@@ -95,6 +96,14 @@ def prepare(artifact: Path, options: BenchOptions) -> BenchRequest:
     )
 
 
+def _require_sound(artifact: Path, manifest: Manifest) -> None:
+    """Raises unless the files are those of the manifest, and those in ONNX hold nothing but arithmetic."""
+    verify_files(artifact, manifest)
+    for file in manifest.files:
+        if file.format == "onnx":
+            read_arithmetic(artifact / file.path)
+
+
 def _also_labels(others: Sequence[Path], artifact: Path) -> dict[Path, str]:
     """Returns the prefix of each other artifact's rows: its folder's name, or its path if names repeat."""
     labels: dict[Path, str] = {}
@@ -113,7 +122,7 @@ def _also(
 ) -> tuple[list[RowSpec], dict[str, int], dict[str, int]]:
     """Returns the rows of another artifact, their parameters and FLOPs; its run is looked for beside this one's."""
     manifest = load_manifest(other)
-    verify_files(other, manifest)
+    _require_sound(other, manifest)
     recipe, run = _recipe(other), options.run.parent / manifest.run
     specs = also_specs(other, manifest, recipe, run, backends, options.data_root, main=main, label=label)
     return specs, _parameters(manifest, recipe, run, specs), _flops(other, manifest, recipe, specs)

@@ -1,6 +1,7 @@
 """Folders of image files: one folder per class, or training images without classes."""
 
 import os
+import unicodedata
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,10 @@ from edc.console import console
 from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import DataSet
-from edc.data.files.left_out import LeftOut, is_hidden
+from edc.data.files.left_out import LeftOut, is_hidden, kind_of
 from edc.data.files.look import look_at
 from edc.data.files.regular import require_regular
-from edc.data.files.splits import SPLITS, Split, looks_like_a_split, split_of_folder
+from edc.data.files.splits import SPLITS, Split, may_be_a_missing_split, split_of_folder
 from edc.data.images import FileImages, FolderReader, crop_fraction_of, reading_of
 from edc.data.names import Names
 from edc.data.tar_index import IMAGE_EXTENSIONS, NO_LABEL
@@ -35,6 +36,8 @@ def load_image_folder(data: DataSection) -> DataSet:
     root = data.root or Path("data")
     splits = _splits(root, unlabelled=data.unlabelled)
     held_out = {name: folder for name, folder in splits.items() if name != "train"}
+    if "test" in held_out and _is_without_labels(held_out["test"]):
+        del held_out["test"]
     if data.unlabelled:
         class_names = tuple(sorted({name for folder in held_out.values() for name in _class_folders(folder)}))
         train = _unlabelled(data, splits["train"])
@@ -83,23 +86,50 @@ def _splits(root: Path, *, unlabelled: bool) -> dict[Split, Path]:
             )
         else:
             found[split] = folder
-    if "train" in found:
+    like = [folder for folder in others if any(_folders(folder)) and may_be_a_missing_split(folder.name, found)]
+    if "train" in found and not like:
         left_out = _files_beside_folders(root, "beside the splits")
         for folder in others:
             left_out.add("folders beside the splits", folder.name)
         left_out.report(str(root))
         return found
-    if unlabelled:
+    if unlabelled and "train" not in found:
         raise _without_train(root)
-    nearly = [folder for folder in others if looks_like_a_split(folder.name) and any(_folders(folder))]
-    if found or nearly:
-        listed = ", ".join(folder.name for folder in (*found.values(), *nearly))
+    if found or like:
+        listed = ", ".join(folder.name for folder in (*found.values(), *like))
         known = "; ".join(f"{', '.join(words)}" for words in SPLITS.values())
+        missing = f"{like[0].name} is no name" if "train" in found else "no training images under a name"
         raise DataError(
-            f"data.root: {root.absolute()} has {listed}, which looks like splits, but no training images under a name "
-            f"that edc knows; expected folders with names of these: {known}"
+            f"data.root: {root.absolute()} has {listed}, which looks like splits, but {missing} that edc knows; "
+            f"expected folders with names of these: {known}"
         )
+    _require_no_splits_within(root, others)
     return {"train": root}
+
+
+def _require_no_splits_within(root: Path, class_folders: list[Path]) -> None:
+    """Raises `DataError` if every class is divided into splits, which would be taken for one."""
+    within = {inside.name: None for folder in class_folders[:1] for inside in _folders(folder)}
+    splits = [name for name in within if split_of_folder(name)]
+    if splits and all(any(split_of_folder(inside.name) for inside in _folders(one)) for one in class_folders):
+        raise DataError(
+            f"data.root: {root.absolute()} has {', '.join(splits)} within its class folders ({class_folders[0].name}, "
+            "...), expected the classes within the splits, as in train/<class>"
+        )
+
+
+def _is_without_labels(folder: Path) -> bool:
+    """Returns whether a test folder holds images, but no class folders, as in many competitions; and says so."""
+    if any(_folders(folder)):
+        return False
+    num_images = sum(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in os.scandir(folder))
+    if num_images:
+        console.print(
+            f"data: {folder}: left out {num_images:,} images, which lie in no class folders and so have no labels",
+            highlight=False,
+            markup=False,
+        )
+    return num_images > 0
 
 
 def _without_train(root: Path) -> DataError:
@@ -110,7 +140,7 @@ def _files_beside_folders(folder: Path, where: str) -> LeftOut:
     left_out = LeftOut()
     for entry in sorted(folder.iterdir()):
         if is_hidden(entry.name) or not entry.is_dir():
-            left_out.add(_kind_of(entry.name, where), entry.name)
+            left_out.add(kind_of(entry.name, where), entry.name)
     return left_out
 
 
@@ -135,10 +165,8 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def _labelled_images(data: DataSection, folder: Path, class_names: tuple[str, ...]) -> FileImages:
-    unknown = sorted(set(_class_folders(folder)) - set(class_names))
-    if unknown:
-        raise DataError(f"{folder}: classes {', '.join(unknown[:5])} are not among the training classes")
-    missing = [name for name in class_names if not (folder / name).is_dir()]
+    own = _by_class(folder, class_names)
+    missing = [name for name in class_names if name not in own]
     if missing:
         console.print(
             f"data: {folder} has no images of {len(missing)} of {len(class_names)} classes ({missing[0]}, ...)",
@@ -149,20 +177,29 @@ def _labelled_images(data: DataSection, folder: Path, class_names: tuple[str, ..
     def rows() -> Iterator[tuple[str, int, int]]:
         for label, name in enumerate(class_names):
             if name not in missing:  # a class without images to test on; an empty folder would be a mistake
-                found = images_under(folder / name, "class folder", left_out)
-                yield from ((f"{name}/{path}", num_bytes, label) for path, num_bytes in found)
+                found = images_under(folder / own[name], "class folder", left_out)
+                yield from ((f"{own[name]}/{path}", num_bytes, label) for path, num_bytes in found)
 
     images = _file_images(data, folder, rows())
     left_out.report(str(folder))
     return images
 
 
-def _kind_of(name: str, where: str = "") -> str:
-    """Returns the kind of a file or folder that is left out."""
-    if is_hidden(name):
-        return "hidden"
-    suffix = os.path.splitext(name)[1].lower() or "without a suffix"  # noqa: PTH122 - as in `_walk`
-    return f"{suffix} {where}".strip()
+def _by_class(folder: Path, class_names: tuple[str, ...]) -> dict[str, str]:
+    """Returns the folder of each class that has one: an accent is one letter on Linux, and may be two on macOS."""
+    composed = {unicodedata.normalize("NFC", name): name for name in class_names}
+    found: dict[str, str] = {}
+    for name in _class_folders(folder):
+        known = composed.get(unicodedata.normalize("NFC", name), name)
+        if known in found:
+            raise DataError(
+                f"{folder}: has two folders of class {known}, whose accents are written in two ways "
+                f"({found[known]!a} and {name!a}); make one of them"
+            )
+        found[known] = name
+    if unknown := sorted(set(found) - set(class_names)):
+        raise DataError(f"{folder}: classes {', '.join(unknown[:5])} are not among the training classes")
+    return found
 
 
 def images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[str, int]]:
@@ -194,7 +231,7 @@ def _walk(folder: str, below: str, left_out: LeftOut, above: tuple[str, ...]) ->
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - a Path costs as much as the rest
             yield f"{below}{entry.name}", _size_of(entry)
         else:
-            left_out.add(_kind_of(entry.name), f"{below}{entry.name}")
+            left_out.add(kind_of(entry.name), f"{below}{entry.name}")
 
 
 def _size_of(entry: os.DirEntry[str]) -> int:

@@ -12,7 +12,7 @@ from edc.data.bad_images import BadImages
 from edc.data.data_set import DataSet
 from edc.data.files.classes import MOST_CLASSES
 from edc.data.files.decode import GREY_MODES, converted, opened, turn_of
-from edc.data.files.left_out import LeftOut
+from edc.data.files.left_out import LeftOut, kind_of
 from edc.data.files.look import look_at
 from edc.data.files.splits import SPLITS, Split, split_at_the_start, split_of_folder
 from edc.data.images import FileImages, Images, MemoryImages, crop_fraction_of, reading_of
@@ -73,9 +73,14 @@ def _files(root: Path) -> dict[Split, list[Path]]:
     """
     named: dict[Split, dict[str, list[Path]]] = {split: {} for split in SPLITS}
     left_out = LeftOut()
-    for path in sorted(root.glob("*.parquet")) + sorted(root.glob("*/*.parquet")):
+    for path in sorted(root.glob("*")):
+        if path.suffix != ".parquet" and path.is_file():
+            left_out.add(kind_of(path.name, "beside the parquet files"), path.name)
+    for path in sorted(root.glob("*.parquet")) + sorted(root.glob("*/*.parquet")) + sorted(root.glob("*/*/*.parquet")):
         folder = path.parent.name if path.parent != root else ""
-        if not path.is_file() or (folder not in ("", "data") and not split_of_folder(folder)):
+        is_deep = root not in (path.parent, path.parent.parent)
+        if is_deep or not path.is_file() or (folder not in ("", "data") and not split_of_folder(folder)):
+            left_out.add("parquet files in other folders", str(path.relative_to(root)))
             continue
         relative = path.name if folder in ("", "data") else f"{folder}/{path.name}"
         if (found := split_at_the_start(relative)) is None:
@@ -114,7 +119,14 @@ def _labelled(data: DataSection, files: list[Path]) -> bool:
     if not files:
         return False
     column = column_of(files, data.label_column, LABEL_COLUMNS, "label_column")
-    return any(label != -1 for label in table_of(files, [column])[column].to_pylist())
+    labels = table_of(files, [column])[column].to_pylist()
+    if not (found := any(label != -1 for label in labels)):
+        console.print(
+            f"data: {files[0].parent}: left out {len(labels):,} test images, which have no labels (-1)",
+            highlight=False,
+            markup=False,
+        )
+    return found
 
 
 def _labels(

@@ -16,7 +16,7 @@ from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import DataSet
 from edc.data.files.classes import MOST_BYTES_OF_NAMES, names_in
-from edc.data.files.left_out import LeftOut
+from edc.data.files.left_out import LeftOut, kind_of
 from edc.data.files.look import look_at
 from edc.data.files.splits import Split, split_of_file
 from edc.data.images import FileImages, crop_fraction_of, reading_of
@@ -143,13 +143,21 @@ def _shards(filesystem: Any, root: str) -> dict[Split, list[str]]:
     found: dict[Split, list[str]] = {"train": [], "validation": [], "test": []}
     left_out = LeftOut()
     root = root.rstrip("/")
-    for path in sorted({*filesystem.glob(f"{root}/*.tar"), *filesystem.glob(f"{root}/*/*.tar")}):
+    beside = {path: about["type"] for path, about in filesystem.glob(f"{root}/*", detail=True).items()}
+    within = filesystem.glob(f"{root}/*/*.t*")
+    for path in sorted({*beside, *within}):
         relative = path.removeprefix(root).strip("/")
-        split = split_of_file(relative)
-        if split:
-            found[split].append(path)
-        else:
-            left_out.add("shards of no known split", relative)
+        if relative.endswith(".tar"):
+            split = split_of_file(relative)
+            if split:
+                found[split].append(path)
+            else:
+                left_out.add("shards of no known split", relative)
+        elif beside.get(path) == "directory":
+            if not any(inside.startswith(f"{path}/") for inside in within):
+                left_out.add("folders without shards", relative)
+        elif relative != "classes.txt":
+            left_out.add(kind_of(relative), relative)
     left_out.report(root)
     return found
 

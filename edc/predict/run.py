@@ -15,6 +15,7 @@ from edc.benchmark.backends import open_backend
 from edc.benchmark.backends.contract import Loaded, OnnxSource
 from edc.deploy.artifact.feed import as_fed
 from edc.deploy.artifact.manifest import ArtifactFile, Manifest, load_manifest, verify_files
+from edc.deploy.onnx.checked import read_arithmetic
 from edc.errors import ArtifactError, DataError
 from edc.predict.images import Asked, Pixels, images_at
 from edc.predict.table import Row, require_writable, rows_to
@@ -77,6 +78,7 @@ def predict(artifact: Path, place: Path, out: Path, options: PredictOptions) -> 
     manifest = load_manifest(artifact)
     entry = _chosen(manifest, options.file, artifact)
     verify_files(artifact, manifest.model_copy(update={"files": (entry,)}))
+    read_arithmetic(artifact / entry.path)
     asked = images_at(place)
     asked.left_out.report(str(place))
     backend = open_backend(options.backend, threads=options.threads)

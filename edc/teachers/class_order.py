@@ -4,6 +4,7 @@ torchvision and edc sort class folders by code point (class10 before class2), ti
 before class10). A network does not say in which order it was trained.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,11 @@ def order_of(
 
 
 def columns_of(names: Sequence[str], class_names: Sequence[str], *, field: str) -> tuple[int, ...] | None:
-    """Returns the place in `names` of each of `class_names`; None if they are in the same order."""
+    """Returns the place in `names` of each of `class_names`; None if they are in the same order.
+
+    Accents may be written as macOS does in one of them, and as Linux does in the other.
+    """
+    names, class_names = _composed(names), _composed(class_names)
     missing = [name for name in class_names if name not in set(names)]
     unknown = [name for name in names if name not in set(class_names)]
     if missing or unknown or len(names) != len(class_names):
@@ -49,6 +54,11 @@ def columns_of(names: Sequence[str], class_names: Sequence[str], *, field: str) 
     place = {name: column for column, name in enumerate(names)}
     order = tuple(place[name] for name in class_names)
     return None if order == tuple(range(len(order))) else order
+
+
+def _composed(names: Sequence[str]) -> Sequence[str]:
+    composed = [unicodedata.normalize("NFC", name) for name in names]
+    return composed if len(set(composed)) == len(set(names)) else names
 
 
 def known_orders(class_names: Sequence[str]) -> dict[str, tuple[int, ...] | None]:

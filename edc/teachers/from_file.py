@@ -30,6 +30,8 @@ __all__ = ["format_of", "load_file_teacher", "require_classifier"]
 ONNX_TOLERANCE = 1e-3
 """Largest difference between the converted network and ONNX Runtime, relative to the largest logit (at least 1)."""
 TESTED_BATCHES = (1, 3)
+ROUNDED_SUM = 0.02
+"""How far from 1 the sum of probabilities may be that were rounded to half precision or bfloat16."""
 
 
 def load_file_teacher(
@@ -225,12 +227,22 @@ def require_classifier(
                 f"{source}: no gradient flows from its logits to the images, which perturbations need; "
                 "save it without torch.no_grad and without quantisation"
             )
-    if output == "logits" and _are_probabilities(logits):
+    if output == "logits" and _are_probabilities(logits, 1e-4):
         raise RecipeError(f"{source}: returns probabilities (rows of sum 1), not logits; set output: probabilities")
+    if output == "probabilities" and isinstance(teacher, FileTeacher):
+        with torch.no_grad():
+            answers = teacher.answer(images)
+        if not _are_probabilities(answers, ROUNDED_SUM):
+            (low, high), (least, most) = answers.aminmax(), answers.sum(1).aminmax()
+            raise RecipeError(
+                f"{source}: output: found 'probabilities', but it returns values from {low:.3g} to {high:.3g} whose "
+                f"rows have sums from {least:.3g} to {most:.3g}, expected 0 to 1 and sums of 1; leave output out if "
+                "they are logits"
+            )
 
 
-def _are_probabilities(answers: Tensor) -> bool:
-    return bool((answers >= 0).all() and (answers.sum(1) - 1).abs().max() < 1e-4)
+def _are_probabilities(answers: Tensor, tolerance: float) -> bool:
+    return bool((answers >= 0).all() and (answers.sum(1) - 1).abs().max() < tolerance)
 
 
 def _require_parity(teacher: FileTeacher, path: Path, source: str, image_shape: tuple[int, int, int]) -> None:

@@ -38,18 +38,31 @@ def network_from_state_dict(
     library = of_timm(section.name, image_shape[0])
     mean, std = library or of_data
     network = build_network(section, num_classes=num_classes, image_shape=image_shape, mean=mean, std=std)
+    as_asked = network.mean.clone(), network.std.clone()
     which = checkpoint.weights or "auto"
     taken = load_weights_file(network, path, source=source, num_classes=num_classes, which=which)
     says = "the recipe" if section.mean else "timm" if library else "the data"
+    in_file = None
     if "mean" in taken.state and "std" in taken.state:
-        says = "the file"
+        says = "the recipe" if section.mean else "the file"
+        if section.mean:  # loading has put the file's in its place
+            in_file = _normalisation_of(network)
+            network.mean.copy_(as_asked[0])
+            network.std.copy_(as_asked[1])
+    mean, std = _normalisation_of(network)
     reading = Reading(
-        mean=tuple(network.mean.flatten().tolist()),
-        std=tuple(network.std.flatten().tolist()),
+        mean=mean,
+        std=std,
         normalisation_of=says,
+        in_file=None if in_file == (mean, std) else in_file,
         input_size=checkpoint.input_size,
         weights=taken.words,
         is_ema=taken.is_ema,
+        has_both=taken.has_both,
         weights_name=taken.name if taken.has_both else "",
     )
     return network.eval(), reading
+
+
+def _normalisation_of(network: Classifier) -> Normalisation:
+    return tuple(network.mean.flatten().tolist()), tuple(network.std.flatten().tolist())

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from edc.networks import Normalisation
+
 __all__ = ["Answered", "OwnTeacher", "Reading"]
 
 
@@ -21,12 +23,16 @@ class Reading:
     weights: str = ""
     """Which weights of a file with a choice were taken, and what was left out; "" where there was no choice."""
     is_ema: bool = False
+    has_both: bool = False
+    """Whether its file has a moving average and raw weights."""
     weights_name: str = ""
     """Where in the file they are, if it has a choice."""
     classes: str = "the data's"
     """In which order its answers are, in words."""
     class_order: tuple[int, ...] | None = None
     """The column of its answer for each class of the data; None: the same order."""
+    in_file: Normalisation | None = None
+    """The mean and std that its file has, where the recipe says others."""
     notes: tuple[str, ...] = ()
     """What else its user should know."""
 
@@ -34,7 +40,8 @@ class Reading:
     def words(self) -> str:
         """What the recipe alone does not tell, for people."""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        parts = [f"{self.normalisation_of}'s mean {mean} and std {std}", self.weights]
+        instead = " (the file has others of its own)" if self.in_file else ""
+        parts = [f"{self.normalisation_of}'s mean {mean} and std {std}{instead}", self.weights]
         parts += [f"classes {self.classes}"] if self.classes != "the data's" else []
         return "; ".join(part for part in (*parts, *self.notes) if part)
 

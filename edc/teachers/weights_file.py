@@ -28,6 +28,8 @@ AVERAGES = {"ema", "swa", "averaged", "average", "avg", "polyak"}
 AUXILIARY = re.compile(r"aux(_?logits|_?head|_?classifier|_?fc)?\d*\.", re.IGNORECASE)
 """Heads that help a training and are not part of the answer."""
 NOT_NETWORKS = re.compile("optim|sched|scaler|loss|criterion", re.IGNORECASE)
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put into keys, wherever a module is wrapped."""
 DEPTH = 3
 MOST_PREFIX = 200
 """Characters of a key in which a prefix may end."""
@@ -58,13 +60,18 @@ class Taken:
     """Tensors that are not of the network, by key."""
     unread: tuple[str, ...] = ()
     """Averages that the file names and that are no state dict of this network."""
+    others: tuple[str, ...] = ()
+    """Where in the file other weights of this network are, of the same kind."""
 
     @property
     def words(self) -> str:
         """What was taken, for people; "" if there was nothing to choose."""
-        parts = [f"{'moving average' if self.is_ema else 'raw weights'} ({self.name})"] if self.has_both else []
-        if not self.has_both and self.is_ema:
-            parts = [f"moving average ({self.name or 'the whole file'}; the file has no other weights)"]
+        kind, name = "moving average" if self.is_ema else "raw weights", self.name or "the whole file"
+        parts = [f"{kind} ({name})"] if self.has_both or self.others else []
+        if not parts and self.is_ema:
+            parts = [f"moving average ({name}; the file has no other weights)"]
+        if self.others:
+            parts.append(f"not those of {', '.join(self.others)}, which are others of the same network")
         if self.prefix:
             parts.append(f"{self.prefix!r} taken off its keys")
         if self.left_out:
@@ -125,7 +132,7 @@ def _the_one(fitting: Sequence[Taken], source: str) -> Taken:
             f"{source}: holds several state dicts of this network ({names}), and nothing says which is meant; save the "
             "one to a file of its own"
         )
-    return first
+    return replace(first, others=tuple(dict.fromkeys(each.name for each in different)))
 
 
 def state_dicts_in(document: Any) -> list[Held]:
@@ -138,6 +145,8 @@ def state_dicts_in(document: Any) -> list[Held]:
 
 def _walk(document: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[Held]:
     """Yields the state dicts in a document; `seen`, because a pickle can hold itself."""
+    if isinstance(document, list | tuple) and not names:  # torch.save((network.state_dict(), epoch), ...)
+        document = {str(place): value for place, value in enumerate(document)}
     if (
         not isinstance(document, Mapping)
         or id(document) in seen
@@ -176,11 +185,18 @@ def _rank(name: str) -> int:
 
 def fits(network: Classifier, held: Held) -> list[Taken]:
     """Returns how `held` fits `network` whole: with the normalisation that edc saves, else without."""
-    for target in (network, network.network):
-        found = _fits_in(target, held)
-        if found:
-            return found
+    for one, wrappers in ((held, ""), _unwrapped_inside(held)):
+        for target in (network, network.network):
+            if found := _fits_in(target, one):
+                return [replace(taken, prefix=wrappers + taken.prefix) for taken in found]
     return []
+
+
+def _unwrapped_inside(held: Held) -> tuple[Held, str]:
+    """Returns `held` without what wrappers of inner modules put into its keys, and what that was."""
+    wrappers = dict.fromkeys(wrapper for key in held.state for wrapper in WRAPPERS.findall(key[:MOST_PREFIX]))
+    state = {WRAPPERS.sub("", key): value for key, value in held.state.items()} if wrappers else {}
+    return replace(held, state=state), "".join(wrappers)
 
 
 def _fits_in(target: nn.Module, held: Held) -> list[Taken]:

@@ -1,13 +1,17 @@
 """What lies beside the images of a data set and is not used: counted by kind, and named."""
 
+import os
 from dataclasses import dataclass, field
 
 from edc.console import console
 
-__all__ = ["LeftOut", "is_hidden"]
+__all__ = ["LeftOut", "is_hidden", "kind_of"]
 
-_BY_MACHINES = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
-"""What macOS, Synology and Windows leave in folders, in lower case; other such names begin with a dot."""
+_BY_MACHINES = (
+    *("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+    "lost+found",
+)
+"""What macOS, Synology, Windows and Linux leave in folders, in lower case; other such names begin with a dot."""
 _MOST_KINDS = 8
 
 
@@ -38,3 +42,11 @@ class LeftOut:
 def is_hidden(name: str) -> bool:
     """Returns whether a file or folder is a machine's own: `.ipynb_checkpoints`, `._photo.jpg`, `__MACOSX`."""
     return name.startswith(".") or name.lower() in _BY_MACHINES
+
+
+def kind_of(name: str, where: str = "") -> str:
+    """Returns the kind of a file or folder that is left out."""
+    if is_hidden(name.rpartition("/")[2]):
+        return "hidden"
+    suffix = os.path.splitext(name)[1].lower() or "without a suffix"  # noqa: PTH122 - a Path costs as much as the rest
+    return f"{suffix} {where}".strip()

@@ -6,7 +6,15 @@ from typing import Literal
 
 from edc.errors import DataError
 
-__all__ = ["SPLITS", "Split", "looks_like_a_split", "split_at_the_start", "split_of_file", "split_of_folder"]
+__all__ = [
+    "SPLITS",
+    "Split",
+    "looks_like_a_split",
+    "may_be_a_missing_split",
+    "split_at_the_start",
+    "split_of_file",
+    "split_of_folder",
+]
 
 Split = Literal["train", "validation", "test"]
 SPLITS: dict[Split, tuple[str, ...]] = {
@@ -19,7 +27,7 @@ _WORDS = "|".join(sorted(_SPLIT_OF, key=len, reverse=True))
 _BESIDE = "set|data|dataset|images|image|imgs|img|split|seg|folder"
 """Words beside the split's own in the name of a folder that say nothing: `training_set`, `seg_test`, `valdata`."""
 _FOLDER = re.compile(rf"(?:(?:{_BESIDE})[-_. ]?)*({_WORDS})(?:[-_. ]?(?:{_BESIDE}))*")
-_IN_FOLDER = re.compile(rf"(?<![a-z])(?:{_WORDS})(?:{_BESIDE})*(?![a-z])")
+_IN_FOLDER = re.compile(rf"(?<![a-z])({_WORDS})(?:{_BESIDE})*(?![a-z])")
 _IN_FILE = re.compile(rf"(?<![^-_. ])({_WORDS})(?![^-_. 0-9])")
 
 
@@ -31,7 +39,16 @@ def split_of_folder(name: str) -> Split | None:
 
 def looks_like_a_split(name: str) -> bool:
     """Returns whether a folder's name has a split's name in it (`train_v2`), whatever else it has."""
-    return _IN_FOLDER.search(name.lower()) is not None
+    return bool(_splits_in(name))
+
+
+def may_be_a_missing_split(name: str, found: Iterable[Split]) -> bool:
+    """Returns whether a folder's name has the name of a split in it that is not among those `found`."""
+    return bool(_splits_in(name) - set(found))
+
+
+def _splits_in(name: str) -> set[Split]:
+    return {_SPLIT_OF[word] for word in _IN_FOLDER.findall(name.lower())}
 
 
 def split_of_file(path: str) -> Split | None:
