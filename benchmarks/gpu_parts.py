@@ -113,8 +113,9 @@ def resume(where: Where) -> dict[str, Any]:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     code = process.wait()
-    if code not in (0, 75):
-        raise RuntimeError(f"interrupted training ended with {code}, expected 75")
+    if code != 75:
+        ended = "before it was interrupted" if code == 0 else f"with {code}, expected 75"
+        raise RuntimeError(f"the training to interrupt ended {ended}")
     _call("distill", "check.yaml", "--device", where.device, cwd=cut)
     losses = [
         [json.loads(line)["loss"] for line in path.read_text().splitlines()]
@@ -123,7 +124,7 @@ def resume(where: Where) -> dict[str, Any]:
     worst = max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
     if not worst < (1e-3 if where.on_gpu else 1e-9):
         raise RuntimeError(f"losses of the resumed training differ by {worst:.1e}")
-    return {"interrupted": code == 75, "epochs": len(losses[0]), "largest difference": f"{worst:.1e} of the loss"}
+    return {"interrupted": True, "epochs": len(losses[0]), "largest difference": f"{worst:.1e} of the loss"}
 
 
 def no_waiting(where: Where) -> dict[str, Any]:
@@ -199,10 +200,25 @@ def bench(where: Where) -> dict[str, Any]:
         raise Skipped("there is no artifact: the part export did not pass")
     rehearsal = [] if where.on_gpu else ["--backends", "torch,onnxruntime", "--batch", "1"]
     document = json.loads(_call("bench", "export/check", "--quick", "--json", *rehearsal, cwd=run))
-    rows = document["rows"]
-    not_run = [row for row in rows if row.get("reason_not_run")]
-    reasons = sorted({row["reason_not_run"].split(": ")[-1][:100] for row in not_run})
-    return {"rows": len(rows), "not run": len(not_run), "why": "; ".join(reasons) or "-"}
+    return backends_that_ran(document["rows"])
+
+
+def backends_that_ran(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns how many of each backend's rows ran, and why others did not.
+
+    Raises:
+        RuntimeError: a backend is here, has something to run, and none of its rows ran.
+    """
+    found: dict[str, Any] = {}
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        of_backend = [row for row in rows if row["backend"] == backend]
+        reasons = {row["reason_not_run"] for row in of_backend if row.get("reason_not_run")}
+        num_ran = sum(not row.get("reason_not_run") for row in of_backend)
+        why = "".join(f"; {reason[-160:]}" for reason in sorted(reasons)[:2])
+        found[backend] = f"{num_ran} of {len(of_backend)} rows{why}"
+        if not num_ran and not all(" engine of " in reason for reason in reasons):
+            raise RuntimeError(f"{backend}: no row ran{why}")
+    return found
 
 
 def data_loading(where: Where) -> dict[str, Any]:

@@ -170,8 +170,9 @@ class Config:
     def set_flag(self, _flag: Any) -> None:
         self.tf32 = True
 
-    def set_compute_capability(self, value: Any, _number: int) -> None:
+    def set_compute_capability(self, value: Any, _number: int) -> bool:
         self.targets.append(int(value.name.removeprefix("SM")))
+        return True
 
     def create_timing_cache(self, content: bytes) -> Any:
         self.gpu.caches.append(content)
@@ -327,8 +328,9 @@ class Context:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (self.shape[0], *self.engine.get_tensor_shape(name)[1:])
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
+        return True
 
     def execute_async_v3(self, _stream: int) -> bool:
         gpu = self.engine.gpu

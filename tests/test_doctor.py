@@ -6,8 +6,10 @@ import warnings
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from edc.benchmark.backends.on_cuda import require_cuda
 from edc.cli.options import accelerator_on
@@ -188,3 +190,18 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_for_days_on_the_cpu(m
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("torch.version.cuda", None)  # so does who installed it without CUDA
     assert not without_gpu().is_fault
+
+
+def test_onnxruntime_that_is_built_for_cuda_and_opens_no_session_on_the_gpu_is_broken(monkeypatch, capsys):
+    """What it is built with says nothing: here it has the provider, and no driver is under it."""
+    ort = pytest.importorskip("onnxruntime")
+    library = next(library for library in LIBRARIES if library.module == "onnxruntime")
+    monkeypatch.setattr("edc.system.gpu.gpus_now", lambda: ("a GPU",))
+    if torch.cuda.is_available() or "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("there is a GPU, or this ONNX Runtime is not built for CUDA")
+    with pytest.raises(RuntimeError, match="its CUDA provider does not open here, and it computes on the CPU"):
+        exec(library.details, {"m": ort})
+    opens = SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: opens)
+    exec(library.details, {"m": ort})
+    assert capsys.readouterr().out.endswith("; a CUDA session opens")

@@ -147,6 +147,19 @@ def test_files_are_written_and_benched_where_no_library_builds_engines_for_the_g
     assert re.match(wanted[1], said)
 
 
+def test_a_backend_of_which_nothing_ran_fails_the_part_unless_there_was_nothing_to_run(gpu_parts):
+    def row(backend: str, reason: str | None = None) -> dict[str, str | None]:
+        return {"backend": backend, "reason_not_run": reason}
+
+    absent = "no tensorrt engine of student in the artifact; edc export --trt builds engines"
+    rows = [row("torch-cuda"), row("torch-cuda", "no memory"), row("tensorrt", absent)]
+    assert gpu_parts.backends_that_ran(rows) == {
+        "torch-cuda": "1 of 2 rows; no memory", "tensorrt": f"0 of 1 rows; {absent}"
+    }  # fmt: skip
+    with pytest.raises(RuntimeError, match="onnxruntime-cuda: no row ran; fell back to CPUExecutionProvider"):
+        gpu_parts.backends_that_ran([*rows, row("onnxruntime-cuda", "fell back to CPUExecutionProvider")])
+
+
 def test_what_a_part_has_started_ends_with_it(gpu_parts, tmp_path, monkeypatch):
     """Else a training of one part is on the GPU while the next is timed."""
     gpu_check = importlib.import_module("gpu_check")

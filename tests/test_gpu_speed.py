@@ -1,11 +1,15 @@
 """What is done so that a GPU need not wait, shown without one: casts made once, tuned convolutions, images at hand."""
 
+import importlib
+import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from conftest import TESTS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_cases import DATA, TRAINING, plain, small_data
@@ -132,3 +136,27 @@ def test_images_stay_where_they_are_for_a_cpu_for_randaugment_and_where_they_are
     assert near(data, CUDA, views=("randaugment",)) is data
     monkeypatch.setattr("edc.data.data_set.MOST_BYTES_NEAR", data.train.images.nbytes - 1)
     assert near(replace(data), CUDA).train is data.train
+
+
+# What a step asks for
+
+
+def test_a_step_asks_for_as_many_kernels_as_results_say_and_bf16_for_36_more_in_any_depth(monkeypatch):
+    """Fewer than 2,000 in the joint form, in bf16 too: a step in bf16 differs at the ends of the networks alone."""
+    monkeypatch.syspath_prepend(TESTS.parent / "benchmarks")
+    launches = importlib.import_module("launches")
+    try:
+        kernels = {
+            (network, precision): launches.counted(network, "joint", "tdiv_sdiv", precision).kernels.total()
+            for network, precision in (("wrn10x1", "fp32"), ("wrn10x1", "bf16"), ("wrn28x4", "fp32"))
+        }
+    finally:
+        for name in ("launches", "gpu_steps"):
+            sys.modules.pop(name)
+    groups = json.loads((TESTS.parent / "results/launches.json").read_text()).values()
+    joint = [row for group in groups for row in group["rows"] if (row["form"], row["step"]) == ("joint", "tdiv_sdiv")]
+    said = {row["precision"]: row["kernels"] for row in joint}  # the last group is the code of today
+    assert said["fp32"] < said["bf16"] < 2000
+    if list(groups)[-1]["torch"].split("+")[0] == torch.__version__.split("+")[0]:
+        assert kernels["wrn28x4", "fp32"] == said["fp32"]
+        assert kernels["wrn10x1", "bf16"] - kernels["wrn10x1", "fp32"] == said["bf16"] - said["fp32"] == 36

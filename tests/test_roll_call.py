@@ -21,6 +21,7 @@ from edc.runs.why.advice import rehearse_roll_call
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.reading import Answered, Reading
 from edc.teachers.roll_call.call import RollCall, call_roll
+from edc.teachers.roll_call.other_readings import _doubt
 from edc.teachers.roll_call.words import better_than_all, what_was_tried
 
 NAMES = tuple(f"class{k}" for k in range(12))
@@ -134,7 +135,28 @@ def test_answers_of_a_sigmoid_are_said(folder, tmp_path, accelerator, capsys):
 def test_any_other_order_of_classes_is_found_from_the_answers(folder, tmp_path, accelerator):
     order = [NAMES[(5 * k + 3) % 12] for k in range(12)]
     said = stopped(recipe(folder, {"file": saved(tmp_path / "a.pt2", order=order)}), tmp_path, accelerator)
-    assert f"  100.0 %  classes: [{', '.join(order)}] (the order that fits its answers best)" in said
+    assert f"  100.0 %  classes: [{', '.join(order)}] (the order that fits its answers best" in said
+
+
+def test_order_of_classes_is_fitted_under_each_normalisation(folder, tmp_path, accelerator):
+    order = [NAMES[(5 * k + 3) % 12] for k in range(12)]
+    file = saved(tmp_path / "a.pt2", order=order, mean=0.0, std=1 / 255)
+    best = stopped(recipe(folder, {"file": file}), tmp_path, accelerator).splitlines()[1]
+    assert best.startswith("  100.0 %  mean: [0, 0, 0], std: [0.003922, 0.003922, 0.003922]")
+    assert f"classes: [{', '.join(order)}] (the order that fits its answers best" in best
+
+
+@pytest.mark.parametrize(
+    ("counts", "doubt"),
+    [
+        ([[30, 2, 0], [3, 28, 0], [0, 0, 40]], ""),
+        # 20 + 18 are right, 15 + 14 would be: a difference of 9 in 67 images, whose standard error is 8.2.
+        ([[20, 15, 0], [14, 18, 0], [0, 0, 40]], "; a and b may be the other way around: check it"),
+        ([[5, 4, 5], [5, 6, 5], [5, 4, 5]], "; a and c may be the other way around, and 2 more pairs: check it"),
+    ],
+)
+def test_two_classes_that_may_be_the_other_way_around_are_said(counts, doubt):
+    assert _doubt(np.array(counts), ("a", "b", "c")) == doubt
 
 
 def test_allowed_weak_teacher_lets_the_run_go_on(folder, tmp_path, accelerator):

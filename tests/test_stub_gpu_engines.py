@@ -32,13 +32,14 @@ from edc.benchmark.workers.probe import Probe
 from edc.benchmark.workers.process import WorkerProcess
 from edc.benchmark.workers.protocol import Infer, Load, LoadReport, Refused, TimeRound
 from edc.benchmark.workers.worker import Worker, serve
+from edc.cli.deploy import _engines
 from edc.cli.main import main
 from edc.deploy.artifact.feed import as_fed
 from edc.deploy.artifact.manifest import Preprocessing
 from edc.deploy.engine.description import Engine, read_engine, sidecar_path
 from edc.deploy.engine.from_onnx import engine_from_onnx
 from edc.deploy.engine.run import EngineRunner, engine_outputs
-from edc.deploy.engine_files import Built, EngineChoice, build_engines, choose_library
+from edc.deploy.engine_files import Built, EngineChoice, build_engines, choose_library, targets_of
 from edc.deploy.gates import Gates
 from edc.deploy.onnx.uint8_input import take_uint8_pixels
 from edc.deploy.onnx_files import Samples, Written
@@ -301,6 +302,7 @@ def test_int8_engine_is_judged_by_what_it_loses_on_the_device(gpu, tmp_path):
         (86, ("tensorrt",), {"wanted": "tensorrt", "compute_capabilities": (89,)}, "--sm: TensorRT builds for the GPU"),
         (86, ("tensorrt",), {"wanted": "tensorrt_rtx"}, "tensorrt_rtx is not installed"),
         (86, (), {}, "--trt: no engine library here"),
+        (90, ("tensorrt_rtx",), {"compute_capabilities": (90,)}, "--sm: 90 is not one .* TensorRT builds for it, with"),
     ],
 )
 def test_library_is_chosen_by_name_by_the_gpus_that_are_named_or_by_the_gpu_here(
@@ -312,6 +314,17 @@ def test_library_is_chosen_by_name_by_the_gpus_that_are_named_or_by_the_gpu_here
     else:
         with pytest.raises((RequestError, NotInstalledError), match=wanted):
             choose_library(**options)
+
+
+def test_rtx_builds_for_the_gpu_here_where_it_would_leave_it_out(gpu):
+    """Of itself for Ampere and later: on Turing the engine was built for other GPUs, and not run."""
+    for gpu.generation, named, wanted in ((75, (), (75,)), (75, (86,), (86,)), (86, (), ())):
+        assert targets_of("tensorrt_rtx", named) == wanted
+    gpu.generation = 75
+    assert targets_of("tensorrt", ()) == ()
+    assert _engines(None, (), tf32=False).library == "tensorrt"
+    choice = _engines("tensorrt_rtx", (), tf32=False)
+    assert (choice.library, choice.compute_capabilities) == ("tensorrt_rtx", (75,))
 
 
 def test_engine_for_another_gpu_is_built_and_not_run(gpu, tmp_path):

@@ -133,7 +133,7 @@ def export(
 
 def _engines(library: Any, generations: tuple[int, ...], *, tf32: bool) -> Any:
     """Returns the `EngineChoice` of the options; None if no library is named and none is installed, and says so."""
-    from edc.deploy.engine_files import EngineChoice, choose_library
+    from edc.deploy.engine_files import EngineChoice, choose_library, targets_of
     from edc.system.files import user_cache
 
     try:
@@ -145,7 +145,7 @@ def _engines(library: Any, generations: tuple[int, ...], *, tf32: bool) -> Any:
         return None
     # Timings hold for a GPU and a version of the library, which TensorRT checks itself.
     cache = user_cache("tensorrt.timing") if chosen == "tensorrt" else None
-    return EngineChoice(chosen, generations, strict_fp32=not tf32, timing_cache=cache)
+    return EngineChoice(chosen, targets_of(chosen, generations), strict_fp32=not tf32, timing_cache=cache)
 
 
 def verify(

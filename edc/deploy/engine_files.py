@@ -15,7 +15,7 @@ from edc.deploy.artifact.feed import as_fed
 from edc.deploy.artifact.manifest import ParityFigures, Preprocessing
 from edc.deploy.engine.description import Engine, sidecar_path
 from edc.deploy.engine.from_onnx import engine_from_onnx
-from edc.deploy.engine.library import INSTALL, Library, generations, import_tensorrt
+from edc.deploy.engine.library import INSTALL, Library, generations, generations_by_default, import_tensorrt
 from edc.deploy.engine.run import EngineRunner, engine_outputs, local_generation, why_not_here
 from edc.deploy.onnx.parity import (
     batch_sizes_for,
@@ -30,7 +30,7 @@ from edc.deploy.onnx.session import ort_session
 from edc.deploy.onnx_files import Judged, Samples, Written
 from edc.errors import EngineError, NotInstalledError, ParityError, RequestError
 
-__all__ = ["Built", "EngineChoice", "build_engines", "choose_library"]
+__all__ = ["Built", "EngineChoice", "build_engines", "choose_library", "targets_of"]
 
 SUFFIXES = {"tensorrt": ".plan", "tensorrt_rtx": ".rtx"}
 Floats = NDArray[np.float32]
@@ -82,7 +82,10 @@ def choose_library(wanted: Library | None = None, *, compute_capabilities: tuple
         raise RequestError("--engine-library: tensorrt builds for the GPU of this machine, and torch sees none here")
     known = generations(import_tensorrt(library))
     if unknown := [number for number in compute_capabilities if number not in known]:
-        raise RequestError(f"--sm: {unknown[0]} is not one of {', '.join(map(str, sorted(known)))}")
+        raise RequestError(
+            f"--sm: {unknown[0]} is not one of {', '.join(map(str, sorted(known)))}, which TensorRT-RTX knows. "
+            f"On a machine with such a GPU TensorRT builds for it, without --sm: {INSTALL['tensorrt']}"
+        )
     if library == "tensorrt_rtx" and local is not None and not compute_capabilities and local not in known:
         choices = ", ".join(map(str, sorted(known)))
         raise RequestError(
@@ -90,6 +93,14 @@ def choose_library(wanted: Library | None = None, *, compute_capabilities: tuple
             f"For this GPU, TensorRT: {INSTALL['tensorrt']}. For GPUs elsewhere, name them: --sm {max(known)}"
         )
     return library
+
+
+def targets_of(library: Library, named: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the GPU generations to build for: those named, or the GPU here where the library would leave it out."""
+    local = local_generation()
+    if named or library == "tensorrt" or local is None or local in generations_by_default(import_tensorrt(library)):
+        return named
+    return (local,)
 
 
 def _library_for(local: int | None, compute_capabilities: tuple[int, ...]) -> Library:

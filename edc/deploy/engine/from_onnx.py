@@ -150,7 +150,8 @@ def _set_targets(trt: Any, config: Any, compute_capabilities: Sequence[int]) -> 
         raise EngineError(f"compute_capabilities: {unknown[0]} is not one of {', '.join(map(str, sorted(known)))}")
     config.num_compute_capabilities = len(compute_capabilities)
     for i, number in enumerate(compute_capabilities):
-        config.set_compute_capability(known[number], i)
+        if not config.set_compute_capability(known[number], i):
+            raise EngineError(f"compute_capabilities: {number} was not accepted by {trt.__name__} {trt.__version__}")
 
 
 def _use_timing_cache(config: Any, path: Path) -> Any:

@@ -9,7 +9,17 @@ from typing import Any, Literal, get_args
 
 from edc.errors import EngineError, NotInstalledError
 
-__all__ = ["INSTALL", "LIBRARIES", "Library", "collecting_logger", "generations", "import_tensorrt", "is_rtx", "made"]
+__all__ = [
+    "INSTALL",
+    "LIBRARIES",
+    "Library",
+    "collecting_logger",
+    "generations",
+    "generations_by_default",
+    "import_tensorrt",
+    "is_rtx",
+    "made",
+]
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
@@ -45,6 +55,11 @@ def generations(trt: Any) -> dict[int, Any]:
     known = trt.ComputeCapability.__members__ if is_rtx(trt) else {}
     numbers = {name.removeprefix("SM"): value for name, value in known.items()}
     return {int(name): value for name, value in numbers.items() if name.isdigit()}
+
+
+def generations_by_default(trt: Any) -> list[int]:
+    """Returns the GPU generations that TensorRT-RTX builds for if it is told none: Ampere and later."""
+    return [number for number in generations(trt) if number >= 80]
 
 
 def made(make: Callable[..., Any], log: Any, *, what: str) -> Any:

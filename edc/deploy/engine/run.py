@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edc.deploy.artifact.feed import Fed
 from edc.deploy.engine.description import Engine
-from edc.deploy.engine.library import collecting_logger, generations, import_tensorrt, made
+from edc.deploy.engine.library import collecting_logger, generations, generations_by_default, import_tensorrt, made
 from edc.errors import DiskError, EngineError, first_line
 from edc.system.files import sha256_of, user_cache, write_atomically
 
@@ -48,8 +48,7 @@ def why_not_here(engine: Engine) -> str | None:
         return "torch sees no CUDA device here"
     if engine.library == "tensorrt":  # it is for the GPU that it was built on, which only loading it can tell
         return None
-    # Left to itself the library builds for Ampere and later.
-    targets = engine.compute_capabilities or [n for n in generations(import_tensorrt("tensorrt_rtx")) if n >= 80]
+    targets = engine.compute_capabilities or generations_by_default(import_tensorrt("tensorrt_rtx"))
     if local in targets:
         return None
     return f"built for SM {', '.join(map(str, sorted(targets)))}, the GPU here is SM {local}"
@@ -150,8 +149,9 @@ class EngineRunner:
         if not context.set_input_shape(self.engine.input_name, tuple(images.shape)):
             raise EngineError(f"{self.path}: does not take images {tuple(images.shape)}")
         logits = torch.empty(tuple(context.get_tensor_shape(self.engine.output_name)), device=images.device)
-        context.set_tensor_address(self.engine.input_name, images.data_ptr())
-        context.set_tensor_address(self.engine.output_name, logits.data_ptr())
+        for name, tensor in ((self.engine.input_name, images), (self.engine.output_name, logits)):
+            if not context.set_tensor_address(name, tensor.data_ptr()):
+                raise EngineError(f"{self.path}: does not take the address of {name}")
 
         def enqueue() -> None:
             if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):

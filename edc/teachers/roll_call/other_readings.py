@@ -151,17 +151,36 @@ def _orders(
             by_rule = section.model_copy(update={"classes": rule})
             attempts.append(_attempt(_joined(fields, f"classes: {rule}"), by_rule, theirs[answers], labels, right))
             known.append(theirs)
-    if is_weak and not fields:
+    if is_weak:
         counts = np.zeros((len(class_names),) * 2, np.int64)
         np.add.at(counts, (answers, labels), 1)
         theirs = linear_sum_assignment(counts, maximize=True)[1]
         if not any(np.array_equal(theirs, each) for each in known):
             names = ", ".join(class_names[k] for k in theirs[:MOST_CLASSES_LISTED])
             more = ", ..." if len(theirs) > MOST_CLASSES_LISTED else ""
-            words = f"classes: [{names}{more}] (the order that fits its answers best)"
+            doubt = _doubt(counts[np.argsort(theirs)], class_names)
+            words = f"classes: [{names}{more}] (the order that fits its answers best{doubt})"
             listed = section.model_copy(update={"classes": tuple(class_names[k] for k in theirs)})
             attempts.append(_attempt(_joined(fields, words), listed, theirs[answers], labels, right))
     return attempts
+
+
+def _doubt(counts: NDArray[np.int64], class_names: Sequence[str]) -> str:
+    """Returns which two classes may be the other way around, in words; of several, those that change least.
+
+    Args:
+        counts: (K, K) images by the class that they are given in the order that fits best, and by their label.
+    """
+    right = np.diag(counts)
+    gain = right[:, None] + right - counts - counts.T
+    changed = right[:, None] + right + counts + counts.T
+    unsure = (gain <= STANDARD_ERRORS * changed**0.5) & ~np.eye(len(right), dtype=bool)
+    if not unsure.any():
+        return ""
+    a, b = divmod(int(np.where(unsure, gain, gain.max() + 1).argmin()), len(right))
+    num_others = int(unsure.sum()) // 2 - 1
+    others = f", and {num_others} more pairs" if num_others else ""
+    return f"; {class_names[a]} and {class_names[b]} may be the other way around{others}: check it"
 
 
 def _attempt(
