@@ -153,6 +153,18 @@ def test_parquet_test_images_without_labels_are_said(tmp_path, capsys):
     assert "left out 3 test images, which have no labels (-1)" in said(capsys)
 
 
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_held_out_images_of_one_class_alone_are_doubted(kind, tmp_path, capsys):
+    """Many a test split without labels has a 0 for each."""
+    write(tmp_path, kind, "train", SMALL)
+    write(tmp_path, kind, "val", SMALL[:6])
+    write(tmp_path, kind, "test", SMALL[:1])
+    load_data(section(tmp_path, kind))
+    line = said(capsys)
+    assert "data: test has no images of 1 of 2 classes (1). All are of class 0: are they labelled?" in line
+    assert "validation has no images" not in line
+
+
 def test_folder_names_with_accents_of_macos_and_of_linux_are_one_class(tmp_path):
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     for split, name in (("train", composed), ("val", decomposed), ("test", composed)):
