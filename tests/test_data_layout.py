@@ -13,8 +13,8 @@ from PIL import Image
 from stranger_files import KINDS, encoded, in_parquet, in_tar, loaded, noise, said, section, write
 
 from edc.data import load_data, load_training_data
-from edc.data.files.classes import require_names
-from edc.data.files.splits import looks_like_a_split, split_of_file, split_of_folder
+from edc.data.files.classes import names_in, require_names
+from edc.data.files.splits import looks_like_a_split, split_at_the_start, split_of_file, split_of_folder
 from edc.data.images import require_proportions
 from edc.errors import DataError
 from edc.recipe import DataSection
@@ -176,6 +176,13 @@ def test_classes_that_sound_like_splits_are_classes(tmp_path):
     assert load_data(section(tmp_path, validation=4, test=4)).class_names == (
         "test tube", "testudo", "trainer", "training shoe",
     )  # fmt: skip
+
+
+def test_files_of_splits_may_be_called_as_folders_are():
+    names = ("trainset-000.tar", "testing_images.tar", "Validset.parquet", "training-0.tar", "untrained-1.tar", "x.tar")
+    expected = ["train", "test", "validation", "train", None, None]
+    assert [split_of_file(name) for name in names] == expected
+    assert [found and found[0] for found in map(split_at_the_start, names)] == expected
 
 
 def test_words_of_splits():
@@ -419,6 +426,11 @@ def test_labels_of_shards_have_a_bound(label, message, tmp_path):
         in_tar(tmp_path / f"{split}-0.tar", [("0.png", SMALL[0]), ("0.cls", label)])
     with pytest.raises(DataError, match=message):
         load_data(section(tmp_path, "webdataset"))
+
+
+def test_names_of_classes_have_a_bound():
+    with pytest.raises(DataError, match=r"classes.txt: 1,000,001 names, expected at most 1,000,000, one a line"):
+        names_in(b"ab\n" * 1_000_001, "classes.txt")
 
 
 @pytest.mark.parametrize("largest", [10**9, 2**63 + 5])

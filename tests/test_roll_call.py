@@ -118,6 +118,20 @@ def test_far_weaker_teacher_stops_the_run_with_the_normalisation_that_fits(folde
     assert "  100.0 %  mean: [0, 0, 0], std: [0.003922, 0.003922, 0.003922] (none (images from 0 to 255))" in said
 
 
+def test_answers_of_a_sigmoid_are_said(folder, tmp_path, accelerator, capsys):
+    network = nn.Sequential(Levels(sorted(NAMES), 0.5, 0.25), nn.Sigmoid()).eval()
+    program = torch.export.export(network, (torch.rand(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, tmp_path / "sigmoid.pt2")
+    one = recipe(
+        folder, {"file": str(tmp_path / "sigmoid.pt2"), "allow_weak": True}, {"file": saved(tmp_path / "b.pt2")}
+    )
+    summary = distill(one, run=RunFolder(tmp_path / "runs/called"), accelerator=accelerator)
+    sigmoid, other = (each["notes"] for each in summary["roll_call"]["teachers"])
+    assert [note[:55] for note in sigmoid] == ["every answer lies from 0 to 1, as if it ended in a sigm"]
+    assert other == []
+    assert "teacher 0: every answer lies from 0 to 1" in " ".join(capsys.readouterr().err.split())
+
+
 def test_any_other_order_of_classes_is_found_from_the_answers(folder, tmp_path, accelerator):
     order = [NAMES[(5 * k + 3) % 12] for k in range(12)]
     said = stopped(recipe(folder, {"file": saved(tmp_path / "a.pt2", order=order)}), tmp_path, accelerator)

@@ -119,7 +119,7 @@ def test_recipe_wins_over_the_mean_and_std_in_the_file(tmp_path):
             expected = Classifier(timm_net(1), mean, std)(images)
             torch.testing.assert_close(found.network(images), expected, rtol=0, atol=0)
         assert found.reading.normalisation_of == "the recipe"
-        assert "(the file has others of its own)" in found.reading.words
+        assert found.reading.notes == ("the recipe's mean and std replace others that its file has",)
     for options in ({}, {"mean": DATA[0], "std": DATA[1]}):
         found = teacher(tmp_path / "w.pt", **options)
         assert found.reading.in_file is None

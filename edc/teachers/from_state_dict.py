@@ -50,18 +50,20 @@ def network_from_state_dict(
             network.mean.copy_(as_asked[0])
             network.std.copy_(as_asked[1])
     mean, std = _normalisation_of(network)
+    in_file = None if in_file == (mean, std) else in_file
+    note = "the recipe's mean and std replace others that its file has" if in_file else ""
     reading = Reading(
         mean=mean,
         std=std,
         normalisation_of=says,
-        in_file=None if in_file == (mean, std) else in_file,
+        in_file=in_file,
         input_size=checkpoint.input_size,
         weights=taken.words,
         is_ema=taken.is_ema,
         has_both=taken.has_both,
         weights_name=taken.name if taken.has_both else "",
     )
-    return network.eval(), reading
+    return network.eval(), reading.noting(note)
 
 
 def _normalisation_of(network: Classifier) -> Normalisation:

@@ -40,8 +40,7 @@ class Reading:
     def words(self) -> str:
         """What the recipe alone does not tell, for people."""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        instead = " (the file has others of its own)" if self.in_file else ""
-        parts = [f"{self.normalisation_of}'s mean {mean} and std {std}{instead}", self.weights]
+        parts = [f"{self.normalisation_of}'s mean {mean} and std {std}", self.weights]
         parts += [f"classes {self.classes}"] if self.classes != "the data's" else []
         return "; ".join(part for part in (*parts, *self.notes) if part)
 

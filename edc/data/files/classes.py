@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 MOST_CLASSES, MOST_DIGITS = 1_000_000, 100
-MOST_BYTES_OF_NAMES = 1 << 26
+MOST_BYTES_OF_NAMES = 1 << 24
 _MOST_LETTERS = 1000
 
 
@@ -48,7 +48,10 @@ def names_in(text: bytes, where: str) -> tuple[str, ...]:
         raise DataError(
             f"{where}: byte {error.start} ({text[error.start]:#04x}) is not UTF-8; save the file as UTF-8"
         ) from None
-    return tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"{where}: {len(names):,} names, expected at most {MOST_CLASSES:,}, one a line")
+    return names
 
 
 def require_names(names: Sequence[str]) -> None:

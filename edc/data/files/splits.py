@@ -64,7 +64,7 @@ def split_of_file(path: str) -> Split | None:
     for words in (_IN_FILE.findall(name.lower()), _IN_FILE.findall(folder.partition("/")[0].lower())):
         if found := _only({_SPLIT_OF[word] for word in words}, path):
             return found
-    return split_of_folder(folder.partition("/")[0])
+    return split_of_folder(_stem(name)) or split_of_folder(folder.partition("/")[0])
 
 
 def split_at_the_start(path: str) -> tuple[Split, str] | None:
@@ -75,8 +75,15 @@ def split_at_the_start(path: str) -> tuple[Split, str] | None:
     folder, _, name = path.rpartition("/")
     if match := _IN_FILE.match(name.lower()):
         return _SPLIT_OF[match[1]], name[: match.end() + 1].rstrip("0123456789")
+    if split := split_of_folder(_stem(name)):
+        return split, _stem(name)
     split = split_of_folder(folder.partition("/")[0])
     return (split, folder) if split else None
+
+
+def _stem(name: str) -> str:
+    """Returns a file's name up to its number or suffix: `trainset` of `trainset-00001.tar`."""
+    return re.split(r"[-_. ]*\d|\.", name, maxsplit=1)[0]
 
 
 def _only(found: Iterable[Split], path: str) -> Split | None:

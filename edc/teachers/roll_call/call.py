@@ -34,6 +34,7 @@ MOST_IMAGES, FEW_IMAGES = 5000, 500
 """Up to the first number all are looked at, because the summary needs these logits anyway; of more, the second."""
 NEAR_CHANCE = 0.1
 """Of the way from chance to all images right: less than this is near chance."""
+LEAST_FOR_A_SIGMOID = 50
 FAR_BELOW = 0.5
 """A teacher with less than this share of the best one's margin over chance is far below the others."""
 
@@ -93,7 +94,8 @@ def call_roll(
     logits = [
         predict_logits(teacher, images, recipe.data, recipe.training, accelerator) for teacher in teachers.members
     ]
-    readings = [one.reading for one in own] or [_as_trained(teacher, recipe, data) for teacher in teachers.members]
+    readings = [one.reading.noting(_looks_like_a_sigmoid(each[0])) for one, each in zip(own, logits, strict=False)]
+    readings = readings or [_as_trained(teacher, recipe, data) for teacher in teachers.members]
     answered = tuple(
         _answered(m, _name(recipe, m), logits[m], labels, reading, class_names=data.class_names)
         for m, reading in enumerate(readings)
@@ -107,6 +109,16 @@ def call_roll(
         print_roll_call(answered, num_images=len(images), are_own=bool(own), console=console)
     _require_well_read(recipe, data, own, roll, logits, images, accelerator=accelerator)
     return roll
+
+
+def _looks_like_a_sigmoid(logits: Logits) -> str:
+    """Returns a word if all answers lie from 0 to 1, which the logits of a trained network do not; else ""."""
+    if len(logits) < LEAST_FOR_A_SIGMOID or logits.min() < 0 or logits.max() > 1:
+        return ""
+    return (
+        "every answer lies from 0 to 1, as if it ended in a sigmoid: taken as logits, its probabilities are nearly "
+        "even, and students learn little from them; save it without"
+    )
 
 
 def _require_well_read(
