@@ -313,8 +313,18 @@ class RuntimeConfig:
 
 class Context:
     def __init__(self, engine: CudaEngine, config: Any) -> None:
-        self.engine, self.config, self.profile = engine, config, 0
+        self.engine, self.profile = engine, 0
+        self._config = weakref.ref(config) if config is not None else lambda: None
+        self.is_configured = config is not None
         self.addresses: dict[str, int] = {}
+
+    @property
+    def config(self) -> Any:
+        """The address of its configuration, as far as anybody knows; TensorRT's own contexts have none."""
+        config = self._config()
+        if self.is_configured and config is None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return config
 
     def set_optimization_profile_async(self, number: int, _stream: int) -> bool:
         self.profile = number

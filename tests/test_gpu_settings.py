@@ -16,6 +16,8 @@ from edc.errors import RecipeError
 from edc.method.batch_ensemble import to_batch_ensemble
 from edc.method.perturb import perturb
 from edc.method.step import LabelStep
+from edc.runs.summary import machine
+from edc.runs.why.sample import Sample, ask
 from edc.train.evaluate import evaluate_accuracy, predict_logits
 from edc.train.loop import fit
 from edc.train.placement import float32_as, require_tf32_has_effect, say_precision
@@ -73,6 +75,21 @@ def test_a_training_computes_in_what_its_recipe_says_and_evaluation_never_in_tf3
         with float32_as("tf32"):  # what somebody's own program may have set
             evaluate(trained, data.test, DATA, training, accelerator)
         assert trained.seen == {(False, False)}
+
+
+def test_looks_at_a_student_in_training_are_no_more_in_tf32_than_its_evaluation(accelerator):
+    """torch's default for convolutions is TF32, and they came between two epochs."""
+    network, sample = Asked(), Sample(torch.arange(4), torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    with float32_as("tf32"):
+        ask(lambda images, _: network(images)[None], sample, training=TRAINING, accelerator=accelerator)
+    assert network.seen == {(False, False)}
+
+
+def test_a_summary_names_the_gpu_of_a_run_that_was_on_it_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"the GPU {device}")
+    assert machine(CPU)["gpu"] is None
+    assert machine(torch.device("cuda", 1))["gpu"] == "the GPU cuda:1"
 
 
 def test_tf32_without_a_gpu_is_refused_and_with_one_it_is_said(capsys):

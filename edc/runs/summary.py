@@ -119,7 +119,7 @@ def summarise(
         "chosen": {name: choice.model_dump(mode="json") for name, choice in choices.items() if choice is not None},
         "rows": rows,
         "versions": versions(),
-        "machine": machine(),
+        "machine": machine(accelerator.device),
     }
 
 
@@ -204,9 +204,9 @@ def versions() -> dict[str, str]:
     return {"edc": edc.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def machine() -> dict[str, Any]:
-    """Returns what the run was trained on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def machine(device: torch.device) -> dict[str, Any]:
+    """Returns what the run was trained on: a GPU only where `device` is one, whatever else the machine has."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.system()}
 
 

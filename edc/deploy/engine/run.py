@@ -127,7 +127,8 @@ class EngineRunner:
         """Returns the tensor (N, K) that logits will be written to, and what asks for it on torch's current stream.
 
         A context of its own for each binding: a CUDA graph stays valid only as long as its context keeps its shape.
-        What is returned keeps alive all that a graph captured from it refers to: context, engine, runtime and tensors.
+        What is returned keeps alive all that a graph captured from it refers to: context, its configuration, engine,
+        runtime and tensors.
 
         Args:
             images: the GPU's tensor, as the engine takes it, that each run reads.
@@ -139,7 +140,7 @@ class EngineRunner:
         """
         require_batch(self.path, self.engine, len(images))
         self._require_tensors(images)
-        context = self._context(cuda_graph=cuda_graph)
+        context, config = self._context(cuda_graph=cuda_graph)
         stream = torch.cuda.current_stream()
         profile = self.engine.profile_for(len(images))
         if self.engine.num_profiles > 1:
@@ -153,7 +154,7 @@ class EngineRunner:
             if not context.set_tensor_address(name, tensor.data_ptr()):
                 raise EngineError(f"{self.path}: does not take the address of {name}")
 
-        def enqueue() -> None:
+        def enqueue(_kept: Any = config) -> None:
             if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
                 raise EngineError(f"{self.path}: execution failed at batch {len(images)}")
 
@@ -183,14 +184,13 @@ class EngineRunner:
         dtype = {"FLOAT": "float32", "HALF": "float16"}.get(kind, kind.lower())
         return f"{dtype} {_shape(self._loaded.get_tensor_shape(name))}"
 
-    def _context(self, *, cuda_graph: bool) -> Any:
-        if self.engine.library == "tensorrt_rtx":
-            context = self._loaded.create_execution_context(self._runtime_config(cuda_graph=cuda_graph))
-        else:
-            context = self._loaded.create_execution_context()
+    def _context(self, *, cuda_graph: bool) -> tuple[Any, Any]:
+        """Returns an execution context and what it was made with, which has to live as long: nobody says otherwise."""
+        config = self._runtime_config(cuda_graph=cuda_graph) if self.engine.library == "tensorrt_rtx" else None
+        context = self._loaded.create_execution_context(*([] if config is None else [config]))
         if context is None:  # never raised
             raise EngineError(f"{self.path}: no execution context; {_free_memory()}")
-        return context
+        return context, config
 
     def _runtime_config(self, *, cuda_graph: bool) -> Any:
         config = self._loaded.create_runtime_config()

@@ -17,7 +17,7 @@ from edc.recipe import TrainingSection
 from edc.seeding import generator_for
 from edc.train.distributed import raised_together
 from edc.train.evaluate import gathered
-from edc.train.placement import to_device
+from edc.train.placement import float32_as, to_device
 
 __all__ = ["Asked", "Sample", "ask", "read_sample"]
 
@@ -58,12 +58,12 @@ def read_sample(
 def ask(asked: Asked, sample: Sample, *, training: TrainingSection, accelerator: Accelerator) -> Array:
     """Returns the log-probabilities (L, N, K) of `asked` on all images of a sample, the same on every process.
 
-    No more images go through the networks at once than in training.
+    No more images go through the networks at once than in training. Like every evaluation, it is never in TF32.
     """
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     at_once, _ = training.rows_at_once(num_processes)
     mine: list[NDArray[np.floating[Any]]] = []
-    with torch.no_grad():
+    with torch.no_grad(), float32_as("ieee"):
         for first in range(0, len(sample.pixels), at_once):
             part = to_device(sample.pixels[first : first + at_once], accelerator.device, training)
             rows = slice(rank + num_processes * first, rank + num_processes * (first + len(part)), num_processes)
