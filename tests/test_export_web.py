@@ -28,8 +28,9 @@ import PIL
 import pytest
 from browser import Browser
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
+from edc.data.files.decode import Reading, decode_image
 from edc.deploy.artifact.manifest import ArtifactFile, Manifest, Preprocessing, write_manifest
 from edc.system.files import sha256_of
 
@@ -469,6 +470,30 @@ def test_manifest_says_whether_images_are_turned_as_in_pillow(browser, site):
             if said == "exif":
                 with Image.open(io.BytesIO(content)) as image:
                     assert np.array_equal(pixels, np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+
+
+def with_xmp(kind: str, orientation: int, **options: Any) -> bytes:
+    """Returns a photo that says in its XMP data alone how it lies, as some editors of photos do."""
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    if kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)
+    else:
+        options["xmp"] = xmp.encode()
+    return encoded(photo(31, 20), kind, **options)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation_in_xmp_data_counts_where_exif_data_has_none_as_in_pillow(browser, site, kind):
+    browser.open(f"{site.url}/web/?artifact=../nowhere/")
+    for orientation, first, is_sideways in ((6, None, True), (3, None, False), (6, 1, False), (0, None, False)):
+        content = with_xmp(kind, orientation, **({} if first is None else {"exif": exif(first)}))
+        how = Preprocessing(
+            color="RGB", image_size=(31, 20) if is_sideways else (20, 31), resize="none", orientation="exif"
+        )
+        expected = pillow_pixels(content, how)
+        assert np.array_equal(expected, decode_image(content, "x", Reading())), (kind, orientation)
+        assert np.array_equal(page_pixels(browser, content, how), expected), (kind, orientation, first)
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])

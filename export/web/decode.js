@@ -52,15 +52,37 @@ function turned(image, orientation) {
   return { width: newWidth, height: newHeight, channels, data: upright };
 }
 
-/** Returns the EXIF orientation of a JPEG, PNG or WebP, 1 to 8; 1, as it is, for everything else. */
+/**
+ * Returns the orientation of a JPEG, PNG or WebP, 1 to 8, by its EXIF data or, if that has none, its XMP data, as Pillow
+ * does; 1, as it is, for everything else.
+ */
 export async function orientationOf(file) {
-  return findOrientation(new DataView(await file.arrayBuffer()))?.value ?? 1;
+  const view = new DataView(await file.arrayBuffer());
+  const value = findOrientation(view)?.value ?? orientationInXmp(view);
+  return isTurn(value) ? value : 1;
+}
+
+const isTurn = (value) => value >= 1 && value <= 8;
+
+function orientationInXmp(view) {
+  const kind = kindOf(view);
+  if (!kind) return 1;
+  const end = kind === "JPEG" ? startOfScan(view) : view.byteLength;
+  const text = new TextDecoder("latin1").decode(new Uint8Array(view.buffer, 0, end));
+  return Number(/tiff:Orientation(?:="|>)([0-9])/.exec(text)?.[1] ?? 1);
+}
+
+function kindOf(view) {
+  if (view.byteLength < 16) return null;
+  if (view.getUint16(0) === 0xffd8) return "JPEG";
+  if (view.getUint32(0) === 0x52494646 && view.getUint32(8) === 0x57454250) return "WebP";
+  return view.getUint32(0) === 0x89504e47 ? "PNG" : null;
 }
 
 async function withoutTurn(file) {
   const view = new DataView(await file.arrayBuffer());
   const orientation = findOrientation(view);
-  if (!orientation || orientation.value === 1) return file;
+  if (!orientation || orientation.value === 1 || !isTurn(orientation.value)) return file;
   view.setUint16(orientation.offset, 1, orientation.isLittleEndian);
   return new Blob([view.buffer], { type: file.type });
 }
@@ -74,8 +96,7 @@ function findOrientation(view) {
     const numEntries = view.getUint16(directory, isLittleEndian);
     for (let entry = directory + 2; entry < directory + 2 + 12 * numEntries; entry += 12) {
       if (view.getUint16(entry, isLittleEndian) !== EXIF_ORIENTATION) continue;
-      const value = view.getUint16(entry + 8, isLittleEndian);
-      return value >= 1 && value <= 8 ? { value, offset: entry + 8, isLittleEndian } : null;
+      return { value: view.getUint16(entry + 8, isLittleEndian), offset: entry + 8, isLittleEndian };
     }
     return null;
   } catch (error) {
@@ -86,10 +107,8 @@ function findOrientation(view) {
 
 /** Returns where the EXIF data of a JPEG, PNG or WebP starts, or null. */
 function findExif(view) {
-  if (view.byteLength < 16) return null;
-  if (view.getUint16(0) === 0xffd8) return findExifInJpeg(view);
-  if (view.getUint32(0) === 0x52494646 && view.getUint32(8) === 0x57454250) return findExifInWebp(view);
-  return view.getUint32(0) === 0x89504e47 ? findExifInPng(view) : null;
+  const find = { JPEG: findExifInJpeg, WebP: findExifInWebp, PNG: findExifInPng }[kindOf(view)];
+  return find ? find(view) : null;
 }
 
 function findExifInWebp(view) {
@@ -111,6 +130,15 @@ function findExifInJpeg(view) {
     segment += 2 + view.getUint16(segment + 2);
   }
   return null;
+}
+
+/** Returns where the pixels of a JPEG begin, behind all that describes it. */
+function startOfScan(view) {
+  let segment = 2;
+  while (segment + 4 <= view.byteLength && view.getUint8(segment) === 0xff && view.getUint8(segment + 1) !== 0xda) {
+    segment += 2 + view.getUint16(segment + 2);
+  }
+  return Math.min(segment, view.byteLength);
 }
 
 function findExifInPng(view) {
