@@ -141,25 +141,35 @@ def supports(architectures: Sequence[str], generation: int) -> bool:
 
 
 class SmClock:
-    """The clock rates of the GPUs' processors, read again and again: the driver's library stays open."""
+    """The clock rate of the processors of the GPU that CUDA takes first, read again and again: NVML stays open.
+
+    Other GPUs of the machine may be at work for others, or rest.
+    """
 
     def __init__(self) -> None:
-        self._handles: list[Any] = []
+        self._handle: Any = None
         if isinstance(gpus_or_reason(), str) or not gpus_now():
             return
         import pynvml as nvml
 
         self._nvml = nvml
         nvml.nvmlInit()
-        self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        named = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+        with suppress(nvml.NVMLError):  # a MIG instance, which has no clock of its own, or a number that is none
+            self._handle = (
+                nvml.nvmlDeviceGetHandleByIndex(int(named))
+                if named.isdigit()
+                else nvml.nvmlDeviceGetHandleByUUID(named)
+            )
 
     def now_mhz(self) -> list[float]:
-        """Returns the rates in MHz now, of the GPUs that say; of the fastest alone, which is the one at work."""
-        found = []
-        for handle in self._handles:
-            with suppress(self._nvml.NVMLError):
-                found.append(float(self._nvml.nvmlDeviceGetClockInfo(handle, self._nvml.NVML_CLOCK_SM)))
-        return [max(found)] if found else []
+        """Returns the rate in MHz now; nothing where the driver does not say."""
+        if self._handle is None:
+            return []
+        try:
+            return [float(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))]
+        except self._nvml.NVMLError:
+            return []
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
