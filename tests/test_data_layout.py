@@ -129,11 +129,40 @@ def test_test_images_without_class_folders_are_left_out_and_said(tmp_path, capsy
     assert "test: left out 3 images, which lie in no class folders and so have no labels" in said(capsys)
 
 
+def test_split_within_its_own_folder_is_found_as_zip_files_make_them(tmp_path, capsys):
+    """seg_train/seg_train/<class> of landscapes, and test/test/<image> of many competitions."""
+    write_classes(tmp_path / "seg_train/seg_train", SMALL[:12])
+    write_classes(tmp_path / "val/val", SMALL[12:18])
+    (tmp_path / "test/test").mkdir(parents=True)
+    (tmp_path / "test/test/0.png").write_bytes(SMALL[18])
+    (tmp_path / "seg_train/loose.png").write_bytes(SMALL[19])
+    data = load_data(section(tmp_path, validation=2))
+    assert sorted([*contents(data.train), *contents(data.validation)]) == sorted(SMALL[:12])
+    assert contents(data.test) == sorted(SMALL[12:18])
+    line = said(capsys)
+    assert "test/test: left out 1 images, which lie in no class folders" in line
+    assert "left out 1 .png beside seg_train (loose.png)" in line
+    unlabelled = load_data(section(tmp_path, unlabelled=True)).train  # which may lie anywhere
+    assert contents(unlabelled) == sorted([*SMALL[:12], SMALL[19]])
+
+
 def test_parquet_test_images_without_labels_are_said(tmp_path, capsys):
     in_parquet(tmp_path / "train-0.parquet", list(SMALL), [i % 2 for i in range(24)])
     in_parquet(tmp_path / "test-0.parquet", list(SMALL[:3]), [-1] * 3)
     load_data(section(tmp_path, "parquet", validation=4, test=4))
     assert "left out 3 test images, which have no labels (-1)" in said(capsys)
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_held_out_images_of_one_class_alone_are_doubted(kind, tmp_path, capsys):
+    """Many a test split without labels has a 0 for each."""
+    write(tmp_path, kind, "train", SMALL)
+    write(tmp_path, kind, "val", SMALL[:6])
+    write(tmp_path, kind, "test", SMALL[:1])
+    load_data(section(tmp_path, kind))
+    line = said(capsys)
+    assert "data: test has no images of 1 of 2 classes (1). All are of class 0: are they labelled?" in line
+    assert "validation has no images" not in line
 
 
 def test_folder_names_with_accents_of_macos_and_of_linux_are_one_class(tmp_path):

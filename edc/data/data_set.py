@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edc.data.bad_images import BadImages
 from edc.data.extra import ExtraImages
-from edc.data.files.classes import warn_of_empty_classes
+from edc.data.files.classes import warn_of_absent_classes, warn_of_empty_classes
 from edc.data.images import Images, MemoryImages
 from edc.errors import DataError
 from edc.method.kinds import View
@@ -217,6 +217,9 @@ def divide(
         DataError: unlabelled training images, and no images with labels beside them.
     """
     warn_of_empty_classes(train.labels, class_names)
+    for name, split in (("validation", validation), ("test", test)):
+        if split is not None and data.kind != "image_folder":  # which says so of its folders
+            warn_of_absent_classes(split.labels, class_names, name)
     if data.unlabelled and validation is None and test is None:
         raise DataError(
             "data.unlabelled: found no val and no test split with labels beside the training images; the best epoch is "

@@ -92,7 +92,8 @@ def _splits(root: Path, *, unlabelled: bool) -> dict[Split, Path]:
         for folder in others:
             left_out.add("folders beside the splits", folder.name)
         left_out.report(str(root))
-        return found
+        with_classes = {split: folder for split, folder in found.items() if split != "train" or not unlabelled}
+        return found | {split: _innermost(folder, split) for split, folder in with_classes.items()}
     if unlabelled and "train" not in found:
         raise _without_train(root)
     if found or like:
@@ -130,6 +131,15 @@ def _is_without_labels(folder: Path) -> bool:
             markup=False,
         )
     return num_images > 0
+
+
+def _innermost(folder: Path, split: Split) -> Path:
+    """Returns a split's folder, or the one of that split which alone lies in it, as zip files make them."""
+    folders = _folders(folder)
+    if len(folders) == 1 and split_of_folder(folders[0].name) == split:
+        _files_beside_folders(folder, f"beside {folders[0].name}").report(str(folder))
+        return folders[0]
+    return folder
 
 
 def _without_train(root: Path) -> DataError:

@@ -15,6 +15,7 @@ __all__ = [
     "class_number",
     "names_in",
     "require_names",
+    "warn_of_absent_classes",
     "warn_of_empty_classes",
 ]
 
@@ -81,6 +82,21 @@ def warn_of_empty_classes(labels: Tensor, names: Sequence[str]) -> None:
         listed = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
         console.print(
             f"data: {len(empty)} of {len(names)} classes have no training images: {listed}.{from_1}",
+            highlight=False,
+            markup=False,
+        )
+
+
+def warn_of_absent_classes(labels: Tensor, names: Sequence[str], what: str) -> None:
+    """Says which classes have no image in a held-out split, and if it has one class alone: that may stand for none."""
+    counts = torch.bincount(labels[labels >= 0], minlength=len(names))
+    absent = [names[k] for k in (counts == 0).nonzero().flatten().tolist()]
+    if absent:
+        of_one = f" All are of class {names[int(counts.argmax())]}: are they labelled?"
+        listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        console.print(
+            f"data: {what} has no images of {len(absent)} of {len(names)} classes ({listed})."
+            f"{of_one if len(names) - len(absent) == 1 else ''}",
             highlight=False,
             markup=False,
         )
