@@ -86,13 +86,26 @@ def without_gpu() -> NoGpu | None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")  # torch warns why
         if torch.cuda.is_available():
-            return None
+            return _without_kernels(torch)
     built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
     why = f": {first_line(said[0].message)}" if said and isinstance(said[0].message, Warning) else ""
     is_hidden = torch.version.cuda is None or "CUDA_VISIBLE_DEVICES" in os.environ
     return NoGpu(
         f"no CUDA device that torch can use (torch {torch.__version__} {built}){why}",
         is_fault=bool(why) or (not is_hidden and bool(gpus_now())),
+    )
+
+
+def _without_kernels(torch: Any) -> NoGpu | None:
+    """Returns that torch is built for other GPUs than the one here; it would fail at the first thing it computes."""
+    major, minor = torch.cuda.get_device_capability()
+    built_for = torch.cuda.get_arch_list()
+    if torch.version.cuda is None or not built_for or supports(built_for, 10 * major + minor):
+        return None
+    return NoGpu(
+        f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (SM {major}{minor}), only for "
+        f"{', '.join(built_for)}",
+        is_fault=True,
     )
 
 
