@@ -42,7 +42,7 @@ __all__ = ["app", "main"]
 
 NO_GPU_MEMORY = (
     "(what was saved is intact, and the same command goes on from there). End other programs on the GPU, or train "
-    "anew with less at once: --run NEW --set training.micro_batch_size=N, or member_form: sequential in the recipe's students"
+    "anew with less at once: --run NEW --set training.micro_batch_size=N, or member_form: sequential in the recipe"
 )
 
 app = typer.Typer(
