@@ -31,7 +31,7 @@ from edc.deploy.engine.run import require_batch
 from edc.deploy.onnx.session import import_onnxruntime
 from edc.errors import ArtifactError, EngineError, FailedError
 from edc.subject import Subject
-from edc.system.gpu import Gpu, gpus_now, gpus_or_reason
+from edc.system.gpu import Gpu, SmClock, gpus_now, gpus_or_reason
 
 STUDENT = Subject("student", name="student")
 MERGED = Subject("ensemble", ensemble_form="merged")
@@ -133,6 +133,24 @@ class FakeEvent:
 
     def elapsed_time(self, end: "FakeEvent") -> float:
         return end.at - self.at
+
+
+def test_clocks_are_those_of_the_gpu_that_a_row_runs_on(monkeypatch):
+    """They were the fastest of all GPUs: one that throttles was hidden by another that somebody else works on."""
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", {"GPU-b": 1}.__getitem__)
+    driver = FakeDriver([A100, MX150]).install(monkeypatch)
+    for visible, wanted in ((None, [1155]), ("0", [1155]), ("1,0", [139]), ("GPU-b", [139])):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert SmClock().now_mhz() == wanted
+    driver.failing, driver.reason = "nvmlDeviceGetClockInfo", pynvml.NVML_ERROR_GPU_IS_LOST
+    assert SmClock().now_mhz() == []
+    driver.failing, driver.reason = "nvmlDeviceGetHandleByIndex", pynvml.NVML_ERROR_INVALID_ARGUMENT
+    assert SmClock().now_mhz() == []
+    FakeDriver([]).install(monkeypatch)
+    assert SmClock().now_mhz() == []
 
 
 def test_events_of_the_last_runs_are_told_apart_from_those_before():

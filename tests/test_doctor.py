@@ -205,3 +205,23 @@ def test_onnxruntime_that_is_built_for_cuda_and_opens_no_session_on_the_gpu_is_b
     monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: opens)
     exec(library.details, {"m": ort})
     assert capsys.readouterr().out.endswith("; a CUDA session opens")
+
+
+def test_a_gpu_that_torch_has_no_kernels_for_is_refused_before_anything_is_computed(monkeypatch):
+    """torch says that it is available, and fails at the first product."""
+    for name, value in {"is_available": True, "get_arch_list": ["sm_75", "sm_80", "sm_90"]}.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda value=value: value)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA GeForce MX150")
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (6, 1))
+    wanted = r"torch .* has no kernels for NVIDIA GeForce MX150 \(SM 61\), only for sm_75, sm_80, sm_90"
+    for device in ("auto", "cuda"):
+        with pytest.raises(FailedError, match=f"--device {device}: {wanted}; `edc doctor`"):
+            accelerator_on(device, None)
+    with pytest.raises(FailedError, match=f"torch-cuda: {wanted}"):
+        require_cuda("torch-cuda")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 6))
+    assert without_gpu() is None
+    monkeypatch.setattr("torch.version.cuda", None)  # ROCm's torch names its GPUs in another way
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (11, 0))
+    assert without_gpu() is None

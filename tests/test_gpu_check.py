@@ -73,6 +73,8 @@ def test_docs_list_exactly_the_tests_that_are_left_for_a_gpu():
         if isinstance(node, ast.FunctionDef)
         and any(ast.unparse(decorator) == "pytest.mark.gpu" for decorator in node.decorator_list)
     }
+    others = [path for path in TESTS.glob("test_*.py") if path != Path(__file__)]
+    assert sum(path.read_text().count("mark.gpu") for path in others) == len(marked), "marked in another way"
     page = (TESTS.parent / "docs/gpu.md").read_text()
     assert len(marked) > 3
     assert set(re.findall(r"`(tests/test_\w+\.py::\w+)`", page)) == marked

@@ -41,8 +41,8 @@ from edc.system.gpu import is_out_of_memory
 __all__ = ["app", "main"]
 
 NO_GPU_MEMORY = (
-    "(what was saved is intact, and the same command goes on from there). End other programs on the GPU, or compute "
-    "less at once: --set training.micro_batch_size=N, or member_form: sequential in the recipe's students"
+    "(what was saved is intact, and the same command goes on from there). End other programs on the GPU, or train "
+    "anew with less at once: --run NEW --set training.micro_batch_size=N, or member_form: sequential in the recipe"
 )
 
 app = typer.Typer(

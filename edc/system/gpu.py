@@ -86,13 +86,26 @@ def without_gpu() -> NoGpu | None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")  # torch warns why
         if torch.cuda.is_available():
-            return None
+            return _without_kernels(torch)
     built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
     why = f": {first_line(said[0].message)}" if said and isinstance(said[0].message, Warning) else ""
     is_hidden = torch.version.cuda is None or "CUDA_VISIBLE_DEVICES" in os.environ
     return NoGpu(
         f"no CUDA device that torch can use (torch {torch.__version__} {built}){why}",
         is_fault=bool(why) or (not is_hidden and bool(gpus_now())),
+    )
+
+
+def _without_kernels(torch: Any) -> NoGpu | None:
+    """Returns that torch is built for other GPUs than the one here; it would fail at the first thing it computes."""
+    major, minor = torch.cuda.get_device_capability()
+    built_for = torch.cuda.get_arch_list()
+    if torch.version.cuda is None or not built_for or supports(built_for, 10 * major + minor):
+        return None
+    return NoGpu(
+        f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} (SM {major}{minor}), only for "
+        f"{', '.join(built_for)}",
+        is_fault=True,
     )
 
 
@@ -141,25 +154,35 @@ def supports(architectures: Sequence[str], generation: int) -> bool:
 
 
 class SmClock:
-    """The clock rates of the GPUs' processors, read again and again: the driver's library stays open."""
+    """The clock rate of the processors of the GPU that CUDA takes first, read again and again: NVML stays open.
+
+    Other GPUs of the machine may be at work for others, or rest.
+    """
 
     def __init__(self) -> None:
-        self._handles: list[Any] = []
+        self._handle: Any = None
         if isinstance(gpus_or_reason(), str) or not gpus_now():
             return
         import pynvml as nvml
 
         self._nvml = nvml
         nvml.nvmlInit()
-        self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        named = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+        with suppress(nvml.NVMLError):  # a MIG instance, which has no clock of its own, or a number that is none
+            self._handle = (
+                nvml.nvmlDeviceGetHandleByIndex(int(named))
+                if named.isdigit()
+                else nvml.nvmlDeviceGetHandleByUUID(named)
+            )
 
     def now_mhz(self) -> list[float]:
-        """Returns the rates in MHz now, of the GPUs that say; of the fastest alone, which is the one at work."""
-        found = []
-        for handle in self._handles:
-            with suppress(self._nvml.NVMLError):
-                found.append(float(self._nvml.nvmlDeviceGetClockInfo(handle, self._nvml.NVML_CLOCK_SM)))
-        return [max(found)] if found else []
+        """Returns the rate in MHz now; nothing where the driver does not say."""
+        if self._handle is None:
+            return []
+        try:
+            return [float(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))]
+        except self._nvml.NVMLError:
+            return []
 
 
 def _gpu(nvml: Any, handle: Any) -> Gpu:
