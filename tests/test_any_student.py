@@ -10,7 +10,7 @@ from conftest import Workshop
 
 from edc.benchmark.specs import row_specs
 from edc.benchmark.teachers import Teachers, teachers_of
-from edc.cli.tables.run_notes import beaten_by_a_teacher
+from edc.cli.tables.run_notes import beaten_by_a_teacher, below_their_start
 from edc.deploy.artifact.manifest import Manifest, load_manifest
 from edc.runs.folder import RunFolder
 from edc.runs.rows import best_teacher, rows_by_subject
@@ -108,3 +108,15 @@ def test_a_teacher_above_its_ensemble_is_said_below_the_table(workshop):
     assert beaten_by_a_teacher([summary]) == [expected]
     summary["rows"][1]["validation"]["acc"] = 0.7
     assert beaten_by_a_teacher([summary]) == []
+
+
+def test_a_student_below_the_weights_it_started_from_is_said_below_the_table(workshop):
+    summary = json.loads((workshop.run / "summary.json").read_text())
+    assert below_their_start([summary]) == []
+    for row in summary["rows"]:
+        row["validation"]["acc"] = {"teacher 1": 0.75, "kd": 0.5}.get(row["subject"], 0.75)
+        if row["kind"] == "student":
+            row["started_from_teacher"] = 1
+    (line,) = below_their_start([summary])
+    assert line.startswith("kd: right on 50.00 % of the validation images, teacher 1, from whose weights it started, ")
+    assert "on 75.00 %: more epochs, or a lower training.learning_rate" in line

@@ -234,5 +234,7 @@ def test_teachers_that_are_not_better_than_their_ensemble_leave_the_first_line_o
     answered = [
         Answered(m, "a.pt", acc, 0.1, 2.3, Reading((0.5,), (0.5,), "the recipe")) for m, acc in enumerate((0.7, 0.8))
     ]
-    assert better_than_all(answered, 0.8, num_images=100) == ""
-    assert "(1 image fewer)" in better_than_all(answered, 0.79, num_images=100)
+    assert better_than_all(answered, 0.8, num_images=100, num_apart=4) == ""
+    assert "(9 images fewer). Students" in better_than_all(answered, 0.71, num_images=100, num_apart=20)
+    by_chance = better_than_all(answered, 0.79, num_images=100, num_apart=5)
+    assert "1 image fewer of the 5 on which they differ, which may be chance" in by_chance

@@ -282,6 +282,7 @@ def test_run_from_teachers_goes_to_its_end_and_first_predicts_what_the_best_teac
     kept = teacher_key(one, load_data(one.data), best)[0]
     teacher = load_file(tmp_path / "runs/teachers" / kept / "weights.safetensors")
     for name in ("kd", "be"):
+        assert rows[name]["started_from_teacher"] == best
         student = load_file(tmp_path / f"runs/run/students/{name}/weights.safetensors")
         parameters = [key for key in teacher if "running" not in key and "num_batches" not in key]
         assert all(torch.equal(student[key], teacher[key]) for key in parameters)

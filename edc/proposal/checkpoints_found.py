@@ -18,7 +18,7 @@ from edc.recipe import CheckpointSection, DataSection, NetworkSection, Recipe, S
 from edc.teachers.ensemble import TeacherEnsemble, load_own_teachers
 from edc.teachers.formats import format_of, what_runs
 from edc.teachers.reading import Answered, OwnTeacher
-from edc.teachers.roll_call.call import TeachersDoubtedError, call_roll
+from edc.teachers.roll_call.call import RollCall, TeachersDoubtedError, call_roll
 from edc.train.checkpoint import load_document
 from edc.train.placement import place
 
@@ -147,19 +147,20 @@ def roll_called(
         recipe = _recipe_of(used, section)
         own = load_own_teachers(recipe, data)
         try:
-            answered = _called(recipe, data, own, accelerator).answered
+            roll = _called(recipe, data, own, accelerator)
         except TeachersDoubtedError as doubts:
             changed = {used[m].file: _otherwise(used[m], doubts, m) for m in doubts.doubted}
             found = [changed.get(one.file, one) for one in found]
             continue
-        said = dict(zip((one.file for one in used), answered, strict=True))
+        roll.say(are_own=True)
+        said = dict(zip((one.file for one in used), roll.answered, strict=True))
         return [replace(one, answered=said.get(one.file)) for one in found]
     return found
 
 
-def _called(recipe: Recipe, data: DataSet, own: Sequence[OwnTeacher], accelerator: Accelerator) -> Any:
+def _called(recipe: Recipe, data: DataSet, own: Sequence[OwnTeacher], accelerator: Accelerator) -> RollCall:
     teachers = place(TeacherEnsemble([one.network for one in own]), accelerator.device, recipe.training)
-    return call_roll(recipe, data, teachers, own, accelerator=accelerator)
+    return call_roll(recipe, data, teachers, own, accelerator=accelerator, says=False)
 
 
 def _otherwise(one: CheckpointFound, doubts: TeachersDoubtedError, m: int) -> CheckpointFound:

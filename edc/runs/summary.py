@@ -26,7 +26,7 @@ from edc.runs.choice import kept_choice, with_own_statistics
 from edc.runs.documents.by_class import SavedByClass
 from edc.runs.folder import RunFolder
 from edc.runs.per_image import PerImage, per_image_of, write_per_image
-from edc.runs.rows import deployed_student, identity_of
+from edc.runs.rows import best_teacher, deployed_student, identity_of, rows_by_subject
 from edc.runs.student import deployable, folding, form_of, learned_by
 from edc.subject import Subject
 from edc.system.machine import cpu_name
@@ -101,7 +101,7 @@ def summarise(
             }
         plain = deployable(network, recipe, name, data, accelerator=accelerator)
         row = of_student(Subject("student", name=name), predict(plain), parameters=count_parameters(plain))
-        rows.append(row | {"training": _training(recipe, name, data)})
+        rows.append(row | {"training": _training(recipe, name, data)} | _start(recipe, name, rows))
     by_main(lambda: write_per_image(run, results, test_labels), accelerator)
     choices = {name: kept_choice(run.student_path(name)) for name in students}
     return {
@@ -197,6 +197,16 @@ def _training(recipe: Recipe, name: str, data: DataSet) -> dict[str, int]:
     units = units_per_step(section, recipe.teachers.size)
     in_shared_batches = round(units * num_steps * training.batch_size / recipe.training.batch_size)
     return {"epochs": training.epochs, "steps": num_steps, "units_per_step": units, "units": in_shared_batches}
+
+
+def _start(recipe: Recipe, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns which teacher the student started from, by number, if it was one."""
+    network = recipe.network_of(recipe.students[name])
+    if network.start == "teacher":
+        best = best_teacher(rows_by_subject({"rows": rows}))
+        return {} if best is None else {"started_from_teacher": best.member}
+    files = [checkpoint.file for checkpoint in recipe.teachers.checkpoints]
+    return {"started_from_teacher": files.index(network.start_file)} if network.start_file in files else {}
 
 
 def versions() -> dict[str, str]:

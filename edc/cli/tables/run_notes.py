@@ -7,7 +7,7 @@ from edc import metrics
 from edc.runs.rows import best_teacher, rows_by_subject
 from edc.subject import Subject
 
-__all__ = ["beaten_by_a_teacher", "few_classes", "zero_line"]
+__all__ = ["beaten_by_a_teacher", "below_their_start", "few_classes", "zero_line"]
 
 
 def zero_line(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -45,3 +45,22 @@ def beaten_by_a_teacher(summaries: Sequence[dict[str, Any]]) -> list[str]:
                 f"{of_ensemble:.2f} %"
             )
     return list(dict.fromkeys(found))
+
+
+def below_their_start(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a sentence for each student that is right on fewer validation images than the teacher it started from."""
+    found = []
+    for summary in summaries:
+        rows = rows_by_subject(summary)
+        at_seed = f", seed {summary['seed']}" if len(summaries) > 1 else ""
+        for subject, row in rows.items():
+            if (member := row.get("started_from_teacher")) is None:
+                continue
+            teacher = Subject("teacher", member=member)
+            now, then = (100 * one["validation"]["acc"] for one in (row, rows[teacher]))
+            if now < then:
+                found.append(
+                    f"{subject.label}{at_seed}: right on {now:.2f} % of the validation images, {teacher.label}, from "
+                    f"whose weights it started, on {then:.2f} %: more epochs, or a lower training.learning_rate"
+                )
+    return found

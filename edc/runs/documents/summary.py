@@ -56,6 +56,7 @@ class _Row(_Section):
     validation: _Validation | None = None
     training: _Training | None = None
     member_form: Literal["joint", "sequential"] | None = None
+    started_from_teacher: Count | None = None
     by_class: SavedByClass | None = None
 
 

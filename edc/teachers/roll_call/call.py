@@ -52,6 +52,15 @@ class RollCall:
     ensemble_acc: float
     num_images: int
     logits: tuple[Logits, ...] | None
+    num_apart: int
+    """Images on which either the best teacher or the ensemble is right, and not both."""
+
+    def say(self, *, are_own: bool) -> None:
+        """Prints the table, and before it whether a teacher alone is better than the ensemble."""
+        words = better_than_all(self.answered, self.ensemble_acc, num_images=self.num_images, num_apart=self.num_apart)
+        if words:
+            console.print(words, style="bold", highlight=False, soft_wrap=True)
+        print_roll_call(self.answered, num_images=self.num_images, are_own=are_own, console=console)
 
     def document(self) -> dict[str, Any]:
         teachers = [each.document() for each in self.answered]
@@ -78,8 +87,9 @@ def call_roll(
     *,
     accelerator: Accelerator,
     most_images: int = MOST_IMAGES,
+    says: bool = True,
 ) -> RollCall:
-    """Evaluates every teacher on validation images, prints the table, and returns it.
+    """Evaluates every teacher on validation images, prints the table if it `says` so, and returns it.
 
     Args:
         own: how the user's teachers were read; none if they are trained here.
@@ -101,12 +111,13 @@ def call_roll(
         for m, reading in enumerate(readings)
     )
     members = np.stack([metrics.log_probs_from_logits(each[0]) for each in logits])
-    ensemble_acc = metrics.accuracy(metrics.ensemble_log_probs(members), labels)
-    roll = RollCall(answered, ensemble_acc, len(images), tuple(logits) if is_all else None)
-    if accelerator.is_main_process:
-        if words := better_than_all(answered, ensemble_acc, num_images=len(images)):
-            console.print(words, style="bold", highlight=False, soft_wrap=True)
-        print_roll_call(answered, num_images=len(images), are_own=bool(own), console=console)
+    ensemble = metrics.ensemble_log_probs(members)
+    best = max(answered, key=lambda one: one.acc).member
+    num_apart = int(((members[best].argmax(-1) == labels) != (ensemble.argmax(-1) == labels)).sum())
+    ensemble_acc = metrics.accuracy(ensemble, labels)
+    roll = RollCall(answered, ensemble_acc, len(images), tuple(logits) if is_all else None, num_apart)
+    if says and accelerator.is_main_process:
+        roll.say(are_own=bool(own))
     _require_well_read(recipe, data, own, roll, logits, images, accelerator=accelerator)
     return roll
 

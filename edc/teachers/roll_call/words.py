@@ -18,16 +18,28 @@ GIVES_WAY = ("size", "weights", "classes", "normalised by", "NLL")
 """In this order, where the terminal is too narrow for all."""
 
 
-def better_than_all(answered: Sequence[Answered], ensemble_acc: float, *, num_images: int) -> str:
-    """Returns that a teacher alone is right on more images than the ensemble that students learn from, if one is."""
+def better_than_all(answered: Sequence[Answered], ensemble_acc: float, *, num_images: int, num_apart: int) -> str:
+    """Returns that a teacher alone is right on more images than the ensemble that students learn from, if one is.
+
+    Args:
+        num_apart: images on which one of the two is right and not the other; by two standard errors of their
+            difference it is told from chance.
+    """
     best = max(answered, key=lambda one: one.acc)
     if best.acc <= ensemble_acc:
         return ""
     more = round((best.acc - ensemble_acc) * num_images)
+    fewer = f"{more} image{'s' * (more != 1)} fewer"
+    if more <= 2 * num_apart**0.5:
+        return (
+            f"teacher {best.member} ({best.name}) alone is right on {100 * best.acc:.2f} % of {num_images:,} "
+            f"validation images, the ensemble of {len(answered)} on {100 * ensemble_acc:.2f} %: {fewer} of the "
+            f"{num_apart} on which they differ, which may be chance"
+        )
     return (
         f"teacher {best.member} ({best.name}) alone is better than the ensemble of {len(answered)}: right on "
         f"{100 * best.acc:.2f} % of {num_images:,} validation images, the ensemble on {100 * ensemble_acc:.2f} % "
-        f"({more} image{'s' * (more != 1)} fewer). Students learn from the ensemble: leave weak teachers out, or serve "
+        f"({fewer}). Students learn from the ensemble: leave weak teachers out, or serve "
         f"that one (baseline/teacher_{best.member}.onnx in an artifact)"
     )
 
