@@ -17,9 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import models
 
+from edc.data import load_data
 from edc.errors import CheckpointError
 from edc.proposal.architecture import architecture_of, said_by
+from edc.proposal.checkpoints_found import CheckpointFound
 from edc.proposal.data_found import place_and_kind
+from edc.proposal.network_choice import network_and_start
+from edc.recipe import CheckpointSection, DataSection, NetworkSection
 from edc.recipe.loading import load_recipe
 from edc.system.documents import yaml_from_text
 from edc.train.checkpoint import load_document
@@ -335,3 +339,24 @@ def test_folder_without_images_is_no_extra_images_and_nothing_is_written(desk, t
         assert (called.exit_code, called.stdout) == (2, "")
         assert message in called.stderr
     assert not (tmp_path / "photos.yaml").exists()
+
+
+def test_student_of_a_teacher_that_is_read_otherwise_starts_at_random_and_the_recipe_says_why():
+    data = load_data(DataSection(kind="synthetic", num_images=8, image_size=8, num_classes=3))
+    network = NetworkSection(name="cifar_resnet8")
+
+    def found(name: str, **fields: Any) -> CheckpointFound:
+        section = CheckpointSection(file=Path(name), network=network, **fields)
+        return CheckpointFound(Path(name), "state_dict", section=section)
+
+    other = CheckpointFound(
+        Path("c.pt"),
+        "state_dict",
+        section=CheckpointSection(file=Path("c.pt"), network=NetworkSection(name="wrn10x2"), weights="raw"),
+    )
+    ordered, plain = found("a.pt", classes="natural"), found("b.pt")
+    name, start, why = network_and_start(None, data, [other, ordered])
+    assert (name, start) == ("cifar_resnet8", None)
+    assert why.endswith("It starts from random weights, because its teacher has classes of its own, and a student has "
+                        "the data's")  # fmt: skip
+    assert network_and_start(None, data, [other, ordered, plain])[:2] == ("cifar_resnet8", "b.pt")

@@ -33,17 +33,20 @@ def network_and_start(
         why = "the student: a small network that takes such images; --student names another"
     if names and set(names) == {network}:
         return network, "teacher", f"{why}. It starts from the best teacher on validation images"
-    plain = [one for one, name in zip(used, names, strict=True) if name == network and _is_read_plainly(one)]
-    best = max(plain, key=_accuracy, default=None)
+    same = [one for one, name in zip(used, names, strict=True) if name == network]
+    best = max((one for one in same if not _read_otherwise(one)), key=_accuracy, default=None)
     if best is not None:
         return network, str(best.file), f"{why}. It starts from the weights of the best teacher of that network"
     hint = "; start: pretrained would take the library's weights, if they can be fetched" if "/" in network else ""
+    if same:
+        hint = f", because its teacher has {_read_otherwise(same[0])} of its own, and a student has the data's{hint}"
     return network, None, f"{why}. It starts from random weights{hint}"
 
 
-def _is_read_plainly(one: CheckpointFound) -> bool:
-    """Returns whether a student that starts from the file is fed as that teacher is."""
-    return one.section is not None and not (one.section.classes or one.section.weights or one.section.mean)
+def _read_otherwise(one: CheckpointFound) -> str:
+    """Returns the field of its section by which the file is read otherwise than a student that starts from it."""
+    fields = ("classes", "weights", "mean")
+    return next((field for field in fields if one.section is not None and getattr(one.section, field)), "")
 
 
 def _accuracy(one: CheckpointFound) -> float:
