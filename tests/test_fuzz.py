@@ -78,14 +78,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-@cases(60)
+@cases(200)
 @given(document=st.one_of(*(changed_document(good) for good in [*RECIPES, FULL, FULL])))
 def test_recipes(folder, document):
     (folder / "r.yaml").write_text(yaml.safe_dump(document, allow_unicode=True), errors="replace")
     held(lambda: load_recipe(folder / "r.yaml"))
 
 
-@cases(100)
+@cases(200)
 @given(
     content=st.one_of(
         YAML_TEXT.map(lambda text: (yaml.safe_dump(FULL) + text).encode()),
@@ -98,7 +98,7 @@ def test_recipes_as_bytes(folder, content):
     held(lambda: load_recipe(folder / "r.yaml"))
 
 
-@cases(60)
+@cases(200)
 @given(
     fields=st.lists(st.sampled_from(FIELDS) | st.text(max_size=12), min_size=1, max_size=3),
     value=YAML_TEXT | strange.map(json.dumps),
@@ -116,7 +116,7 @@ def artifact(folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder / "artifact", document
 
 
-@cases(60)
+@cases(200)
 @given(data=st.data())
 def test_manifests(artifact, data):
     path, good = artifact
@@ -126,7 +126,7 @@ def test_manifests(artifact, data):
     held(lambda: verify(path))
 
 
-@cases(20)
+@cases(50)
 @given(data=st.data())
 def test_benches(folder, data):
     content = json.dumps(data.draw(changed_document(small_document()))).encode()
@@ -134,7 +134,7 @@ def test_benches(folder, data):
     held(lambda: load_saved(folder / "bench.json"))
 
 
-@cases(20)
+@cases(50)
 @given(data=st.data(), relative=st.booleans())
 def test_comparisons(folder, data, relative):
     """`edc bench --compare`: a saved bench that somebody made, against one that ran here, and what is printed of it."""
@@ -148,7 +148,7 @@ def test_comparisons(folder, data, relative):
     held(compared)
 
 
-@cases(60)
+@cases(200)
 @given(data=st.data())
 def test_onnx_bytes(artifact, folder, data):
     path, good = artifact
@@ -187,7 +187,7 @@ def shards(draw: Any) -> bytes:
     return draw(st.just(whole) | changed_bytes(whole[:6144]))
 
 
-@cases(25)
+@cases(200)
 @given(train=shards(), validation=shards(), bad=st.sampled_from([0.0, 0.9]), names=st.none() | st.binary(max_size=12))
 def test_shards(folder, train, validation, bad, names):
     root = folder / "shards"
@@ -217,7 +217,7 @@ METADATA = st.one_of(
 )
 
 
-@cases(40)
+@cases(200)
 @given(rows=ROWS, metadata=METADATA, size=st.sampled_from([None, 8]), damage=st.integers(0, 3), data=st.data())
 def test_parquet_rows(folder, rows, metadata, size, damage, data):
     root = folder / "parquet"
@@ -264,7 +264,7 @@ def network() -> Classifier:
     return build_network(NetworkSection(name="wrn10x1"), **how)
 
 
-@cases(30)
+@cases(200)
 @given(document=CONTAINERS, is_zip=st.booleans(), holds_itself=st.booleans(), data=st.data())
 def test_checkpoint_containers(folder, network, document, is_zip, holds_itself, data):
     if holds_itself and isinstance(document, dict):
@@ -280,7 +280,7 @@ def test_checkpoint_containers(folder, network, document, is_zip, holds_itself, 
             held(lambda path=path: weights_for(network, path, source="teachers.checkpoints.0"))
 
 
-@cases(60)
+@cases(200)
 @given(
     header=changed_document({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}),
     length=st.none() | st.integers(0, 2**63),
