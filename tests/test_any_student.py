@@ -120,3 +120,6 @@ def test_a_student_below_the_weights_it_started_from_is_said_below_the_table(wor
     (line,) = below_their_start([summary])
     assert line.startswith("kd: right on 50.00 % of the validation images, teacher 1, from whose weights it started, ")
     assert "on 75.00 %: more epochs, or a lower training.learning_rate" in line
+    for row in summary["rows"]:
+        row["started_from_teacher"] = 9  # damaged
+    assert below_their_start([summary]) == []

@@ -126,7 +126,7 @@ def test_manifests(artifact, data):
     held(lambda: verify(path))
 
 
-@cases(50)
+@cases(200)
 @given(data=st.data())
 def test_benches(folder, data):
     content = json.dumps(data.draw(changed_document(small_document()))).encode()
@@ -134,7 +134,7 @@ def test_benches(folder, data):
     held(lambda: load_saved(folder / "bench.json"))
 
 
-@cases(50)
+@cases(200)
 @given(data=st.data(), relative=st.booleans())
 def test_comparisons(folder, data, relative):
     """`edc bench --compare`: a saved bench that somebody made, against one that ran here, and what is printed of it."""

@@ -33,8 +33,9 @@ class Forecast:
     robustness: bool
     """Whether quality on corrupted images is measured."""
     batches: tuple[int, ...]
-    """What is timed; and the largest batch of the sweep."""
+    """The batch sizes that are timed."""
     largest_batch: int
+    """The last one of the sweep."""
     server: bool
     """Whether rows are measured as servers."""
     notes: tuple[str, ...]
@@ -125,7 +126,7 @@ def _row_s(plan: TimingPlan, run_s: float) -> float:
 def _server_s(image_s: Mapping[RowSpec, float], options: BenchOptions) -> float:
     """Returns the time of the server scenario, of the student and of the ensemble on each backend.
 
-    A network that takes long needs long for enough requests; of an ensemble they are as far apart as it takes.
+    Requests to a network that takes long are far apart, and as many are needed.
     """
     plan, seconds = options.plan.server, 0.0
     loads = (*plan.loads, *plan.loads[:1] * plan.num_refinements)

@@ -145,8 +145,8 @@ class WorkerPool:
     def predict(self, specs: Sequence[RowSpec], batches: Iterable[Floats]) -> dict[RowSpec, Floats | NotRun]:
         """Returns each row's outputs (N, K) on all images; every batch (n, C, H, W) is read once, for all rows.
 
-        Networks get a batch in pieces of 8 MB at most: 200 images of 224 pixels at once took 28 times as long each as
-        16 did, because their activations are new memory every time.
+        Networks get a batch in pieces of 8 MB at most. 224 images of 224 pixels through eleven rows of small networks
+        took 38 s in batches of up to 200, and 16 s in pieces.
         """
         outputs: dict[RowSpec, list[Floats]] = {spec: [] for spec in specs}
         failed: dict[RowSpec, NotRun] = {}

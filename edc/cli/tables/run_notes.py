@@ -54,9 +54,10 @@ def below_their_start(summaries: Sequence[dict[str, Any]]) -> list[str]:
         rows = rows_by_subject(summary)
         at_seed = f", seed {summary['seed']}" if len(summaries) > 1 else ""
         for subject, row in rows.items():
-            if (member := row.get("started_from_teacher")) is None:
+            member = row.get("started_from_teacher")
+            teacher = None if member is None else Subject("teacher", member=member)
+            if teacher not in rows or any(one.get("validation") is None for one in (row, rows[teacher])):
                 continue
-            teacher = Subject("teacher", member=member)
             now, then = (100 * one["validation"]["acc"] for one in (row, rows[teacher]))
             if now < then:
                 found.append(

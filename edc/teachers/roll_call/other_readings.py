@@ -179,7 +179,7 @@ def _doubt(counts: NDArray[np.int64], class_names: Sequence[str]) -> str:
         return ""
     a, b = divmod(int(np.where(unsure, gain, gain.max() + 1).argmin()), len(right))
     num_others = int(unsure.sum()) // 2 - 1
-    others = f", and {num_others} more pairs" if num_others else ""
+    others = f", and {num_others} more pair{'s' * (num_others != 1)}" if num_others else ""
     return f"; {class_names[a]} and {class_names[b]} may be the other way around{others}: check it"
 
 
