@@ -2,6 +2,7 @@
 
     python benchmarks/closing_epoch.py --output closing_epoch.json
     python benchmarks/closing_epoch.py --network wrn16x2 --images 64
+    python benchmarks/closing_epoch.py --device cuda --images 128
 
 The student of recipes/cifar100_wrn28x4.yaml (LatentBE + TDiv-SDiv, four members) on random images. Passes over images
 are timed on a few of them, and their number is made up to that of the recipe; all else is timed as it is. Each time is
@@ -52,19 +53,23 @@ def seconds(
     for _ in range(1 + rounds):
         before = time.perf_counter()
         work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         taken.append((time.perf_counter() - before) * times)
         after()
     taken = taken[1:]
     return {"median": statistics.median(taken), "smallest": min(taken), "largest": max(taken)}
 
 
-def measured(network_name: str, num_images: int, rounds: int, folder: Path) -> dict[str, dict[str, Any]]:
+def measured(
+    network_name: str, num_images: int, rounds: int, folder: Path, *, device: str
+) -> dict[str, dict[str, Any]]:
     """Returns the seconds of each part of an epoch."""
     recipe = load_recipe(RECIPE, overrides=[f"network={network_name}"])
     section = DataSection(
         kind="synthetic", image_size=32, num_classes=100, num_images=num_images, validation=num_images, test=1
     )
-    data, training, accelerator = load_data(section), recipe.training, Accelerator(cpu=True)
+    data, training, accelerator = load_data(section), recipe.training, Accelerator(cpu=device == "cpu")
     training = training.model_copy(update={"batch_size": num_images})
     teachers = place(TeacherEnsemble([build_plain(recipe, data) for _ in range(4)]), accelerator.device, training)
     student = recipe.students[NAME]
@@ -78,6 +83,7 @@ def measured(network_name: str, num_images: int, rounds: int, folder: Path) -> d
 
     def step() -> None:
         pixels, labels = next(train_batches(data.train, section, batch_size=num_images, seed=0, epoch=0))
+        pixels, labels = pixels.to(accelerator.device), labels.to(accelerator.device)
         images = (pixels / 255).contiguous(memory_format=torch.channels_last)
         batch = Batch(images, labels, generator_for(0), slice(0, num_images), num_images)
         network.train()
@@ -112,10 +118,11 @@ def main() -> None:
     parser.add_argument("--network", default="wrn28x4")
     parser.add_argument("--images", type=int, default=16, help="images of a step, and of a pass that is timed")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        found = measured(arguments.network, arguments.images, arguments.rounds, Path(folder))
+        found = measured(arguments.network, arguments.images, arguments.rounds, Path(folder), device=arguments.device)
         checkpoint_bytes = (Path(folder) / "checkpoint.pt").stat().st_size
     epoch = found["steps"]["median"]
     print("| part | seconds | of the steps |\n|---|---|---|")
@@ -129,6 +136,7 @@ def main() -> None:
         "checkpoint_bytes": checkpoint_bytes,
         "torch": torch.__version__,
         "machine": f"{cpu_name()}, {torch.get_num_threads()} threads, {platform.system()}",
+        "gpu": torch.cuda.get_device_name() if arguments.device == "cuda" else None,
         "date": time.strftime("%Y-%m-%d"),
     }
     if arguments.output:

@@ -8,12 +8,24 @@ __all__ = ["losses_of", "stepper", "timed"]
 
 
 def stepper(
-    device: str, form: str, kind: str, autocast: Any, *, small: bool, network: str | None = None, ensemble_size: int = 0
+    device: str,
+    form: str,
+    kind: str,
+    autocast: Any,
+    *,
+    small: bool,
+    network: str | None = None,
+    ensemble_size: int = 0,
+    image_size: int = 0,
+    rows: int = 0,
+    num_classes: int = 10,
 ) -> Callable[[], Any]:
     """Returns what takes one training step (`kind`: teacher, kd, latent_be, tdiv_sdiv) and returns its loss.
 
     Args:
         small: few and small images, and, unless the others say so, two members and a small network.
+        image_size: pixels of a side; 0: 16 if `small`, else 32.
+        rows: images of a batch; 0: 8 if `small`, else 128.
     """
     import torch
 
@@ -23,7 +35,7 @@ def stepper(
     from edc.recipe import NetworkSection
     from edc.train.placement import casts_kept
 
-    size, rows = (16, 8) if small else (32, 128)
+    size, rows = image_size or (16 if small else 32), rows or (8 if small else 128)
     ensemble_size = ensemble_size or (2 if small else 4)
     torch.manual_seed(0)
 
@@ -32,7 +44,7 @@ def stepper(
     def new_network() -> Any:
         built = build_network(
             NetworkSection(name=name),
-            num_classes=10,
+            num_classes=num_classes,
             image_shape=(3, size, size),
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
@@ -51,7 +63,7 @@ def stepper(
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, foreach=True)
     draws = torch.Generator().manual_seed(1)
     images = torch.rand(rows, 3, size, size, generator=draws).to(device).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (rows,), generator=draws).to(device)
+    labels = torch.randint(num_classes, (rows,), generator=draws).to(device)
 
     def take() -> Any:
         optimizer.zero_grad(set_to_none=True)
