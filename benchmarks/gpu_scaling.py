@@ -93,7 +93,8 @@ def main() -> None:
         "host": [],
     }
     print(
-        "| network | step | ms | images/s | of ordinary training's | by units | memory, GB |\n|---|---|---|---|---|---|---|"
+        "| network | step | ms | images/s | of ordinary training's | by units | memory, GB |"
+        "\n|---|---|---|---|---|---|---|"
     )
     for name in arguments.networks.split(","):
         ordinary = 0.0
