@@ -3,7 +3,9 @@
 When the CUDA provider cannot start, ONNX Runtime logs that and computes on the CPU; such a row fails.
 """
 
+import sys
 from collections import deque
+from contextlib import redirect_stdout
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -44,7 +46,10 @@ class OnnxRuntimeCuda(Backend):
         for path in onnx_files(source):
             self.precisions[path] = graph_precision(path)
         if hasattr(self.ort, "preload_dlls"):  # since 1.21
-            self.ort.preload_dlls()
+            with redirect_stdout(
+                sys.stderr
+            ):  # it prints what it does not find, and stdout is the document's with --json
+                self.ort.preload_dlls()
 
     def load(self, source: Source) -> "BoundSessions":
         files = onnx_files(source)
