@@ -202,7 +202,9 @@ def test_digest_ignores_how_a_run_is_operated_and_is_the_one_it_was_before_it_di
     base = recipe(data={"kind": "parquet", "image_size": 8})
     assert recipe(data={"kind": "parquet", "image_size": 8, "max_bad_fraction": 0.2}).digest() == base.digest()
     assert recipe(training={"checkpoint_every": 7}).digest() == recipe().digest()
+    assert recipe(training={"deterministic": True}).digest() == recipe().digest()
     whole = base.model_dump(mode="json", exclude={"data": {"root", "download", "num_workers"}})
+    assert whole["training"].pop("deterministic") is False
     for student in whole["students"].values():
         assert student.pop("answers") == "all"  # fields that came later
         assert student.pop("extra") is True

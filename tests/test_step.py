@@ -8,6 +8,7 @@ import pytest
 import reference
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from small_networks import randomise, small_network
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -299,15 +300,16 @@ def test_selected_member_is_a_tensor_that_is_made_once():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("form", ["joint", "sequential"])
 def test_a_step_never_waits_for_the_gpu(form):
     """torch raises at every operation that would wait; the first step may, because it fills caches."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate has one device a process: another test's CPU
     accelerator = Accelerator()
     device = accelerator.device
-    if device.type != "cuda":  # accelerate has one device a process
-        pytest.skip("another test of this process took the CPU; run the tests that are marked gpu alone")
+    assert device.type == "cuda"
     network, teachers = members().to(device), ensemble().to(device)
     images = images_of().to(device)
     learn = student_step(StudentSection(perturbation="tdiv_sdiv"), teachers, training=TrainingSection(), form=form)
@@ -318,6 +320,7 @@ def test_a_step_never_waits_for_the_gpu(form):
             backward_through(learn, network, network, batch, micro_batch_size=None, accelerator=accelerator)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("form", ["joint", "sequential"])

@@ -55,7 +55,10 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def test_every_field_of_a_schedule_but_its_operation_can_be_otherwise() -> None:
-    assert set(TrainingOverrides.model_fields) == set(TrainingSection.model_fields) - {"checkpoint_every"}
+    assert set(TrainingOverrides.model_fields) == set(TrainingSection.model_fields) - {
+        "checkpoint_every",
+        "deterministic",
+    }
     assert OTHERWISE.keys() == TrainingOverrides.model_fields.keys()
     one = recipe(students={"a": {"method": "kd", "training": OTHERWISE}, "b": {"method": "kd"}})
     assert one.training_of(one.students["b"]) == one.training == one.training_of(one.teachers)

@@ -5,10 +5,11 @@ from edc.recipe.network_section import NETWORK_NAME, NetworkSection
 from edc.recipe.recipe import Recipe
 from edc.recipe.sections import StudentSection
 from edc.recipe.teachers_section import CheckpointSection, TeachersSection
-from edc.recipe.training_section import TrainingOverrides, TrainingSection
+from edc.recipe.training_section import OPERATION, TrainingOverrides, TrainingSection
 
 __all__ = [
     "NETWORK_NAME",
+    "OPERATION",
     "CheckpointSection",
     "DataSection",
     "ExtraSection",

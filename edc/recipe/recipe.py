@@ -18,7 +18,7 @@ from edc.recipe.equal_cost import with_numbers_of_epochs
 from edc.recipe.network_section import NetworkSection
 from edc.recipe.sections import ADDED_LATER, StudentSection
 from edc.recipe.teachers_section import TeachersSection
-from edc.recipe.training_section import TrainingSection
+from edc.recipe.training_section import OPERATION, TrainingSection
 
 __all__ = ["Recipe"]
 
@@ -178,7 +178,7 @@ class Recipe(Section):
 
     def operated_as(self, other: "Recipe") -> "Recipe":
         """Returns this recipe with the fields of `other` that may change during a run: they do not change results."""
-        training = self.training.model_copy(update={"checkpoint_every": other.training.checkpoint_every})
+        training = self.training.model_copy(update=other.training.model_dump(include=set(OPERATION)))
         checkpoints = tuple(
             mine.model_copy(update={"allow_weak": theirs.allow_weak, "trust": theirs.trust})
             for mine, theirs in zip(self.teachers.checkpoints, other.teachers.checkpoints, strict=True)
@@ -200,6 +200,7 @@ class Recipe(Section):
         document = self.model_dump(mode="json")
         document["data"] = self.data.identity()
         document["training"]["checkpoint_every"] = TrainingSection.model_fields["checkpoint_every"].default
+        del document["training"]["deterministic"]  # the first edcs had no such field
         for checkpoint in document["teachers"]["checkpoints"]:
             for permission in ("allow_weak", "trust"):  # whether a run goes on is nothing that it is
                 checkpoint.pop(permission, None)

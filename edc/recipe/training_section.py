@@ -6,7 +6,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from edc.recipe.data_section import Count, CountOrZero, Section
 
-__all__ = ["TrainingOverrides", "TrainingSection", "UnitInterval", "require_one_of_epochs"]
+__all__ = ["OPERATION", "TrainingOverrides", "TrainingSection", "UnitInterval", "require_one_of_epochs"]
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 MicroBatchSize = Annotated[int, Field(ge=2, le=1_000_000_000)]
@@ -14,6 +14,10 @@ Optimizer = Literal["sgd", "adamw"]
 WeightDecay = Annotated[float, Field(ge=0.0)]
 Precision = Literal["fp32", "tf32", "bf16"]
 LayerDecay = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+OPERATION = ("checkpoint_every", "deterministic")
+"""Fields of `training` that say how a run is operated, not what it is."""
 
 
 class TrainingSection(Section):
@@ -47,6 +51,11 @@ class TrainingSection(Section):
     step of WRN-16-2 on one CPU core went from 1.66 to 1.60 s, after two minutes of compiling (results/step_cost.md);
     not measured on a GPU. The trial does not include SyncBatchNorm's exchange between processes: a failure there
     ends the first step."""
+    deterministic: bool = False
+    """A GPU computes the same bits again: torch's deterministic algorithms alone, and cuDNN tries none out. Trainings
+    then repeat and resume bit by bit on one kind of GPU with the same libraries, as they do on a CPU without it, and
+    are slower; an operation that has no such algorithm ends the training. May be changed between two calls of one
+    run."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes, so that a run does not depend on their number."""
     checkpoint_every: Count = 1
@@ -70,7 +79,7 @@ class TrainingSection(Section):
 class TrainingOverrides(Section):
     """Where one student, or the teachers, differ from the shared `training`; None: no difference.
 
-    It has every field of `training` but `checkpoint_every`, which says how a run is operated, not what it is.
+    It has every field of `training` but those of `OPERATION`, which say how a run is operated, not what it is.
     """
 
     later_than_first: ClassVar[tuple[str, ...]] = tuple(TrainingSection.model_fields)

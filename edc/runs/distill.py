@@ -27,7 +27,7 @@ from edc.teachers.reading import OwnTeacher
 from edc.teachers.roll_call.call import call_roll
 from edc.train.distributed import by_main, locked_by_main, one_of_a_machine_first, raised_together
 from edc.train.evaluate import norms_of
-from edc.train.placement import require_tf32_has_effect
+from edc.train.placement import deterministic_if, require_tf32_has_effect
 from edc.train.sync_batchnorm import require_batchnorm_rows, require_sharable, require_synchronisable
 
 __all__ = ["distill", "distill_all", "require_trainable"]
@@ -42,6 +42,11 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     finished = by_main(lambda: _finished(recipe, run), accelerator)
     if finished is not None:
         return finished
+    with deterministic_if(recipe.training.deterministic):
+        return _distill(recipe, run, accelerator)
+
+
+def _distill(recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> dict[str, Any]:
     data = one_of_a_machine_first(lambda: _as_begun(load_training_data(recipe.data), run), accelerator)
     with raised_together(accelerator):  # all that can be wrong with the request, before the folder is claimed
         require_free_disk(run.path, require_trainable(recipe, data, accelerator=accelerator), "this run")

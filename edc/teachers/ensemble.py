@@ -16,7 +16,7 @@ from edc.data import DataSet
 from edc.errors import CheckpointError
 from edc.method.step import LabelStep
 from edc.networks import Classifier, network_for
-from edc.recipe import CheckpointSection, Recipe
+from edc.recipe import OPERATION, CheckpointSection, Recipe
 from edc.seeding import derive_seed
 from edc.system.files import sha256_of, write_json
 from edc.system.saved import read_saved
@@ -184,7 +184,7 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
         "augmentation": recipe.data.model_dump(mode="json", include={"augmentation", "crop_padding"}),
         "network": network.model_dump(mode="json", exclude={"start", "weights"}),
         "training": recipe.training_of(recipe.teachers).model_dump(
-            mode="json", exclude={"checkpoint_every", "compile"}, exclude_none=True
+            mode="json", exclude={*OPERATION, "compile"}, exclude_none=True
         ),
         "seed": recipe.teachers.seed + member,
     }

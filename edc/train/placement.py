@@ -1,6 +1,7 @@
 """Device, memory format and precision of networks and images in training."""
 
 import copy
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,7 @@ __all__ = [
     "autocast_dtype",
     "casts_kept",
     "convolutions_tuned",
+    "deterministic_if",
     "float32_as",
     "float32_of",
     "place",
@@ -137,11 +139,45 @@ def float32_as(kind: Float32) -> Iterator[None]:
 def convolutions_tuned(device: torch.device, *, shapes_stay: bool) -> Iterator[None]:
     """Within the block, cuDNN tries its convolutions on each new shape and takes the fastest: where shapes stay."""
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or (device.type == "cuda" and shapes_stay)
+    tuned = device.type == "cuda" and shapes_stay and not torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = before or tuned
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def deterministic_if(asked: bool) -> Iterator[None]:
+    """Within the block, if it is asked for, a GPU uses torch's deterministic algorithms alone.
+
+    The settings are the process's, as those of `float32_as` are.
+
+    Raises:
+        RecipeError: an operation has none.
+    """
+    if not asked:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    before = (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic)
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise RecipeError(
+            f"training.deterministic: torch has no deterministic algorithm for an operation of this training "
+            f"({str(error).split('.')[0]}); set it to false, or use a network without that operation"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.deterministic = before[1]
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 def set_float32(kind: Float32) -> None:
