@@ -1,9 +1,11 @@
 """What is set for a GPU, seen without one: float32 that is float32, pinned memory, gradients that nobody needs."""
 
+import os
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
@@ -16,11 +18,20 @@ from edc.errors import RecipeError
 from edc.method.batch_ensemble import to_batch_ensemble
 from edc.method.perturb import perturb
 from edc.method.step import LabelStep
+from edc.recipe import Recipe
+from edc.runs.distill import distill
 from edc.runs.summary import machine
 from edc.runs.why.sample import Sample, ask
+from edc.train.backward import backward_through
 from edc.train.evaluate import evaluate_accuracy, predict_logits
 from edc.train.loop import fit
-from edc.train.placement import float32_as, require_tf32_has_effect, say_precision
+from edc.train.placement import (
+    convolutions_tuned,
+    deterministic_if,
+    float32_as,
+    require_tf32_has_effect,
+    say_precision,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -100,7 +111,66 @@ def test_tf32_without_a_gpu_is_refused_and_with_one_it_is_said(capsys):
     say_precision(training, CUDA, label="kd")
     say_precision(TRAINING, CUDA, label="be")
     say_precision(TRAINING, CPU, label="nothing")
-    assert capsys.readouterr().err.splitlines() == ["kd: computes in TF32", "be: computes in float32 (IEEE, TF32 off)"]
+    ieee = "float32 (IEEE, TF32 off; training.precision=tf32 or bf16 is faster)"
+    assert capsys.readouterr().err.splitlines() == ["kd: computes in TF32", f"be: computes in {ieee}"]
+
+
+def deterministic_now() -> tuple[bool, bool, bool]:
+    """Returns whether torch refuses what has no deterministic algorithm, cuDNN has others, and cuDNN tries them out."""
+    with convolutions_tuned(CUDA, shapes_stay=True):
+        tuned = torch.backends.cudnn.benchmark
+    return torch.are_deterministic_algorithms_enabled(), not torch.backends.cudnn.deterministic, tuned
+
+
+def test_deterministic_training_has_torch_and_cudnn_compute_the_same_bits_and_ends_with_the_block(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic_if(False):
+        assert deterministic_now() == (False, True, True)
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with deterministic_if(True):
+        assert deterministic_now() == (True, False, False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (":4096:8", ":16:8")  # torch's documentation names these two
+    assert deterministic_now() == (False, True, True)
+
+
+def test_an_operation_without_a_deterministic_algorithm_is_one_message():
+    said = "put_ does not have a deterministic implementation, but you set 'torch.use_...'. You can"
+    wanted = r"^training\.deterministic: torch has no .* \(put_ does not have .*false"
+    with pytest.raises(RecipeError, match=wanted), deterministic_if(True):
+        raise RuntimeError(said)
+    assert deterministic_now() == (False, True, True)
+    with pytest.raises(RuntimeError, match="another"), deterministic_if(True):
+        raise RuntimeError("another")
+
+
+def test_torchs_own_error_has_the_words_that_are_looked_for():
+    with pytest.raises(RecipeError, match="put_"), deterministic_if(True):
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+
+
+def test_a_deterministic_run_is_so_from_its_first_step_to_its_last(tmp_path, monkeypatch):
+    seen = set()
+
+    def seeing(*arguments: Any, **options: Any) -> Any:
+        seen.add(torch.are_deterministic_algorithms_enabled())
+        return backward_through(*arguments, **options)
+
+    monkeypatch.setattr("edc.train.loop.backward_through", seeing)
+    document = {
+        "name": "again",
+        "data": {"kind": "synthetic", "image_size": 8, "num_images": 32, "test": 8},
+        "network": "cifar_resnet8",
+        "training": {"epochs": 1, "warmup_epochs": 0, "batch_size": 16, "deterministic": True},
+        "teachers": {"ensemble_size": 2},
+        "students": {"be": {"method": "latent_be", "perturbation": "tdiv_sdiv"}},
+    }
+    found = distill(Recipe.model_validate(document), run=tmp_path / "a", accelerator=Accelerator(cpu=True))
+    assert seen == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+    document["training"] = document["training"] | {"deterministic": False}  # type: ignore[operator]
+    other = distill(Recipe.model_validate(document), run=tmp_path / "b", accelerator=Accelerator(cpu=True))
+    assert seen == {True, False}
+    assert [row["raw"] for row in found["rows"]] == [row["raw"] for row in other["rows"]]  # a CPU repeats anyway
 
 
 @pytest.mark.parametrize(("flags", "warns"), [({"avx512f"}, True), ({"avx512_bf16"}, False), (None, False)])

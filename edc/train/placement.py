@@ -36,7 +36,11 @@ Network = TypeVar("Network", bound=nn.Module)
 Float32 = Literal["ieee", "tf32"]
 """How a GPU computes convolutions and matrix products of float32: as they are, or in TF32, ten bits of mantissa."""
 
-_WORDS = {"fp32": "float32 (IEEE, TF32 off)", "tf32": "TF32", "bf16": "bf16, the rest in float32 (IEEE, TF32 off)"}
+_WORDS = {
+    "fp32": "float32 (IEEE, TF32 off; training.precision=tf32 or bf16 is faster)",
+    "tf32": "TF32",
+    "bf16": "bf16, the rest in float32 (IEEE, TF32 off)",
+}
 
 _EMULATED = (
     "this CPU has no instructions for bf16, which is then slower than fp32 (a step took 2.3 times as long where edc "
