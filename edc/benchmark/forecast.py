@@ -16,9 +16,9 @@ from edc.console import duration
 
 __all__ = ["Forecast", "forecast"]
 
-QUICK_QUALITY_S, QUICK_ROBUSTNESS_S, QUICK_TIMING_S, QUICK_SERVER_S = 20.0, 10.0, 15.0, 10.0
+QUICK_QUALITY_S, QUICK_ROBUSTNESS_S, QUICK_TIMING_S, QUICK_SERVER_S = 12.0, 10.0, 10.0, 10.0
 """What each may take of a quick bench, which is to be under a minute."""
-LEAST_QUALITY_IMAGES = 200
+LEAST_QUALITY_IMAGES = 100
 SMALL_BATCH = 16
 """Enough that the way of images to a worker counts little."""
 
