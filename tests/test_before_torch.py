@@ -134,6 +134,12 @@ FIVE = [f"{name}.pt" for name in "abcde"]
          {"students": {"kd": {"method": "kd", "views": ["randaugment", "mixup"]}}},
          "students.kd.views.0 (None there, 'randaugment' asked for)"),
         ({}, {"teachers": {"class_weights": "balanced"}}, "teachers.class_weights (None there, 'balanced' asked for)"),
+        ({}, {"seed": 3, "training": {"epochs": 7}},
+         "seed (0 there, 3 asked for), and in training.epochs, training.batch_size, training.warmup_epochs"),
+        ({}, {"seed": 3, "training": {"epochs": 7, "batch_size": 9, "momentum": 0.5, "weight_decay": 0.1,
+                                      "learning_rate": 1}},
+         "seed (0 there, 3 asked for), and in training.epochs, training.batch_size, training.learning_rate, "
+         "training.momentum and 2 more"),
     ],
 )  # fmt: skip
 def test_of_a_changed_list_the_one_entry_that_changed_is_named(before, after, said):

@@ -22,6 +22,7 @@ from edc.recipe import Recipe
 from edc.runs.distill import distill
 from edc.runs.folder import RunFolder
 from edc.runs.student import load_student
+from edc.system.files import exclusive_lock
 from edc.teachers.ensemble import load_teachers, teacher_key
 
 DOCUMENT: dict[str, Any] = {
@@ -498,6 +499,21 @@ def test_disk_that_is_too_small_is_refused(tmp_path, accelerator, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     message = r"this run needs about \d+ MB, the disk has 1 MB free"
     refused(recipe(), RunError, message, folder=tmp_path / "runs", accelerator=accelerator)
+
+
+def test_second_start_of_a_run_is_refused_before_its_data_is_read(tmp_path, accelerator, monkeypatch):
+    def unread(*_: Any) -> None:
+        raise AssertionError("the data was read")
+
+    monkeypatch.setattr("edc.runs.distill.load_training_data", unread)
+    run = RunFolder(tmp_path / "tiny")
+    with exclusive_lock(run.lock_path, held_by_other=""):
+        before = snapshot(tmp_path)
+        with pytest.raises(RunError, match="tiny: another process is at work on this run; wait for it"):
+            distill(recipe(), run=run, accelerator=accelerator)
+        assert snapshot(tmp_path) == before
+    with pytest.raises(AssertionError, match="the data was read"):  # a lock that nobody holds is none
+        distill(recipe(), run=run, accelerator=accelerator)
 
 
 def test_run_of_another_recipe_is_refused_and_left_alone(summary, runs, accelerator):

@@ -157,6 +157,23 @@ def test_temperature_that_is_not_in_the_file_divides_the_students_logits_alone(w
         assert float(rows_in(out)["00.png"]["probability"]) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_network_that_predicts_one_class_of_the_test_images_is_named_for_each_of_its_files(workshop, photos, tmp_path):
+    artifact = tmp_path / "a"
+    shutil.copytree(workshop.artifact, artifact)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["notes"] = {"teacher 1": "predicts `x` for all", "latent_be": "never predicts `y`", "baseline": "left out"}
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    for number, (file, words) in enumerate(
+        {"student.onnx": "never predicts `y`", "baseline/teacher_1.onnx": "predicts `x` for all",
+         "baseline/teacher_0.onnx": "", "baseline/ensemble.onnx": ""}.items()
+    ):  # fmt: skip
+        out = tmp_path / f"{number}.csv"
+        called = edc("predict", artifact, photos, "--out", out, "--file", file, "--json", cwd=tmp_path)
+        assert json.loads(called.stdout)["few_classes"] == words
+        warning = f"warning: on the run's test images this network {words}"
+        assert (warning in called.stderr) == bool(words), called.stderr
+
+
 def test_openvino_agrees(workshop, photos, probabilities, tmp_path):
     pytest.importorskip("openvino")
     predict(workshop, photos, tmp_path / "p.csv", "--backend", "openvino")

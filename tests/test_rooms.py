@@ -13,11 +13,12 @@ ROOT = Path(__file__).parent.parent
 FROM_THE_BOTTOM = re.findall(
     r"\S+",
     """
-errors console seeding subject system method recipe metrics architectures data networks train teachers runs evidence
+errors console progress seeding subject system method recipe metrics architectures data networks train teachers
+runs evidence
 deploy.artifact deploy.ensemble deploy.onnx deploy.engine deploy.fuse deploy.gates deploy.onnx_files deploy.samples
 deploy.engine_files
 deploy.records deploy.card deploy.networks deploy.export deploy.verify deploy.transfer
-benchmark.packed benchmark.keys benchmark.environment benchmark.progress benchmark.saved
+benchmark.packed benchmark.keys benchmark.environment benchmark.saved
 benchmark.backends benchmark.workers
 benchmark.judge benchmark.measure benchmark.page benchmark.regression benchmark.specs
 benchmark.teachers benchmark.options

@@ -159,6 +159,9 @@ def test_command_tracks_every_training_and_the_recipe_is_the_same(tmp_path, note
     assert load_recipe(tmp_path / "runs/tiny/recipe.yaml").digest() == load_recipe(tmp_path / "tiny.yaml").digest()
     again = edc("distill", "tiny.yaml", "--device", "cpu", "--json", cwd=tmp_path)
     assert again.document == called.document
+    assert "tracker" not in again.stderr
+    late = edc("distill", "tiny.yaml", "--track", "notebook", "--device", "cpu", "--json", cwd=tmp_path)
+    assert "runs/tiny: is finished, so nothing is sent to a tracker" in late.stderr
 
 
 @pytest.mark.parametrize(

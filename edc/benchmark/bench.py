@@ -25,7 +25,6 @@ from edc.benchmark.measure.sweep import Throughput, batch_sizes, sweep
 from edc.benchmark.options import BenchOptions
 from edc.benchmark.packed import packed
 from edc.benchmark.page.write import write_page
-from edc.benchmark.progress import step
 from edc.benchmark.request import BenchRequest, prepare
 from edc.benchmark.result import BenchResult
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
@@ -34,6 +33,7 @@ from edc.console import console, duration
 from edc.deploy.artifact.folder import artifact_lock
 from edc.deploy.artifact.manifest import Manifest, load_manifest
 from edc.errors import FailedError
+from edc.progress import step
 from edc.subject import Subject
 from edc.system.files import remove_leftovers, write_json
 

@@ -81,6 +81,8 @@ def _say_found(found: Any, seconds: float, min_confidence: float) -> None:
     more = f" and {len(counts) - MOST_NAMED} more classes" if len(counts) > MOST_NAMED else ""
     if counts:
         say(f"classes: {listed}{more}")
+    if found.few_classes:
+        say(f"warning: on the run's test images this network {found.few_classes}")
     if len(counts) == 1 and counts[0][1] > 1 and not found.num_abstained:
         say(f"warning: every image is predicted as {counts[0][0]}")
     if found.num_abstained:

@@ -31,11 +31,12 @@ from edc.deploy.gates import Gates
 from edc.deploy.networks import TOO_LARGE, ExportedNetwork, networks_of
 from edc.deploy.onnx.parity import compare_outputs, network_outputs
 from edc.deploy.onnx.precision import Precision
-from edc.deploy.onnx_files import Samples, with_uint8_input, write_precisions
+from edc.deploy.onnx_files import Samples, Written, with_uint8_input, write_precisions
 from edc.deploy.records import engine_records, onnx_record, other_record, write_recipe, write_triton_repository
 from edc.deploy.samples import sample_images, samples_of
 from edc.errors import RunError
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
+from edc.progress import step
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder, run_folder
 from edc.runs.rows import member_temperature, rows_by_subject
@@ -142,43 +143,61 @@ def _write_files(
     gates = Gates(folder, all_or_nothing=options.all_or_nothing)
     files: list[ArtifactFile] = []
     built: list[Built] = []
-    for network in networks:
-        subject = network.subject
-        judged = partial(gates.judged, subject)
-        written = write_precisions(
-            network.reference,
-            network.exported,
-            folder / network.stem,
-            precisions=options.precisions,
-            samples=samples,
-            class_names=data.class_names,
-            metadata={"preprocessing": preprocessing.model_dump(mode="json"), "role": subject.role},
-            max_batch=options.max_batch,
-            max_drop=options.max_drop,
-            known_metrics=network.metrics,
-            judged=judged,
-        )
-        if options.input_type == "uint8":
-            written = with_uint8_input(
-                written, network.reference, samples, preprocessing, max_batch=options.max_batch, judged=judged
-            )
+    for number, network in enumerate(networks, start=1):
+        subject, which = network.subject, f"{network.stem} ({', '.join(options.precisions)})"
+        with step(f"writing and checking {which}, {number} of {len(networks)}"):
+            written, engines = _write_network(network, folder, data, preprocessing, samples, options, gates)
         files += [onnx_record(each, folder, subject, data, preprocessing, options.max_batch) for each in written]
-        if options.engines and subject.role != "teacher":
-            built += build_engines(
-                written,
-                subject.role,
-                options.engines,
-                reference=network.reference,
-                samples=samples,
-                how=preprocessing,
-                max_batch=options.max_batch,
-                max_drop=options.max_drop,
-                judged=judged,
-            )
+        built += engines
     files += [record for each in built for record in engine_records(each, folder, data, preprocessing)]
     if options.triton:
         files += write_triton_repository(folder, files, data, preprocessing)
     return files, gates.missing
+
+
+def _write_network(
+    network: ExportedNetwork,
+    folder: Path,
+    data: DataSet,
+    preprocessing: Preprocessing,
+    samples: Samples,
+    options: ExportOptions,
+    gates: Gates,
+) -> tuple[list[Written], list[Built]]:
+    """Writes the files of one network; returns the ONNX files and the engines that passed their gates."""
+    subject = network.subject
+    judged = partial(gates.judged, subject)
+    written = write_precisions(
+        network.reference,
+        network.exported,
+        folder / network.stem,
+        precisions=options.precisions,
+        samples=samples,
+        class_names=data.class_names,
+        metadata={"preprocessing": preprocessing.model_dump(mode="json"), "role": subject.role},
+        max_batch=options.max_batch,
+        max_drop=options.max_drop,
+        known_metrics=network.metrics,
+        judged=judged,
+    )
+    if options.input_type == "uint8":
+        written = with_uint8_input(
+            written, network.reference, samples, preprocessing, max_batch=options.max_batch, judged=judged
+        )
+    if not options.engines or subject.role == "teacher":
+        return written, []
+    engines = build_engines(
+        written,
+        subject.role,
+        options.engines,
+        reference=network.reference,
+        samples=samples,
+        how=preprocessing,
+        max_batch=options.max_batch,
+        max_drop=options.max_drop,
+        judged=judged,
+    )
+    return written, engines
 
 
 def preprocessing_of(

@@ -1,5 +1,6 @@
 """A folder of images through one file of an artifact: classes with their probabilities, in a file that is whole."""
 
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ __all__ = ["PredictBackend", "PredictOptions", "Predicted", "predict"]
 
 PredictBackend = Literal["onnxruntime", "openvino", "onnxruntime-cuda"]
 MOST_AT_ONCE, BATCHES_AHEAD = 64, 3
+_TEACHER = re.compile(r"teacher \d+")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Predicted:
     num_images: int
     left_out: dict[str, int]
     """Files that are no images, by kind."""
+    few_classes: str = ""
+    """What the manifest says of a network that predicts one or few classes of the run's test images."""
     num_abstained: int = 0
     num_by_class: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -87,7 +91,7 @@ def predict(artifact: Path, place: Path, out: Path, options: PredictOptions) -> 
     network = backend.load(source)
     temperature, calibration = _temperature_left(manifest, entry)
     left_out = {kind: num for kind, (num, _) in asked.left_out.kinds.items()}
-    found = Predicted(entry.path, calibration, len(asked), left_out)
+    found = Predicted(entry.path, calibration, len(asked), left_out, few_classes=_few_classes(manifest, entry))
     num_top = min(options.top, len(manifest.classes))
     at_once = min(MOST_AT_ONCE, entry.max_batch or 1)
     with (
@@ -115,6 +119,14 @@ def _chosen(manifest: Manifest, wanted: str | None, artifact: Path) -> ArtifactF
             f"--file: {wanted or 'the student in fp32'} is no ONNX file of {artifact}{engine}; it has {names}"
         )
     return chosen[0]
+
+
+def _few_classes(manifest: Manifest, entry: ArtifactFile) -> str:
+    """Returns the manifest's note on the classes that this file's network predicts; notes are by network."""
+    named = {"teacher": f"teacher {entry.member}", "ensemble": "ensemble"}
+    others = [name for name in manifest.notes if name not in ("baseline", "ensemble") and not _TEACHER.fullmatch(name)]
+    label = named.get(entry.role) or next(iter(others), "")
+    return manifest.notes.get(label, "")
 
 
 def _temperature_left(manifest: Manifest, entry: ArtifactFile) -> tuple[float, str]:

@@ -14,12 +14,12 @@ from edc.benchmark.judge.rows import latency
 from edc.benchmark.judge.statistics import Estimate
 from edc.benchmark.measure.quality import float_batches
 from edc.benchmark.options import QUICK
-from edc.benchmark.progress import step
 from edc.benchmark.workers.pool import NotRun, RowSpec, Timing, WorkerPool
 from edc.data import DataSet
 from edc.deploy.onnx.from_network import onnx_from_network
 from edc.errors import FailedError, RecipeError, RequestError
 from edc.networks import count_parameters, network_for
+from edc.progress import step
 from edc.recipe import NetworkSection
 from edc.subject import Subject
 

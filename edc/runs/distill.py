@@ -21,7 +21,7 @@ from edc.runs.own_teachers import own_teachers_of, readings_of
 from edc.runs.start import as_taught, require_start_files, require_teachers_to_start_from, start_digests
 from edc.runs.student import build_plain, learned_by, train_student
 from edc.runs.summary import summarise
-from edc.system.files import require_free_disk
+from edc.system.files import exclusive_lock, require_free_disk
 from edc.teachers.ensemble import fetch_teacher_weights, load_teachers, teacher_digests
 from edc.teachers.reading import OwnTeacher
 from edc.teachers.roll_call.call import call_roll
@@ -41,7 +41,10 @@ def distill(recipe: Recipe, *, run: RunFolder | Path | str, accelerator: Acceler
     run, accelerator = run_folder(run), accelerator or Accelerator()
     finished = by_main(lambda: _finished(recipe, run), accelerator)
     if finished is not None:
+        if accelerator.log_with and accelerator.is_main_process:
+            console.print(f"{run.path}: is finished, so nothing is sent to a tracker", highlight=False, markup=False)
         return finished
+    by_main(lambda: _require_free(run), accelerator)  # said at once, not after the data and the teachers are read
     with deterministic_if(recipe.training.deterministic):
         return _distill(recipe, run, accelerator)
 
@@ -62,8 +65,7 @@ def _distill(recipe: Recipe, run: RunFolder, accelerator: Accelerator) -> dict[s
     one_of_a_machine_first(lambda: _fetch_weights(taught, data, run), accelerator)
     by_main(lambda: warn_of_overlap(data), accelerator)
     by_main(lambda: run.require_claimable(recipe), accelerator)
-    busy = f"{run.path}: another process is at work on this run; wait for it, or choose another folder with --run"
-    with locked_by_main(run.lock_path, held_by_other=busy, accelerator=accelerator, vanishes=True):
+    with locked_by_main(run.lock_path, held_by_other=_busy(run), accelerator=accelerator, vanishes=True):
         by_main(lambda: _claim(recipe, taught, data, run, own), accelerator)
         if not own:
             teachers = load_teachers(taught, data, **loading)
@@ -124,6 +126,17 @@ def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:
     for name in from_library[:1]:  # they are one network
         build_plain(recipe, data, name=name)
     fetch_teacher_weights(recipe, data, teachers_path=run.teachers_path)
+
+
+def _busy(run: RunFolder) -> str:
+    return f"{run.path}: another process is at work on this run; wait for it, or choose another folder with --run"
+
+
+def _require_free(run: RunFolder) -> None:
+    """Raises `RunError` if another process is at work on the run; changes nothing."""
+    if run.lock_path.exists():
+        with exclusive_lock(run.lock_path, held_by_other=_busy(run), vanishes=True):
+            pass
 
 
 def _finished(recipe: Recipe, run: RunFolder) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ runs/teachers/<key>/         one trained teacher, its key derived from what dete
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -220,11 +221,24 @@ def newest_run(runs: Path) -> RunFolder:
     return RunFolder(finished[-1].parent)
 
 
+MOST_NAMED = 4
+"""Of further fields in which two recipes differ."""
+
+
 def first_difference(held: Recipe, asked: Recipe) -> str:
-    """Returns the first field in which two recipes differ, with both values; of a list, the entry that differs."""
-    for field, before, after in _differences(held.identity(), asked.identity(), ""):
-        return f"{field} ({shown(before)} there, {shown(after)} asked for)"
-    return "nothing but the order of its fields"
+    """Returns the first field in which two recipes differ, with both values, and the names of a few others; of a list,
+    the entry that differs.
+    """
+    different = list(_differences(held.identity(), asked.identity(), ""))
+    if not different:
+        return "nothing but the order of its fields"
+    field, before, after = different[0]
+    # Of a whole entry of a list that one of them has, every field differs: it is named once.
+    places = dict.fromkeys(re.sub(r"(\.\d+)\.\w+$", r"\1", name) for name, _, _ in different)
+    others = list(places)[1:]
+    left = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
+    also = f", and in {', '.join(others[:MOST_NAMED])}{left}" if others else ""
+    return f"{field} ({shown(before)} there, {shown(after)} asked for){also}"
 
 
 def _differences(before: Any, after: Any, field: str) -> Iterator[tuple[str, Any, Any]]:

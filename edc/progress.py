@@ -1,4 +1,4 @@
-"""The progress of a bench for people: one line per step on stderr, with its time on a terminal."""
+"""The progress of a bench or an export for people: one line per step on stderr, with its time on a terminal."""
 
 import time
 from collections.abc import Iterator
