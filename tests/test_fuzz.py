@@ -42,7 +42,7 @@ FULL: dict[str, Any] = {
     "name": "full",
     "data": {"kind": "synthetic", "image_size": 8, "extra": [{"kind": "synthetic", "num_images": 8}], "num_images": 64},
     "network": {"name": "timm/resnet18", "pretrained": True},
-    "training": {"epochs": 4, "warmup_epochs": 1, "batch_size": 16, "layer_decay": 0.5},
+    "training": {"epochs": 4, "warmup_epochs": 1, "batch_size": 16, "layer_decay": 0.5, "factor_rate": 0.5},
     "teachers": {
         "checkpoints": [{"file": "a.pt", "mean": [0.5] * 3, "std": [0.5] * 3}, {"file": "b.pt2", "trust": True}]
     },

@@ -99,6 +99,43 @@ def test_factors_of_members_learn_like_the_weight_that_they_multiply(name: str) 
     assert {key: value for key, value in found.items() if key not in factors} == alone
 
 
+@pytest.mark.parametrize("layer_decay", [None, DECAY])
+def test_factors_have_a_rate_of_their_own_and_nothing_else_has(layer_decay: float | None) -> None:
+    network = to_batch_ensemble(built("wrn10x1"), 3)
+    network.sigma = nn.Parameter(torch.ones(2))  # a name of somebody else's network
+    found = {}
+    for factor_rate in (None, 0.1):
+        training = TrainingSection(layer_decay=layer_decay, factor_rate=factor_rate)
+        groups = build_optimizer(network, training).param_groups
+        scale_of = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
+        assert len(scale_of) == sum(len(group["params"]) for group in groups)  # each once
+        found[factor_rate] = {name: scale_of[id(p)] for name, p in network.named_parameters()}
+    num_factors = 0
+    for name, scale in found[0.1].items():
+        is_factor = name.endswith((".rho", ".sigma"))
+        num_factors += is_factor
+        assert scale == pytest.approx(found[None][name] * (0.1 if is_factor else 1.0), rel=1e-12), name
+    assert num_factors == 2 * sum(isinstance(m, nn.Conv2d | nn.Linear) for m in built("wrn10x1").modules())
+
+
+def test_factors_move_by_their_rate_in_a_step_by_hand() -> None:
+    torch.manual_seed(0)
+    network = to_batch_ensemble(nn.Sequential(nn.Linear(3, 2)), 2).double()
+    images = torch.randn(4, 3, dtype=torch.float64)
+    training = TrainingSection(factor_rate=0.25, momentum=0.0, weight_decay=0.0, learning_rate=0.5)
+    optimizer = build_optimizer(network, training)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5 * group["lr_scale"]  # as the loop does
+    network(images).square().sum().backward()
+    before = {name: (p.detach().clone(), p.grad.clone()) for name, p in network.named_parameters()}  # type: ignore[union-attr]
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        value, gradient = before[name]
+        rate = 0.125 if name.endswith((".rho", ".sigma")) else 0.5
+        torch.testing.assert_close(parameter.detach(), value - rate * gradient, rtol=1e-12, atol=0)
+        assert gradient.abs().max() > 0
+
+
 def test_without_it_all_parameters_are_one_group_as_before() -> None:
     (group,) = build_optimizer(plain(0), TRAINING).param_groups
     assert "lr_scale" not in group

@@ -28,6 +28,7 @@ OTHERWISE: dict[str, Any] = {
     "optimizer": "adamw",
     "learning_rate": 0.003,
     "layer_decay": 0.8,
+    "factor_rate": 0.5,
     "momentum": 0.8,
     "weight_decay": 0.0,
     "warmup_epochs": 2,
@@ -60,7 +61,7 @@ def test_every_field_of_a_schedule_but_its_operation_can_be_otherwise() -> None:
         "deterministic",
     }
     assert OTHERWISE.keys() == TrainingOverrides.model_fields.keys()
-    one = recipe(students={"a": {"method": "kd", "training": OTHERWISE}, "b": {"method": "kd"}})
+    one = recipe(students={"a": {"training": OTHERWISE}, "b": {"method": "kd"}})
     assert one.training_of(one.students["b"]) == one.training == one.training_of(one.teachers)
     assert one.training_of(one.students["a"]) == TrainingSection.model_validate(OTHERWISE)
     again = recipe(teachers={"ensemble_size": 2, "training": OTHERWISE})
@@ -75,7 +76,14 @@ def test_epochs_of_a_student_go_with_the_rest_of_its_training() -> None:
 
 @pytest.mark.parametrize("field", [field for field in OTHERWISE if field not in ("epochs", "warmup_epochs")])
 def test_values_are_held_to_the_bounds_of_the_shared_ones(field: str) -> None:
-    bad = {"batch_size": 0, "micro_batch_size": 1, "layer_decay": 1.0, "momentum": 1.5, "weight_decay": -1.0}
+    bad = {
+        "batch_size": 0,
+        "micro_batch_size": 1,
+        "layer_decay": 1.0,
+        "factor_rate": 0.0,
+        "momentum": 1.5,
+        "weight_decay": -1.0,
+    }
     value = bad.get(field, 0 if field in ("learning_rate", "validate_every") else "nonsense")
     with pytest.raises(ValidationError, match=rf"training\.{field}"):
         recipe(training={field: value})
@@ -99,6 +107,10 @@ def test_values_are_held_to_the_bounds_of_the_shared_ones(field: str) -> None:
             r"students.kd.training: warmup_epochs \(4\) must be smaller than epochs \(4\)",
         ),
         (
+            {"students": {"kd": {"method": "kd", "training": {"factor_rate": 0.5}}}},
+            "students.kd: training.factor_rate: found 0.5, which has no effect with method 'kd'",
+        ),
+        (
             {"students": {"kd": {"training": {"learning_rat": 4}}}},
             "students.kd.training.learning_rat: unknown key; did you mean 'learning_rate'",
         ),
@@ -119,7 +131,9 @@ def test_digest_holds_what_is_given_and_nothing_else() -> None:
     assert one.identity()["students"]["kd"]["training"] == {"learning_rate": 0.1}
     plain_one = recipe(students={"kd": {"method": "kd"}})
     assert "training" not in plain_one.identity()["students"]["kd"]
-    assert {"layer_decay", "start"}.isdisjoint(plain_one.identity()["training"] | plain_one.identity()["network"])
+    assert {"layer_decay", "factor_rate", "start"}.isdisjoint(
+        plain_one.identity()["training"] | plain_one.identity()["network"]
+    )
     assert one.digest() != plain_one.digest()
     again = Recipe.model_validate(one.model_dump(mode="json", exclude_none=True))
     assert (again, again.digest()) == (one, one.digest())

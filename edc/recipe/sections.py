@@ -98,6 +98,11 @@ class StudentSection(Section):
                     f"{field}: found {value!r}, which has no effect with method 'kd' (a single network has no "
                     "members); leave it out, or use method 'latent_be'"
                 )
+        if self.method == "kd" and self.training and self.training.factor_rate is not None:
+            raise ValueError(
+                f"training.factor_rate: found {self.training.factor_rate}, which has no effect with method 'kd' (a "
+                "single network has no factors); leave it out, or use method 'latent_be'"
+            )
         require_one_of_epochs(self.epochs, self.training)
         return self
 

@@ -14,6 +14,7 @@ Optimizer = Literal["sgd", "adamw"]
 WeightDecay = Annotated[float, Field(ge=0.0)]
 Precision = Literal["fp32", "tf32", "bf16"]
 LayerDecay = Annotated[float, Field(gt=0.0, lt=1.0)]
+FactorRate = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 OPERATION = ("checkpoint_every", "deterministic")
@@ -23,7 +24,7 @@ OPERATION = ("checkpoint_every", "deterministic")
 class TrainingSection(Section):
     """The schedule, shared by teachers and students; the defaults are the paper's (docs/method.md: 200 epochs, SGD)."""
 
-    later_than_first: ClassVar[tuple[str, ...]] = ("layer_decay",)
+    later_than_first: ClassVar[tuple[str, ...]] = ("layer_decay", "factor_rate")
     epochs: Count = 200
     batch_size: Count = 128
     """Images in one optimiser step, over all processes."""
@@ -37,6 +38,10 @@ class TrainingSection(Section):
     """Layer-wise learning rates, for networks that do not start from random weights. The last layer, the classifier,
     has `learning_rate`; each layer before it has `layer_decay` times that of the next (docs/method.md defines a
     layer). None: all layers have one rate."""
+    factor_rate: FactorRate | None = None
+    """The learning rate of members' factors, as a multiple of that of the weights which they multiply. None: 1, as
+    published. Members that start from weights stay closer with less, and their fold then keeps what they know
+    (docs/choosing.md). Networks without members, teachers too, do not change."""
     momentum: UnitInterval = 0.9
     """Nesterov's, of `sgd`; `adamw` has momenta of its own, and another value here is an error."""
     weight_decay: WeightDecay = 5e-4
@@ -89,6 +94,7 @@ class TrainingOverrides(Section):
     optimizer: Optimizer | None = None
     learning_rate: PositiveFloat | None = None
     layer_decay: LayerDecay | None = None
+    factor_rate: FactorRate | None = None
     momentum: UnitInterval | None = None
     weight_decay: WeightDecay | None = None
     warmup_epochs: CountOrZero | None = None

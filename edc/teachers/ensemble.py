@@ -184,7 +184,7 @@ def teacher_key(recipe: Recipe, data: DataSet, member: int) -> tuple[str, dict[s
         "augmentation": recipe.data.model_dump(mode="json", include={"augmentation", "crop_padding"}),
         "network": network.model_dump(mode="json", exclude={"start", "weights"}),
         "training": recipe.training_of(recipe.teachers).model_dump(
-            mode="json", exclude={*OPERATION, "compile"}, exclude_none=True
+            mode="json", exclude={*OPERATION, "compile", "factor_rate"}, exclude_none=True
         ),
         "seed": recipe.teachers.seed + member,
     }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edc.method.member_layers import BatchEnsembleLayer
 from edc.networks import Classifier
 from edc.recipe import TrainingSection
 
@@ -24,13 +25,14 @@ def learning_rate_at(step: int, training: TrainingSection, steps_in_epoch: int) 
 def build_optimizer(network: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
     """Returns the recipe's optimizer; weight decay acts on every parameter (on rho and sigma: pulls r and s to 1).
 
-    With `layer_decay` each layer is a group of its own, whose `lr_scale` its learning rate is multiplied by.
+    With `layer_decay` each layer is a group of its own, whose `lr_scale` its learning rate is multiplied by; with
+    `factor_rate` the factors of each are, too.
     It updates all parameters of a group in one kernel where there is one, so the network must be on its device already.
     """
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in network.parameters())
     parameters: Any = list(network.parameters())
-    if training.layer_decay is not None:
-        parameters = _groups_by_layer(network, training.layer_decay)
+    if training.layer_decay is not None or training.factor_rate is not None:
+        parameters = _groups(network, training.layer_decay, training.factor_rate)
     if training.optimizer == "adamw":
         return torch.optim.AdamW(parameters, training.learning_rate, weight_decay=training.weight_decay, fused=fused)
     return torch.optim.SGD(
@@ -85,10 +87,21 @@ def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
             yield f"{prefix}{name}", child
 
 
-def _groups_by_layer(network: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
-    layers = layers_of(network)
-    last = max(layers.values())
-    groups: dict[int, list[nn.Parameter]] = {}
+def _groups(network: nn.Module, layer_decay: float | None, factor_rate: float | None) -> list[dict[str, Any]]:
+    """Returns the parameters by what their learning rate is multiplied by: the decay of their layer, and for factors
+    `factor_rate`."""
+    layers = layers_of(network) if layer_decay is not None else {}
+    last = max(layers.values(), default=0)
+    members = [module for module in network.modules() if isinstance(module, BatchEnsembleLayer)]
+    factors = {id(factor) for layer in members for factor in (layer.rho, layer.sigma)}
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        groups.setdefault(layers[name], []).append(parameter)
-    return [{"params": groups[layer], "lr_scale": layer_decay ** (last - layer)} for layer in sorted(groups)]
+        is_slower = factor_rate is not None and id(parameter) in factors
+        groups.setdefault((layers.get(name, 0), is_slower), []).append(parameter)
+    return [
+        {
+            "params": groups[layer, is_slower],
+            "lr_scale": (layer_decay or 1.0) ** (last - layer) * ((factor_rate or 1.0) if is_slower else 1.0),
+        }
+        for layer, is_slower in sorted(groups)
+    ]
