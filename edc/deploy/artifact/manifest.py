@@ -22,6 +22,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "ArtifactFile",
     "FilePrecision",
+    "Majority",
     "Manifest",
     "MissingFile",
     "ParityFigures",
@@ -110,6 +111,15 @@ class MissingFile(_Section):
     reason: Annotated[str, Field(description="the gate's figures, or what a library says")]
 
 
+class Majority(_Section):
+    """The most frequent class of the run's test images; its share is the accuracy of always saying so."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: Annotated[str, Field(alias="class")]
+    share: Annotated[float, Field(gt=0, le=1)]
+
+
 class Preprocessing(_Section):
     """What turns an image file into the network's input; normalisation is inside the graph and not listed."""
 
@@ -166,6 +176,7 @@ class Manifest(_Section):
         tuple[float, ...],
         Field(description="of the first 1, 2, ... teachers on test images: what a DEE is read off"),
     ] = ()
+    majority: Annotated[Majority | None, Field(description="null: an older edc made the run or the artifact")] = None
     notes: dict[str, str] = {}
 
     @property
@@ -207,7 +218,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Writes `manifest.json` into `folder`, whole or not at all, and return its path."""
     path = folder / MANIFEST_NAME
     with write_atomically(path) as temporary:
-        text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        text = json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
 
