@@ -120,7 +120,7 @@ def export(
     target = output or EXPORT / (f"{folder.path.name}-{student}" if is_other else folder.path.name)
     manifest = write_artifact(folder, target, options)
     if as_json:
-        print_json({"artifact": str(target), "manifest": manifest.model_dump(mode="json", by_alias=True)})
+        print_json({"artifact": str(target), "manifest": manifest.model_dump(mode="json")})
     print_artifact(manifest, target, console=table_console(as_json))
     for file in manifest.missing:
         say(f"not written: {file.path}: {file.reason}")

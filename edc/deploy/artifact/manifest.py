@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
 from edc.deploy.artifact.folder import MANIFEST_NAME, put_back
 from edc.errors import ArtifactError, cut, first_line, shown
@@ -114,10 +114,12 @@ class MissingFile(_Section):
 class Majority(_Section):
     """The most frequent class of the run's test images; its share is the accuracy of always saying so."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     name: Annotated[str, Field(alias="class")]
     share: Annotated[float, Field(gt=0, le=1)]
+
+    @model_serializer
+    def _as_read(self) -> dict[str, str | float]:
+        return {"class": self.name, "share": self.share}
 
 
 class Preprocessing(_Section):
@@ -218,7 +220,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Writes `manifest.json` into `folder`, whole or not at all, and return its path."""
     path = folder / MANIFEST_NAME
     with write_atomically(path) as temporary:
-        text = json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=2, ensure_ascii=False)
+        text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
     return path
 
