@@ -1,5 +1,7 @@
 """What is refused before torch loads: files that are not there, options without effect, another recipe's folder."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,20 @@ def test_files_that_are_not_there_are_all_named_without_torch(tmp_path):
     assert "a.pt: no such" not in called.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "asked.yaml"]
     require_named_files(load_recipe(tmp_path / "asked.yaml"), trains=False, with_teachers=False)
+
+
+def test_a_missing_file_is_said_where_torch_cannot_be_imported(tmp_path):
+    (tmp_path / "asked.yaml").write_text(yaml.safe_dump(document(teachers=OWN)))
+    without_torch = "import sys; sys.modules['torch'] = None; from edc.__main__ import main; main()"
+    for asked in (["distill", "asked.yaml"], ["distill", "asked.yaml", "--dry-run"]):
+        called = subprocess.run(
+            [sys.executable, "-c", without_torch, *asked], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert called.returncode == 2
+        assert called.stderr.splitlines() == [
+            f"error: teachers.checkpoints.0.file: {tmp_path}/a.pt: no such checkpoint",
+            f"teachers.checkpoints.1.file: {tmp_path}/b.pt: no such checkpoint",
+        ]
 
 
 FIVE = [f"{name}.pt" for name in "abcde"]

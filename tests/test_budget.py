@@ -34,3 +34,12 @@ def test_the_slowest_that_is_surely_within_the_time_is_chosen():
     assert "at most 2 ms for one image here (onnxruntime, 1 thread, random weights): b 1.8 (1.7 to 1.9) ms" in words
     with pytest.raises(RequestError, match=r"--budget-ms: found 1, .*: a 1 \(0.9 to 1.1\) ms, b 1.8"):
         chosen(networks, dataclasses.replace(Budget(2.0), ms=1.0))
+
+
+def test_a_machine_that_was_too_busy_to_be_sure_is_named():
+    busy = [timed("a", 0.3, 0.02, 5.0), timed("b", 2.5, 0.1, 48.0)]
+    with pytest.raises(RequestError, match=r"b 2.5 .*; the machine was too busy to be sure: call it again when"):
+        chosen(busy, Budget(2.0))
+    for quiet, budget in ((timed("a", 1.0, 0.9, 1.1), 1.0), (timed("a", 3.0, 0.1, 60.0), 2.0)):
+        with pytest.raises(RequestError, match=r" ms; allow more, or name a network with --student$"):
+            chosen([quiet], Budget(budget))

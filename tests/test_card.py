@@ -42,6 +42,25 @@ def test_table_compares_the_student_with_one_teacher_and_the_ensemble(made):
         assert others == pytest.approx(expected, abs=6e-4)
 
 
+def test_balanced_accuracy_f1_and_the_most_frequent_class_are_said_below_the_table(made):
+    artifact, summary, card = made
+    (row,) = (row for row in summary["rows"] if row["kind"] == "student" and row["name"] == summary["deploy"])
+    pattern = (
+        r"\(balanced accuracy\) is ([\d.]+) %, its mean F1 ([\d.]+) %\. Always saying `(\w+)` is right on ([\d.]+) %"
+    )
+    said = re.search(pattern, card.text)
+    balanced, f1, name, share = said.groups()
+    expected = [
+        100 * row["raw"]["balanced_acc"],
+        100 * row["raw"]["macro_f1"],
+        100 * summary["data"]["majority"]["share"],
+    ]
+    assert [float(balanced), float(f1), float(share)] == pytest.approx(expected, abs=0.006)
+    assert name == summary["data"]["majority"]["class"]
+    assert json.loads((artifact / "manifest.json").read_text())["majority"] == summary["data"]["majority"]
+    assert load_manifest(artifact).majority.name == name
+
+
 def test_files_are_the_manifests_and_the_card_is_none_of_them(made):
     artifact, _, card = made
     listed = re.findall(r"^\| `([^`]+)` \|", card.text, re.MULTILINE)

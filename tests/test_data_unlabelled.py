@@ -12,6 +12,7 @@ from edc.data import DataSet, evaluation_batches, load_data, train_batches
 from edc.data.bad_images import BadImages
 from edc.errors import DataError
 from edc.recipe import DataSection, Recipe
+from edc.runs.trial import few_images
 
 TRAIN, HELD_OUT = samples_of(24), samples_of(12, first_seed=100)
 
@@ -214,6 +215,17 @@ def test_too_many_unreadable_images_end_the_run(damaged):
     )
     with pytest.raises(DataError, match=message):
         epoch_of(data, section(damaged))
+
+
+def test_a_trial_of_a_few_images_meets_unreadable_ones_as_the_run_may(damaged):
+    """2 of 24 are allowed, and both are among the 18 of three steps: a ninth of them, which is more than a tenth."""
+    options = section(damaged, max_bad_fraction=0.1)
+    few = few_images(load_data(options), 3, batch_size=6, num_processes=1)
+    assert len(epoch_of(few, options)) == len(few.train) == 18
+    assert sorted(few.train.bad.names) == ["class0/00022.jpg", "class1/00007.jpg"]
+    none_allowed = few_images(load_data(section(damaged)), 3, batch_size=6, num_processes=1)
+    with pytest.raises(DataError, match=r"not a readable image"):
+        epoch_of(none_allowed, options)
 
 
 def test_class_without_a_readable_image_is_an_error(tmp_path):

@@ -66,6 +66,7 @@ def test_files_that_fail_are_left_out_and_named_and_the_others_are_there(worksho
     for file in manifest.missing:
         assert f"not written: {file.path}: {file.reason}" in called.stderr
         assert "largest difference" in file.reason
+        assert file.path not in file.reason
         assert str(tmp_path) not in file.reason
     assert "--no-baseline" in called.stderr
     # Neither teacher 1 under the name of teacher 0, nor an ensemble of one.

@@ -69,6 +69,16 @@ def test_a_recipe_is_copied_as_it_is_and_can_be_loaded(name, tmp_path):
     assert load_recipe(copied).name == "digits"
 
 
+def test_a_copy_says_how_its_first_line_finds_the_schema(tmp_path):
+    said = edc("recipes", "digits", cwd=tmp_path).stderr
+    command = ["recipes", "--schema"]
+    assert f"edc {' '.join(command)} > recipe.schema.json" in said
+    named = (tmp_path / "digits.yaml").read_text().splitlines()[0]
+    assert named == "# yaml-language-server: $schema=recipe.schema.json"
+    shipped = json.loads((TESTS.parent / "recipes/recipe.schema.json").read_text())
+    assert edc(*command, cwd=tmp_path).document == shipped
+
+
 def test_what_is_there_is_never_overwritten(tmp_path):
     (tmp_path / "digits.yaml").write_text("mine")
     called = edc("recipes", "digits", cwd=tmp_path)

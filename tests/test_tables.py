@@ -226,3 +226,15 @@ def test_bench_says_who_predicts_one_class_and_what_one_teacher_is():
     assert "always `ok`: acc 62.00 %" in text
     assert "one teacher: teacher 11, the best of 12 on validation; their mean in the run is 66.50 ±0.52 %" in text
     assert replace(bench_result().teachers, is_chosen=False).words == ""
+
+
+def test_of_two_students_of_one_name_the_one_of_the_other_artifact_is_named_as_in_the_table():
+    made, console = bench_result(), Console(width=200, file=io.StringIO(), markup=False)
+    other = replace(made.rows[-1], artifact="other")
+    said = {other.key: "predicts `no` for all 1,000 images (`ok` alone is right on 62.0%)"}
+    both = replace(made, rows=(*made.rows, other), few_classes=made.few_classes | said)
+    print_bench(replace(both, environment=replace(made.environment, threads=1)), console=console)
+    lines = console.file.getvalue().splitlines()
+    assert [line for line in lines if "predicts `no`" in line] == [f"other: {other.subject.label}: {said[other.key]}"]
+    assert [line for line in lines if "predicts `ok`" in line] == [f"{LONG}: {made.few_classes[f'{LONG} on openvino']}"]
+    assert ": 1 thread on " in lines[0]

@@ -49,6 +49,7 @@ def recipes(
     copied = _copied(Path(shipped_recipe(name).file))
     if as_json:
         print_json({"written": str(copied)})
+    say("its first line is for editors, which find the schema after: edc recipes --schema > recipe.schema.json")
     say(f"written: {copied}   next: {shlex.join(['edc', 'distill', str(copied), '--dry-run'])}")
 
 

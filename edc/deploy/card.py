@@ -27,7 +27,7 @@ Made by edc {version}.
 {rows}
 
 On {num_test:,} test images of the data that it was trained on (`{data}`). Calibrated: by temperatures that were
-fitted on validation images. Nothing is known about other images.{notes}
+fitted on validation images. Nothing is known about other images.{by_class}{notes}
 
 ## Use
 
@@ -79,6 +79,7 @@ def model_card(manifest: Manifest, recipe: Recipe, summary: dict[str, Any]) -> s
         images=_images(manifest.preprocessing),
         num_classes=len(manifest.classes),
         temperature="" if manifest.temperature_folded else f" (after a division by the temperature {kept:.4g})",
+        by_class=_by_class(manifest, student["raw"]),
         notes="".join(f"\n\n**{about}**: {note}" for about, note in manifest.notes.items()),
         files="\n".join(files),
         made=_made(recipe.students[recipe.deploy]),
@@ -120,6 +121,19 @@ def _row(label: str, rows: Sequence[dict[str, Any]]) -> str:
     ]
     acc, *others = (sum(column) / len(rows) for column in zip(*figures, strict=True))
     return f"| {label} | {rows[0]['forwards']} | {100 * acc:.2f} | {' | '.join(f'{value:.3f}' for value in others)} |"
+
+
+def _by_class(manifest: Manifest, figures: dict[str, float]) -> str:
+    """Returns what the network is right on class by class, and what always saying one class is right on."""
+    said = []
+    if {"balanced_acc", "macro_f1"} <= figures.keys():  # older runs have neither
+        balanced, macro_f1 = (f"{100 * figures[key]:.2f} %" for key in ("balanced_acc", "macro_f1"))
+        said.append(
+            f"Over classes, this network's mean recall (balanced accuracy) is {balanced}, its mean F1 {macro_f1}."
+        )
+    if (most := manifest.majority) is not None:
+        said.append(f"Always saying `{most.name}` is right on {100 * most.share:.2f} %.")
+    return "\n\n" + " ".join(said) if said else ""
 
 
 def _images(how: Preprocessing) -> str:

@@ -118,6 +118,7 @@ def export(run: RunFolder | Path | str, folder: Path | str, options: ExportOptio
                 files=tuple(files),
                 missing=tuple(missing),
                 ensemble_calibrated_nll_by_size=tuple(summary["ensemble_calibrated_nll_by_size"]),
+                majority=summary["data"].get("majority"),
                 notes=_notes(networks, options) | _few_classes(networks, rows, data),
             )
             (temporary / CARD_NAME).write_text(model_card(manifest, recipe, summary), encoding="utf-8")

@@ -43,12 +43,14 @@ class Gates:
                 raise
             for left in (path, sidecar_path(path)):
                 left.unlink(missing_ok=True)
+            name = path.relative_to(self.folder).as_posix()
+            reason = _TEMPORARY.sub(r"\1", str(error).replace(f"{self.folder}/", ""))
             self.missing.append(
                 MissingFile(
-                    path=path.relative_to(self.folder).as_posix(),
+                    path=name,
                     role=subject.role,
                     member=subject.member,
                     precision=precision,
-                    reason=_TEMPORARY.sub(r"\1", str(error).replace(f"{self.folder}/", "")),
+                    reason=reason.removeprefix(f"{name}: "),
                 )
             )

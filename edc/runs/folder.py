@@ -17,16 +17,18 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edc.console import console
-from edc.data import DataSet, FileImages
 from edc.errors import RunError, shown
 from edc.recipe import Recipe
 from edc.recipe.loading import recipe_from_document
 from edc.runs.documents.summary import SavedSummary
 from edc.system.files import LOCK, holds_nothing, write_atomically, write_json
 from edc.system.saved import read_saved
+
+if TYPE_CHECKING:
+    from edc.data import DataSet
 
 __all__ = ["HOW_IMAGES_ARE_READ", "TEST_IMAGES", "RunFolder", "first_difference", "newest_run", "run_folder"]
 
@@ -141,16 +143,18 @@ class RunFolder:
                 markup=False,
             )
 
-    def warn_of_other_data(self, data: DataSet) -> None:
+    def warn_of_other_data(self, data: "DataSet") -> None:
         """Warns of images that are others, or read otherwise, than when this run was made."""
         self.warn_of_other_images(data.fingerprint(), test=data.test.fingerprint())
         self.warn_of_images_read_otherwise(data)
 
-    def warn_of_images_read_otherwise(self, data: DataSet) -> None:
+    def warn_of_images_read_otherwise(self, data: "DataSet") -> None:
         """Warns if the edc that made this run did not say how it read images, and some are read otherwise now.
 
         Of training and validation images the digest tells that, too, where it was kept; of test images nothing does.
         """
+        from edc.data import FileImages  # it loads torch, before which a run is refused that lacks a file
+
         if HOW_IMAGES_ARE_READ in (self.inputs() or {}):
             return
         splits = {"training": data.train, "validation": data.validation, "test": data.test}

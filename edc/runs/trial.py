@@ -8,7 +8,8 @@ import dataclasses
 
 import torch
 
-from edc.data import DataSet
+from edc.data import DataSet, FileImages
+from edc.data.bad_images import BadImages
 from edc.data.data_set import limit, take
 from edc.recipe import Recipe, StudentSection, TeachersSection
 from edc.runs.student import learned_by
@@ -51,13 +52,15 @@ def few_steps(recipe: Recipe) -> Recipe:
 def few_images(data: DataSet, num_steps: int, *, batch_size: int, num_processes: int) -> DataSet:
     """Returns training images for so many steps, repeated if there are not as many, and hardly any others.
 
-    Extra images are all there: a step has its share of them.
+    Extra images are all there: a step has its share of them. Where some images of the split may be unreadable, any of
+    these few may: a share of a few says nothing about that of the split, which the run itself counts.
     """
     few = limit(data.validation, num_processes)
     num_images = num_steps * (batch_size - (data.extra.num_rows(batch_size) if data.extra else 0))
-    return dataclasses.replace(
-        data, train=take(data.train, torch.arange(num_images) % len(data.train)), validation=few, test=few
-    )
+    train = take(data.train, torch.arange(num_images) % len(data.train))
+    if isinstance(train, FileImages) and train.bad.max_fraction:
+        train = dataclasses.replace(train, bad=BadImages(max_fraction=1.0))
+    return dataclasses.replace(data, train=train, validation=few, test=few)
 
 
 def few_learned(recipe: Recipe, name: str, data: DataSet, num_steps: int, *, num_processes: int) -> DataSet:

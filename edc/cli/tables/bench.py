@@ -25,7 +25,8 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
     """Prints the verdict, one row per subject and backend, then baselines, flags, and rows that did not run."""
     environment = result.environment
     batches = list(dict.fromkeys(row.batch for row in result.rows))
-    title = f"{result.artifact}: {environment.threads} threads on {environment.cpu}"
+    threads = f"{environment.threads} thread{'s' * (environment.threads > 1)}"
+    title = f"{result.artifact}: {threads} on {environment.cpu}"
     quality, speed = _quality_columns(result), [_speed_columns(batch) for batch in batches]
     whole = [column for columns in speed for column in columns]
     for columns in _as_wide_as_fits([[[*quality, *whole]], [quality, whole], [quality, *speed]], result, console):
@@ -46,7 +47,7 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
     if result.teachers.words:
         console.print(f"one teacher: {result.teachers.words}", highlight=False)
     for line in dict.fromkeys(
-        f"{row.subject.label}: {result.few_classes[row.key]}" for row in result.rows if row.key in result.few_classes
+        f"{_name(row)}: {result.few_classes[row.key]}" for row in result.rows if row.key in result.few_classes
     ):
         console.print(line, style="bold", highlight=False)
     _print_baselines(result, console)
@@ -117,10 +118,14 @@ def _text_rows(columns: list[Column], result: BenchResult) -> list[TextRow]:
     found = []
     for rows in by_key.values():
         row = rows[0]
-        name = f"{row.artifact}: {row.subject.label}" if row.artifact else row.subject.label
         style = "bold" if row.key in result.students else None
-        found.append(TextRow(name, {heading: cell(rows) for heading, cell in columns}, style, row.backend))
+        found.append(TextRow(_name(row), {heading: cell(rows) for heading, cell in columns}, style, row.backend))
     return found
+
+
+def _name(row: Row) -> str:
+    """Returns the name of a row's subject, with that of its artifact if it is another one."""
+    return f"{row.artifact}: {row.subject.label}" if row.artifact else row.subject.label
 
 
 def _quality_columns(result: BenchResult) -> list[Column]:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer, model_validator
 
 from edc.deploy.artifact.folder import MANIFEST_NAME, put_back
 from edc.errors import ArtifactError, cut, first_line, shown
@@ -22,6 +22,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "ArtifactFile",
     "FilePrecision",
+    "Majority",
     "Manifest",
     "MissingFile",
     "ParityFigures",
@@ -110,6 +111,17 @@ class MissingFile(_Section):
     reason: Annotated[str, Field(description="the gate's figures, or what a library says")]
 
 
+class Majority(_Section):
+    """The most frequent class of the run's test images; its share is the accuracy of always saying so."""
+
+    name: Annotated[str, Field(alias="class")]
+    share: Annotated[float, Field(gt=0, le=1)]
+
+    @model_serializer
+    def _as_read(self) -> dict[str, str | float]:
+        return {"class": self.name, "share": self.share}
+
+
 class Preprocessing(_Section):
     """What turns an image file into the network's input; normalisation is inside the graph and not listed."""
 
@@ -166,6 +178,7 @@ class Manifest(_Section):
         tuple[float, ...],
         Field(description="of the first 1, 2, ... teachers on test images: what a DEE is read off"),
     ] = ()
+    majority: Annotated[Majority | None, Field(description="null: an older edc made the run or the artifact")] = None
     notes: dict[str, str] = {}
 
     @property
