@@ -185,6 +185,7 @@ def test_recipe_says_what_was_found(desk):
     ]
     assert (recipe.network.name, recipe.network.start, recipe.deploy) == ("timm/test_resnet", "teacher", "best")
     assert list(recipe.students) == ["kd", "latent_be_split"]
+    assert [recipe.training_of(one).factor_rate for one in recipe.students.values()] == [None, 0.1]
     assert 1 / 66 < recipe.data.max_bad_fraction < 0.03
     comments = [line for line in (desk.folder / "zip.yaml").read_text().splitlines() if "#" in line]
     assert len(comments) > 10
@@ -246,6 +247,7 @@ def test_without_checkpoints_teachers_are_trained_here(desk, tmp_path):
     assert called.exit_code == 0, called.stderr
     recipe = load_recipe(tmp_path / "my_photos.yaml")
     assert (recipe.teachers.size, recipe.teachers.checkpoints, recipe.network.start) == (4, (), None)
+    assert {recipe.training_of(one).factor_rate for one in recipe.students.values()} == {None}
     assert "class10" in called.stdout
 
 
