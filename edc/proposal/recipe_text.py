@@ -53,7 +53,7 @@ def recipe_text(data: DataSection, found: Sequence[CheckpointFound], choices: Ch
         lines.append("    epochs: {as_long_as: latent_be_split}")
         lines += ["  latent_be_split:", "    method: latent_be", "    answers: split"]
         if choices.start:
-            why = "members that start from weights stay closer, and their fold keeps what they know"
+            why = "members that start from weights stay closer: a short training is enough for their fold"
             lines.append(_with_reason("    training: {factor_rate: 0.1}", why))
         lines.append(_with_reason("deploy: best", "the student with the best calibrated NLL on validation images"))
     return "\n".join(lines) + "\n"
