@@ -184,7 +184,7 @@ def test_people_read_every_row_in_the_table(bench: Benched):
 
 def test_brackets_in_names_are_no_markup(bench: Benched):
     assert bench.called.document["artifact"] == "tiny [v2]"
-    assert "tiny [v2]: 1 threads" in bench.called.stderr
+    assert "tiny [v2]: 1 thread on" in bench.called.stderr
 
 
 def test_torch_rows_say_why_when_the_run_is_gone(bench_alone: Benched):

@@ -383,7 +383,7 @@ def test_an_engine_that_the_gpu_fails_on_costs_no_other_file(gpu, tmp_path):
         gates = Gates(tmp_path, all_or_nothing=False)
         assert engines_of(tiny, judged=partial(gates.judged, STUDENT)) == []
         assert [(each.path, each.precision) for each in gates.missing] == [("a.plan", "fp32")]
-        assert gates.missing[0].reason == f"a.plan: cannot be run here: CUDA error: {gpu.sticky}"
+        assert gates.missing[0].reason == f"cannot be run here: CUDA error: {gpu.sticky}"
         assert tiny.path.is_file()
 
 
