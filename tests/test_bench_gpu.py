@@ -354,6 +354,16 @@ def test_what_is_asked_of_an_engine_on_the_gpu_holds_on_the_stand_in(library, tm
         engine_computes(library, tmp_path, cuda_graph=cuda_graph, num_members=num_members)
 
 
+def test_what_onnxruntime_prints_of_cudas_libraries_is_not_on_stdout(tmp_path, capsys, monkeypatch):
+    """stdout is the document's with --json, and it prints there which libraries it did not find."""
+    backend = open_backend("onnxruntime-cuda", threads=1)
+    monkeypatch.setattr(backend, "ort", SimpleNamespace(preload_dlls=lambda: print("libcublas was not found")))
+    source = OnnxSource((write_tiny_onnx(tmp_path / "a.onnx").path,))
+    capsys.readouterr()
+    backend.prepare(source)
+    assert capsys.readouterr() == ("", "libcublas was not found\n")
+
+
 @pytest.mark.gpu
 @needs_gpu
 def test_onnxruntime_on_the_gpu_computes_the_networks_logits(tmp_path):

@@ -306,6 +306,10 @@ def test_runs_that_differ_in_the_form_of_their_members_are_averaged_with_a_warni
 
 def test_export_prints_the_manifest(workshop: Workshop):
     document = workshop.exported.document
+    lines = workshop.exported.stderr.splitlines()
+    said = [line.partition(" (")[0] for line in lines if line.startswith("writing and checking ")]
+    stems = [file["path"].removesuffix(".onnx") for file in document["manifest"]["files"] if file["format"] == "onnx"]
+    assert said == [f"writing and checking {stem}" for stem in stems]
     assert document["artifact"] == "export/tiny"
     assert document["manifest"] == json.loads((workshop.artifact / "manifest.json").read_text())
 

@@ -46,9 +46,8 @@ class OnnxRuntimeCuda(Backend):
         for path in onnx_files(source):
             self.precisions[path] = graph_precision(path)
         if hasattr(self.ort, "preload_dlls"):  # since 1.21
-            with redirect_stdout(
-                sys.stderr
-            ):  # it prints what it does not find, and stdout is the document's with --json
+            # It prints what it does not find, and stdout is the document's with --json.
+            with redirect_stdout(sys.stderr):
                 self.ort.preload_dlls()
 
     def load(self, source: Source) -> "BoundSessions":
