@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
+from command_line import edc
 from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
@@ -170,6 +172,13 @@ def test_a_deterministic_run_is_so_from_its_first_step_to_its_last(tmp_path, mon
     document["training"] = document["training"] | {"deterministic": False}  # type: ignore[operator]
     other = distill(Recipe.model_validate(document), run=tmp_path / "b", accelerator=Accelerator(cpu=True))
     assert seen == {True, False}
+    taught = ["teach", tmp_path / "again.yaml", "--runs", tmp_path / "c", "--device", "cpu"]
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(document))
+    for is_so in (False, True):
+        seen.clear()
+        called = edc(*taught, "--set", f"training.deterministic={is_so}", "--set", f"seed={7 + is_so}",
+                     "--set", f"teachers.seed={7 * is_so}", cwd=tmp_path)  # fmt: skip
+        assert (called.exit_code, seen) == (0, {is_so}), called.stderr
     assert [row["raw"] for row in found["rows"]] == [row["raw"] for row in other["rows"]]  # a CPU repeats anyway
 
 

@@ -183,6 +183,7 @@ def teach(
     from edc.runs.folder import TEACHERS
     from edc.teachers.ensemble import fetch_teacher_weights, obtain_teacher, teacher_key
     from edc.train.distributed import one_of_a_machine_first, raised_together
+    from edc.train.placement import deterministic_if
 
     members = range(loaded.teachers.size) if member is None else [member]
     accelerator = accelerator_on(device, threads, trackers=track, place=runs)
@@ -191,8 +192,9 @@ def teach(
         require_trainable(loaded, data, accelerator=accelerator)
     teachers_path = runs / TEACHERS
     one_of_a_machine_first(lambda: fetch_teacher_weights(loaded, data, teachers_path=teachers_path), accelerator)
-    for m in members:
-        obtain_teacher(loaded, data, m, teachers_path=teachers_path, accelerator=accelerator)
+    with deterministic_if(loaded.training.deterministic):
+        for m in members:
+            obtain_teacher(loaded, data, m, teachers_path=teachers_path, accelerator=accelerator)
     folders = [str(teachers_path / teacher_key(loaded, data, m)[0]) for m in members]
     if accelerator.is_main_process:
         print_json({"teachers": folders}) if as_json else print("\n".join(folders))
