@@ -10,7 +10,7 @@ from conftest import Workshop
 
 from edc.benchmark.specs import row_specs
 from edc.benchmark.teachers import Teachers, teachers_of
-from edc.cli.tables.run_notes import beaten_by_a_teacher, below_their_start
+from edc.cli.tables.run_notes import beaten_by_a_teacher, below_their_members, below_their_start
 from edc.deploy.artifact.manifest import Manifest, load_manifest
 from edc.runs.folder import RunFolder
 from edc.runs.rows import best_teacher, rows_by_subject
@@ -123,3 +123,16 @@ def test_a_student_below_the_weights_it_started_from_is_said_below_the_table(wor
     for row in summary["rows"]:
         row["started_from_teacher"] = 9  # damaged
     assert below_their_start([summary]) == []
+
+
+def test_a_fold_far_below_its_members_is_said_below_the_table(workshop):
+    summary = json.loads((workshop.run / "summary.json").read_text())
+    name = next(row["subject"] for row in summary["rows"] if row["kind"] == "members").removesuffix(" (members)")
+    for row in summary["rows"]:
+        row["validation"]["acc"] = {f"{name} (members)": 0.7, name: 0.64}.get(row["subject"], 0.1)
+    assert below_their_members([summary]) == []
+    for row in summary["rows"]:
+        row["validation"]["acc"] = {f"{name} (members)": 0.7, name: 0.104}.get(row["subject"], 0.1)
+    (line,) = below_their_members([summary])
+    assert line.startswith(f"{name}: right on 10.40 % of the validation images, its members before the fold on 70.00 %")
+    assert "training.factor_rate (0.25) keeps them together" in line

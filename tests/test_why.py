@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,9 +110,37 @@ def test_figures_are_those_by_hand(accelerator):
         expected[f"teachers_kl_{kind}"] = pairwise(teachers, images)
         expected[f"members_kl_{kind}"] = pairwise(members, images)
         expected[f"teachers_disagree_{kind}"] = disagree(teachers, images)
+        ensemble = np.mean([probs_of(t, images) for t in teachers], 0).argmax(1)
+        agreements = [np.mean(probs_of(member, images).argmax(1) == ensemble) for member in members]
+        expected[f"members_agreement_{kind}"] = float(np.mean(agreements))
     assert found.keys() == expected.keys()
     assert found == pytest.approx(expected, abs=2e-5)  # answers go from process to process in float32
     assert abs(expected["teachers_kl_moved"] - expected["teachers_kl_clean"]) > 1e-3, "nothing moved"
+
+
+def test_members_that_have_drifted_apart_are_said_once_while_there_is_time(accelerator, capsys):
+    """The second member negates what goes from one layer to the next: it computes what it did, and the fold nothing."""
+    teacher, data = randomise(small_network(0), 1).eval(), data_of(64)
+    with torch.no_grad():  # so that it does not say the same of all images
+        teacher.classifier.bias -= teacher(data.train.images.double() / 255).mean(0)
+    network = to_batch_ensemble(teacher, 2)
+    teachers = TeacherEnsemble([teacher, teacher])
+    common: dict[str, Any] = {"plain_of": fold, "training": TRAINING, "num_workers": 0, "accelerator": accelerator}
+    observer = Observer(StudentSection(), data, teachers, name="be", **common)
+    assert observer(network, 0)["agreement_train"] == 1
+    assert "apart" not in capsys.readouterr().err
+    with torch.no_grad():
+        for factors in (network.body[0].depthwise.sigma, network.body[0].shortcut.sigma, network.head["mix"].rho):
+            factors[1] = -2  # kept as the distance from 1
+    found = observer(network, 0)
+    assert found["members_agreement_clean"] == 1
+    assert found["agreement_train"] < 0.5
+    said = " ".join(capsys.readouterr().err.split())
+    fold_share = f"{100 * found['agreement_train']:.0f} %"
+    assert said.startswith("warning: be: its members have drifted apart: after epoch 1 of ")
+    assert f"on 100 % of training images, their fold, which is deployed, on {fold_share}. A lower training.f" in said
+    observer(network, 0)
+    assert "apart" not in capsys.readouterr().err
 
 
 def test_a_network_without_members_or_perturbation_has_the_figures_that_it_can_have(accelerator):
@@ -195,7 +224,7 @@ def test_as_many_epochs_are_looked_at_as_add_three_per_cent(section, num_train, 
 
 
 def test_a_run_has_the_figures_in_its_metrics_and_in_tensorboard(workshop: Workshop):
-    for student, num_figures in (("kd", 6), ("latent_be", 10)):
+    for student, num_figures in (("kd", 6), ("latent_be", 12)):
         folder = workshop.run / "students" / student
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [len(line["observed"]) for line in lines] == [num_figures] * 2

@@ -200,6 +200,7 @@ def _fitted(
         section,
         learned,
         teachers,
+        name=name,
         plain_of=plain_of,
         training=training,
         num_workers=recipe.data.num_workers,

@@ -9,7 +9,7 @@ from edc.benchmark.page.tables.table import Line, Table
 from edc.cli.page.sections import Lines, by_student
 from edc.cli.tables.run import COLUMNS as COLUMNS_SHOWN
 from edc.cli.tables.run import mean_rows, shown_columns
-from edc.cli.tables.run_notes import beaten_by_a_teacher, below_their_start, few_classes, zero_line
+from edc.cli.tables.run_notes import remarks, zero_line
 from edc.runs.documents.by_class import SavedByClass
 from edc.runs.rows import rows_by_subject
 from edc.runs.why.observer import NUM_IMAGES
@@ -106,9 +106,8 @@ def classes(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def notes(summary: dict[str, Any]) -> list[str]:
-    """Returns who predicts one or few classes, and whether a teacher is better than the ensemble."""
-    lines = (*few_classes([summary]), *beaten_by_a_teacher([summary]), *below_their_start([summary]))
-    return [f"{line}." for line in lines]
+    """Returns what a reader of the page has to know of the networks, one sentence each."""
+    return [f"{line}." for line in remarks([summary])]
 
 
 def _last(lines: Lines) -> dict[str, tuple[int, Observed]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from edc.cli.tables.run_notes import beaten_by_a_teacher, below_their_start, few_classes, zero_line
+from edc.cli.tables.run_notes import remarks, zero_line
 from edc.console import TextRow, count, duration, fitting_table, left_out_words
 from edc.errors import RunError
 from edc.runs.choice import Choice
@@ -52,7 +52,7 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     table, left_out = fitting_table(title, rows, columns, gives_way=GIVES_WAY, console=console)
     table.caption = "\n".join(filter(None, [_caption(summaries, forms, columns), left_out_words(left_out)]))
     console.print(table)
-    for line in (*few_classes(summaries), *beaten_by_a_teacher(summaries), *below_their_start(summaries)):
+    for line in remarks(summaries):
         console.print(line, style="bold", highlight=False, soft_wrap=True)
     for name, by_seed in forms.items():
         if len(set(by_seed.values())) > 1:

@@ -1,4 +1,4 @@
-"""What is said below the table of runs: one or few classes predicted, the zero line, a teacher above its ensemble."""
+"""What is said below the table of runs: few classes, the zero line, a teacher above its ensemble, a failed fold."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,16 @@ from edc import metrics
 from edc.runs.rows import best_teacher, rows_by_subject
 from edc.subject import Subject
 
-__all__ = ["beaten_by_a_teacher", "below_their_start", "few_classes", "zero_line"]
+__all__ = ["beaten_by_a_teacher", "below_their_members", "below_their_start", "few_classes", "remarks", "zero_line"]
+
+LEAST_OF_MEMBERS = 0.9
+"""Share of its unfolded members' accuracy below which a fold is named; it costs tenths of a point where all is well."""
+
+
+def remarks(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns what a reader of the table has to know of its networks, one sentence each."""
+    of_students = (*below_their_start(summaries), *below_their_members(summaries))
+    return [*few_classes(summaries), *beaten_by_a_teacher(summaries), *of_students]
 
 
 def zero_line(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -63,5 +72,25 @@ def below_their_start(summaries: Sequence[dict[str, Any]]) -> list[str]:
                 found.append(
                     f"{subject.label}{at_seed}: right on {now:.2f} % of the validation images, {teacher.label}, from "
                     f"whose weights it started, on {then:.2f} %: more epochs, or a lower training.learning_rate"
+                )
+    return found
+
+
+def below_their_members(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a sentence for each student whose fold is right on far fewer validation images than its members are."""
+    found = []
+    for summary in summaries:
+        rows = rows_by_subject(summary)
+        at_seed = f", seed {summary['seed']}" if len(summaries) > 1 else ""
+        for subject, row in rows.items():
+            members = rows.get(Subject("members", subject.name)) if subject.role == "student" else None
+            if members is None or any(one.get("validation") is None for one in (row, members)):
+                continue
+            folded, unfolded = (one["validation"]["acc"] for one in (row, members))
+            if folded < LEAST_OF_MEMBERS * unfolded:
+                found.append(
+                    f"{subject.label}{at_seed}: right on {100 * folded:.2f} % of the validation images, its members "
+                    f"before the fold on {100 * unfolded:.2f} %: they drifted apart; a lower "
+                    "training.factor_rate (0.25) keeps them together"
                 )
     return found

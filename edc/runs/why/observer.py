@@ -3,11 +3,15 @@
     agreement_*           share of images on which the student and the ensemble predict the same class
     kl_*                  KL(ensemble || student), nats; the ensemble is the mean of its teachers' probabilities
     teachers_kl_*         mean KL over ordered pairs of teachers, and so members_kl_* of members
+    members_agreement_*   agreement of a member with the ensemble, the mean over members
     teachers_disagree_*   share of images on which not all teachers predict the same class
 
 The first two are of the deployed (folded) network, on images of the training, extra and validation split. The others
 are of training images: `clean` as they are, `moved` by the student's perturbation. There each image has its own pair
 of teachers, so that all pairs have their part. No view or augmentation changes the images.
+
+Members that agree with the ensemble while their fold does not have drifted apart, and what is deployed is worth
+nothing: that is said at once, not after hours.
 
 Teachers and samples stay, so only the student is asked again after an epoch. `epochs_observed` leaves out epochs where
 that would take more than a few per cent of the training.
@@ -17,11 +21,13 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property
+from statistics import fmean
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from edc.console import console
 from edc.data import DataSet, Images, steps_per_epoch
 from edc.method.batch_ensemble import ensemble_size_of, member_logits
 from edc.method.losses import wide
@@ -43,6 +49,8 @@ NUM_IMAGES = 256
 """Images of each split that are looked at, at most."""
 MOST_OF_TRAINING = 0.03
 """Share of the training's forward passes that the looks may add, but for the first, the last, and the teachers'."""
+LEAST_APART = 0.2
+"""How much less than a member a fold agrees with the ensemble where members have drifted apart, and half as much."""
 
 
 class Observer:
@@ -50,6 +58,7 @@ class Observer:
 
     Args:
         data: what the student learns from.
+        name: the student's, in a warning.
         plain_of: returns the network that the student is deployed as.
     """
 
@@ -59,13 +68,16 @@ class Observer:
         data: DataSet,
         teachers: TeacherEnsemble,
         *,
+        name: str = "the student",
         plain_of: Callable[[nn.Module], nn.Module],
         training: TrainingSection,
         num_workers: int,
         accelerator: Accelerator,
     ) -> None:
+        self.name = name
         self.section, self.data, self.teachers, self.plain_of = section, data, teachers, plain_of
         self.training, self.num_workers, self.accelerator = training, num_workers, accelerator
+        self._has_warned = False
 
     @cached_property
     def epochs(self) -> frozenset[int]:
@@ -87,6 +99,7 @@ class Observer:
                 found[f"agreement_{name}"] = agreement(ensemble, student)
                 found[f"kl_{name}"] = mean_kl(ensemble, student)
             found |= self._diversity(network)
+        self._warn_of_members_apart(found, epoch)
         return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def _diversity(self, network: nn.Module) -> dict[str, float]:
@@ -112,8 +125,25 @@ class Observer:
                 found[f"teachers_kl_{kind}"] = mean_pairwise_kl(teachers)
                 found[f"teachers_disagree_{kind}"] = disagreement(teachers)
             if members is not None:
+                ensemble = ensemble_log_probs(teachers)
                 found[f"members_kl_{kind}"] = mean_pairwise_kl(members)
+                found[f"members_agreement_{kind}"] = fmean(agreement(ensemble, member) for member in members)
         return found
+
+    def _warn_of_members_apart(self, found: dict[str, float], epoch: int) -> None:
+        fold, members = found["agreement_train"], found.get("members_agreement_clean", 0.0)
+        if self._has_warned or members - fold < LEAST_APART or fold > members / 2:
+            return
+        self._has_warned = True
+        if self.accelerator.is_main_process:
+            console.print(
+                f"warning: {self.name}: its members have drifted apart: after epoch {epoch + 1} of "
+                f"{self.training.epochs} a member predicts what the ensemble does on {100 * members:.0f} % of training "
+                f"images, their fold, which is deployed, on {100 * fold:.0f} %. A lower training.factor_rate (0.25) "
+                "keeps them together; this run goes on as it is.",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def _moved(self, images: Tensor, network: nn.Module, rows: slice, num_rows: int) -> Tensor:
         """Returns these rows of a sample as the student's perturbation moves them, by the same draws in every epoch."""

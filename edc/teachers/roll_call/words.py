@@ -80,8 +80,12 @@ def what_was_tried(one: Answered, all_of_them: Sequence[Answered], tried: Sequen
     ]
     lines += [f"  {100 * attempt.acc:5.1f} %  {attempt.fields}" for attempt in tried[:MOST_SHOWN]]
     if len(tried) > MOST_SHOWN:
-        lines.append(f"  ... and {len(tried) - MOST_SHOWN} more ways, none better")
-    what = "Set the fields of the line that fits" if better else "No other reading is better: look at the file itself"
+        lines.append(f"  ... and {len(tried) - MOST_SHOWN} more ways, none clearly better")
+    what = (
+        "Set the fields of the line that fits"
+        if better
+        else "No other reading is clearly better: look at the file itself"
+    )
     lines.append(f"  {what}, or go on with it as it is: allow_weak: true.")
     return "\n".join(lines)
 
