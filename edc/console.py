@@ -19,12 +19,15 @@ __all__ = [
     "count",
     "duration",
     "fitting_table",
+    "fixed",
     "has_room",
     "left_out_words",
 ]
 
 WIDTH_OF_A_FILE = 150
 """Columns of a table in a file or a pipe, for which rich would assume 80."""
+MOST_FIXED = 1e5
+"""From where on a number has an exponent in a table."""
 NAMES = 30
 """Characters that a column of names has at least; longer names are continued below."""
 WORDS = 22
@@ -39,6 +42,11 @@ def console_on(*, stderr: bool) -> Console:
 
 
 console = console_on(stderr=True)
+
+
+def fixed(value: float, digits: int) -> str:
+    """Returns the number with so many decimals; a huge one, like a diverged NLL, in scientific form."""
+    return f"{value:.{digits}f}" if abs(value) < MOST_FIXED else f"{value:.2e}"
 
 
 def count(number: int) -> str:

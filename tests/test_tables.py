@@ -25,7 +25,7 @@ from edc.cli.tables.evidence import print_evidence
 from edc.cli.tables.profile import print_profile
 from edc.cli.tables.recipes import print_recipes
 from edc.cli.tables.run import print_costs, print_summaries
-from edc.console import WIDTH_OF_A_FILE, console_on
+from edc.console import WIDTH_OF_A_FILE, console_on, fixed
 from edc.deploy.artifact.manifest import ArtifactFile, Manifest, ParityFigures
 from edc.deploy.onnx.parity import PairedAccuracy
 from edc.evidence.over_seeds import evidence_of
@@ -238,3 +238,8 @@ def test_of_two_students_of_one_name_the_one_of_the_other_artifact_is_named_as_i
     assert [line for line in lines if "predicts `no`" in line] == [f"other: {other.subject.label}: {said[other.key]}"]
     assert [line for line in lines if "predicts `ok`" in line] == [f"{LONG}: {made.few_classes[f'{LONG} on openvino']}"]
     assert ": 1 thread on " in lines[0]
+
+
+@pytest.mark.parametrize(("value", "words"), [(1.23456, "1.235"), (99_999.4, "99999.400"), (-1.2345e19, "-1.23e+19")])
+def test_numbers_of_networks_that_diverged_stay_short(value, words):
+    assert fixed(value, 3) == words

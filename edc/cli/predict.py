@@ -74,7 +74,8 @@ def predict(
 
 
 def _say_found(found: Any, seconds: float, min_confidence: float) -> None:
-    say(f"predicted: {found.num_images - len(found.unreadable):,} images in {seconds:.1f} s with {found.file}")
+    predicted = found.num_images - len(found.unreadable)
+    say(f"predicted: {predicted:,} image{'s' * (predicted != 1)} in {seconds:.1f} s with {found.file}")
     say(f"probabilities: {found.calibration}")
     counts = found.num_by_class.most_common()
     listed = ", ".join(f"{name} {num:,}" for name, num in counts[:MOST_NAMED])

@@ -9,7 +9,7 @@ from rich.table import Table
 from edc.benchmark.judge.rows import Row
 from edc.benchmark.judge.statistics import Estimate
 from edc.benchmark.result import BenchResult
-from edc.console import TextRow, count, fitting_table, has_room, left_out_words
+from edc.console import TextRow, count, fitting_table, fixed, has_room, left_out_words
 
 __all__ = ["print_bench"]
 
@@ -131,11 +131,11 @@ def _name(row: Row) -> str:
 def _quality_columns(result: BenchResult) -> list[Column]:
     def raw(rows: list[Row], name: str, digits: int, scale: float = 1) -> str:
         quality = rows[0].quality
-        return "" if quality is None else f"{scale * getattr(quality.raw, name):.{digits}f}"
+        return "" if quality is None else fixed(scale * getattr(quality.raw, name), digits)
 
     def calibrated_nll(rows: list[Row]) -> str:
         quality = rows[0].quality
-        return "" if quality is None or quality.calibrated is None else f"{quality.calibrated.nll:.3f}"
+        return "" if quality is None or quality.calibrated is None else fixed(quality.calibrated.nll, 3)
 
     def parameters(rows: list[Row]) -> str:
         number = result.parameters.get(rows[0].key)

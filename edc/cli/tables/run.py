@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from edc.cli.tables.run_notes import remarks, zero_line
-from edc.console import TextRow, count, duration, fitting_table, left_out_words
+from edc.console import TextRow, count, duration, fitting_table, fixed, left_out_words
 from edc.errors import RunError
 from edc.runs.choice import Choice
 from edc.runs.cost import Cost
@@ -187,8 +187,8 @@ def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
 
 def _spread(values: Sequence[float], digits: int) -> str:
     """Returns the mean, and ± the standard deviation where there are several values."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ±{statistics.stdev(values):.{digits}f}"
+    mean = fixed(statistics.fmean(values), digits)
+    return mean if len(values) < 2 else f"{mean} ±{fixed(statistics.stdev(values), digits)}"
 
 
 def _spread_if_known(shares: Sequence[float | None]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from edc.console import TextRow, fitting_table, left_out_words
+from edc.console import TextRow, fitting_table, fixed, left_out_words
 from edc.teachers.reading import Answered
 from edc.teachers.roll_call.other_readings import Attempt
 
@@ -49,7 +49,7 @@ def print_roll_call(answered: Sequence[Answered], *, num_images: int, are_own: b
     rows = []
     for one in answered:
         reading = one.reading
-        cells = [f"{100 * one.acc:.2f}", f"{abs(one.nll):.3f}", str(reading.input_size or "the data's")]
+        cells = [f"{100 * one.acc:.2f}", fixed(abs(one.nll), 3), str(reading.input_size or "the data's")]
         cells += [f"{reading.normalisation_of} ({_short(reading.mean)})", reading.weights or "as in the file"]
         by_column = dict(zip(COLUMNS, (*cells, reading.classes), strict=True))
         rows.append(TextRow(f"{one.member}:{one.name}", by_column))
