@@ -52,9 +52,9 @@ def recipe_text(data: DataSection, found: Sequence[CheckpointFound], choices: Ch
     if choices.with_members:
         lines.append("    epochs: {as_long_as: latent_be_split}")
         lines += ["  latent_be_split:", "    method: latent_be", "    answers: split"]
-        if choices.start:
-            why = "members that start from weights stay closer: a short training is enough for their fold"
-            lines.append(_with_reason("    training: {factor_rate: 0.1}", why))
+        rate, of_what = (0.1, "members that start from weights") if choices.start else (0.25, "members")
+        why = f"{of_what} stay close enough together to be averaged (docs/choosing.md)"
+        lines.append(_with_reason(f"    training: {{factor_rate: {rate}}}", why))
         lines.append(_with_reason("deploy: best", "the student with the best calibrated NLL on validation images"))
     return "\n".join(lines) + "\n"
 
