@@ -301,7 +301,7 @@ def test_two_processes_train_what_one_does(undisturbed, tmp_path):
     seen = [(line, two) for line, two in zip(lines, lines_of_two, strict=True) if "observed" in line]
     assert [line["epoch"] for line, _ in seen] == [0, 3], "of so few steps the first and the last are looked at"
     for line, two in seen:
-        assert len(line["observed"]) == 12
+        assert len(line["observed"]) == 14
         assert line["observed"] == pytest.approx(two["observed"], abs=1e-6)
 
 

@@ -196,16 +196,8 @@ def _fitted(
         _compile_teachers(recipe, data, teachers, training, accelerator)
     learned = learned_by(section, data)
     asked, plain_of = teachers.casts_kept(autocast_dtype(training), data.image_shape), folding(recipe, name, data)
-    observer = Observer(
-        section,
-        learned,
-        teachers,
-        name=name,
-        plain_of=plain_of,
-        training=training,
-        num_workers=recipe.data.num_workers,
-        accelerator=accelerator,
-    )
+    how = {"training": training, "num_workers": recipe.data.num_workers, "accelerator": accelerator}
+    observer = Observer(section, learned, teachers, name=name, plain_of=plain_of, **how)
     return fit(
         network,
         learned,
