@@ -63,6 +63,7 @@ def typed(block: str, folder: Path, *, may_fail: str | None = None, instead: dic
         check=False,
     )
     assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert "Traceback (most recent call last)" not in done.stdout + done.stderr, done.stderr[-4000:]
     return done.stdout + done.stderr
 
 
@@ -90,11 +91,14 @@ def test_bench_md(digits: Path):
     export, bench = *blocks("docs/bench.md", having="edc export"), *blocks("docs/bench.md", having="--compare")
     said = typed(export, digits, may_fail="int8-cpu")
     assert "export/digits-kd" in said
+    assert "(int8-cpu), 6 of 6" in said
     assert {path.name for path in (digits / "export/digits-kd").iterdir()} >= {"student.onnx", "manifest.json"}
     (digits / "main").mkdir()
     first, *others = bench.splitlines()
     typed(f"{first}\ncp export/digits/bench.json main/", digits)
-    assert "digits-kd" in typed("\n".join(others), digits, may_fail="--compare")
+    said = typed("\n".join(others), digits, may_fail="--compare")
+    assert "digits-kd" in said
+    assert "against the saved bench" in said
 
 
 def test_deploying_md(digits: Path):

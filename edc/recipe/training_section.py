@@ -40,8 +40,9 @@ class TrainingSection(Section):
     layer). None: all layers have one rate."""
     factor_rate: FactorRate | None = None
     """The learning rate of members' factors, as a multiple of that of the weights which they multiply. None: 1, as
-    published. Members that start from weights stay closer with less, and a short training is then enough for their
-    fold (docs/choosing.md). Networks without members, teachers too, do not change."""
+    published. Members that start from weights stay closer with less (0.1), and a short training is then enough for
+    their fold; members that drift apart need less, too (0.25; docs/choosing.md). Networks without members, teachers
+    too, do not change."""
     momentum: UnitInterval = 0.9
     """Nesterov's, of `sgd`; `adamw` has momenta of its own, and another value here is an error."""
     weight_decay: WeightDecay = 5e-4

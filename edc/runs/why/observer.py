@@ -136,11 +136,12 @@ class Observer:
             return
         self._has_warned = True
         if self.accelerator.is_main_process:
+            rate = self.training.factor_rate or 1.0
             console.print(
                 f"warning: {self.name}: its members have drifted apart: after epoch {epoch + 1} of "
                 f"{self.training.epochs} a member predicts what the ensemble does on {100 * members:.0f} % of training "
-                f"images, their fold, which is deployed, on {100 * fold:.0f} %. A lower training.factor_rate (0.25) "
-                "keeps them together; this run goes on as it is.",
+                f"images, their fold, which is deployed, on {100 * fold:.0f} %. A training.factor_rate below the "
+                f"present {rate:g} ({rate / 4:g}) may keep them together; this run goes on as it is.",
                 highlight=False,
                 soft_wrap=True,
             )

@@ -80,7 +80,7 @@ def what_was_tried(one: Answered, all_of_them: Sequence[Answered], tried: Sequen
     ]
     lines += [f"  {100 * attempt.acc:5.1f} %  {attempt.fields}" for attempt in tried[:MOST_SHOWN]]
     if len(tried) > MOST_SHOWN:
-        lines.append(f"  ... and {len(tried) - MOST_SHOWN} more ways, none clearly better")
+        lines.append(f"  ... and {len(tried) - MOST_SHOWN} more ways, right on no more")
     what = (
         "Set the fields of the line that fits"
         if better
