@@ -23,6 +23,7 @@ import yaml
 from conftest import TESTS
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.datasets import load_digits
 from torch import nn
 
 pytestmark = pytest.mark.slow
@@ -76,15 +77,44 @@ def _shortened(line: str) -> str:
 # Digits: bench.md and deploying.md -----------------------------------------------------------------------------------
 
 
+SHORT_DIGITS = (
+    "recipes/digits.yaml --set training.epochs=2 --set training.warmup_epochs=1 "
+    "--set students.latent_be_split.epochs=3 --device cpu --threads 1"
+)
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of recipes/digits.yaml, of two epochs."""
     folder = tmp_path_factory.mktemp("digits")
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    epochs = ("training.epochs=2", "training.warmup_epochs=1", "students.latent_be_split.epochs=3")
-    short = " ".join([*(f"--set {each}" for each in epochs), "--device cpu --threads 1"])
-    typed(f"edc distill recipes/digits.yaml {short}", folder)
+    typed(f"edc distill {SHORT_DIGITS}", folder)
     return folder
+
+
+def test_tutorial_md(tmp_path: Path):
+    """Its blocks in their order; what it installs is here, and it has photos to predict."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(load_digits().images[:6]):
+        Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)).save(tmp_path / f"photos/{number}.png")
+    _demo, install, *others = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/tutorial.md").read_text(), re.M | re.S)
+    looks = "\n".join(line for line in install.splitlines() if not line.startswith("pip "))
+    typed(looks, tmp_path)
+    distill, export, bench, predict = others
+    typed(distill, tmp_path, instead={"recipes/digits.yaml": SHORT_DIGITS})
+    typed(export, tmp_path, may_fail="int8")
+    typed(bench, tmp_path)
+    typed(predict, tmp_path)
+    with (tmp_path / "preds.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+
+def test_readme_md_results(digits: Path):
+    (block,) = blocks("README.md", having="--batch 1,64")
+    said = typed(block, digits, may_fail="int8", instead={"cifar10_small": "digits"})
+    assert "timing" in said
+    assert "at batch 64" in said
 
 
 def test_bench_md(digits: Path):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -196,7 +197,7 @@ def _fitted(
         _compile_teachers(recipe, data, teachers, training, accelerator)
     learned = learned_by(section, data)
     asked, plain_of = teachers.casts_kept(autocast_dtype(training), data.image_shape), folding(recipe, name, data)
-    how = {"training": training, "num_workers": recipe.data.num_workers, "accelerator": accelerator}
+    how: Any = {"training": training, "num_workers": recipe.data.num_workers, "accelerator": accelerator}
     observer = Observer(section, learned, teachers, name=name, plain_of=plain_of, **how)
     return fit(
         network,

@@ -1,6 +1,6 @@
 """What is said below the table of runs: few classes, the zero line, a teacher above its ensemble, a failed fold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edc import metrics
@@ -28,9 +28,8 @@ def zero_line(summaries: Sequence[Mapping[str, Any]]) -> str:
 def few_classes(summaries: Sequence[dict[str, Any]]) -> list[str]:
     """Returns a sentence for each network that predicts one or few classes of the test images, or leaves one out."""
     found = []
-    for summary in summaries:
-        at_seed = f", seed {summary['seed']}" if len(summaries) > 1 else ""
-        for subject, row in rows_by_subject(summary).items():
+    for summary, rows, at_seed in _named_by_seed(summaries):
+        for subject, row in rows.items():
             known = row.get("by_class")
             words = known and metrics.in_words(known["images"], known["predicted"], summary["data"]["classes"])
             if words:
@@ -41,14 +40,12 @@ def few_classes(summaries: Sequence[dict[str, Any]]) -> list[str]:
 def beaten_by_a_teacher(summaries: Sequence[dict[str, Any]]) -> list[str]:
     """Returns a sentence for each run with a teacher that is right on more validation images than its ensemble."""
     found = []
-    for summary in summaries:
-        rows = rows_by_subject(summary)
+    for _, rows, at_seed in _named_by_seed(summaries):
         best, ensemble = best_teacher(rows), rows.get(Subject("ensemble"))
         if best is None or ensemble is None or ensemble.get("validation") is None:
             continue
         of_best, of_ensemble = (100 * row["validation"]["acc"] for row in (rows[best], ensemble))
         if of_best > of_ensemble:
-            at_seed = f", seed {summary['seed']}" if len(summaries) > 1 else ""
             found.append(
                 f"{best.label}{at_seed}: right on {of_best:.2f} % of the validation images, its ensemble on "
                 f"{of_ensemble:.2f} %"
@@ -59,9 +56,7 @@ def beaten_by_a_teacher(summaries: Sequence[dict[str, Any]]) -> list[str]:
 def below_their_start(summaries: Sequence[dict[str, Any]]) -> list[str]:
     """Returns a sentence for each student that is right on fewer validation images than the teacher it started from."""
     found = []
-    for summary in summaries:
-        rows = rows_by_subject(summary)
-        at_seed = f", seed {summary['seed']}" if len(summaries) > 1 else ""
+    for _, rows, at_seed in _named_by_seed(summaries):
         for subject, row in rows.items():
             member = row.get("started_from_teacher")
             teacher = None if member is None else Subject("teacher", member=member)
@@ -79,9 +74,7 @@ def below_their_start(summaries: Sequence[dict[str, Any]]) -> list[str]:
 def below_their_members(summaries: Sequence[dict[str, Any]]) -> list[str]:
     """Returns a sentence for each student whose fold is right on far fewer validation images than its members are."""
     found = []
-    for summary in summaries:
-        rows = rows_by_subject(summary)
-        at_seed = f", seed {summary['seed']}" if len(summaries) > 1 else ""
+    for summary, rows, at_seed in _named_by_seed(summaries):
         for subject, row in rows.items():
             members = rows.get(Subject("members", subject.name)) if subject.role == "student" else None
             if members is None or any(one.get("validation") is None for one in (row, members)):
@@ -95,3 +88,11 @@ def below_their_members(summaries: Sequence[dict[str, Any]]) -> list[str]:
                     "training.factor_rate (default 1; then 0.25) may keep them together"
                 )
     return found
+
+
+def _named_by_seed(
+    summaries: Sequence[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], dict[Subject, dict[str, Any]], str]]:
+    """Yields each run, its rows, and what names its seed where there are several runs."""
+    for summary in summaries:
+        yield summary, rows_by_subject(summary), f", seed {summary['seed']}" if len(summaries) > 1 else ""
