@@ -1,5 +1,7 @@
 """One of two processes that run whole commands: saves, for the test to judge, how each ended and the rows it ran."""
 
+import faulthandler
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,9 @@ COMMANDS |= {
 
 
 def main(folder: Path) -> None:
+    # `edc` below catches what is printed: stacks and progress go where the test finds them if a command does not end.
+    log = os.fdopen(os.dup(2), "w", buffering=1)
+    faulthandler.enable(log)
     rank = Accelerator(cpu=True).process_index
     rows: list[int] = []
 
@@ -60,6 +65,7 @@ def main(folder: Path) -> None:
     found: dict[str, Any] = {"folder": str(folder)}
     for name, command in COMMANDS.items():
         rows.clear()
+        print(name, file=log)
         words = [word.replace("RANK", str(rank)) for word in command]
         found[name] = edc(*words, "--device", "cpu", "--threads", "1", "--json", cwd=folder), list(rows)
     torch.save(found, folder / f"rank{rank}.pt")
