@@ -76,8 +76,8 @@ def found_by(worker: str, folder: Path, *, num_processes: int) -> list[dict[str,
 def end_in_time(processes: list[subprocess.Popen[bytes]], *, seconds: float = 300, grace: float = 30) -> None:
     """Waits until all have ended; aborts those that have not after so many seconds, or so long after one failed."""
     deadline = time.monotonic() + seconds
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        if any(process.returncode for process in processes):
+    while None in (codes := [process.poll() for process in processes]) and time.monotonic() < deadline:
+        if any(codes):
             deadline = min(deadline, time.monotonic() + grace)
         time.sleep(0.05)
     for process in processes:
