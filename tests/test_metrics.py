@@ -140,12 +140,35 @@ def test_temperature_is_the_minimum_of_a_grid_search(true_temperature):
     assert found == pytest.approx(true_temperature, rel=0.25)
 
 
-def test_temperature_of_separable_data_stays_in_its_bounds():
+def test_images_that_are_all_answered_right_give_no_temperature():
     log_probs = metrics.log_probs_from_logits(np.array([[5.0, 0.0], [0.0, 5.0]]))
-    all_right = fit_temperature(log_probs, np.array([0, 1]))  # the NLL only falls towards 0: any t that reaches it
-    assert 0.05 <= all_right < 0.5
-    assert metrics.nll(metrics.log_probs_from_logits(log_probs / all_right), np.array([0, 1])) < 1e-6
-    assert 19.9 < fit_temperature(log_probs, np.array([1, 0])) <= 20.0
+    right = np.array([0, 1])
+    assert fit_temperature(log_probs, right) == 1.0  # the NLL only falls towards 0
+    assert fit_temperature(log_probs, 1 - right) > 1000  # and here towards infinity: both classes alike
+    assert metrics.fit_temperatures(np.stack([log_probs] * 2), right) == (1.0, 1.0)
+
+
+def test_members_that_would_best_vote_keep_their_probabilities():
+    """Each of three is wrong on one of three images, as surely as right: the NLL is lowest for t -> 0, at 2 of 3 votes.
+
+    An image that got no vote for its class would have the probability 0 then.
+    """
+    labels = np.array([0, 0, 0])
+    members = metrics.log_probs_from_logits(
+        np.array([[[-1.0 if m == n else 1.0, 0.0] for n in range(3)] for m in range(3)])
+    )
+    assert metrics.fit_member_temperature(members, labels) == 1.0
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.02, 1, 300])
+def test_temperature_of_logits_of_any_scale_is_found(scale):
+    """A search within [0.05, 20] took 0.05 for a network whose logits were 0.02 of honest ones, and said nothing."""
+    honest, rng = some_logits(400, 5), np.random.default_rng(0)
+    labels = np.array([rng.choice(5, p=p) for p in softmax(honest)])
+    at_one = fit_temperature(metrics.log_probs_from_logits(honest), labels)
+    scaled = metrics.log_probs_from_logits(scale * honest)
+    assert fit_temperature(scaled, labels) == pytest.approx(scale * at_one, rel=1e-3)
+    assert metrics.fit_member_temperature(np.stack([scaled, scaled]), labels) == pytest.approx(scale * at_one, rel=1e-3)
 
 
 def test_evaluate_fits_on_validation_and_reports_test():

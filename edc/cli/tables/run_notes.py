@@ -1,4 +1,5 @@
-"""What is said below the table of runs: few classes, the zero line, a teacher above its ensemble, a failed fold."""
+"""What is said below the table of runs: few classes, the zero line, a teacher above its ensemble, a failed fold, a
+calibration on hardly any mistake."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,16 +8,26 @@ from edc import metrics
 from edc.runs.rows import best_teacher, rows_by_subject
 from edc.subject import Subject
 
-__all__ = ["beaten_by_a_teacher", "below_their_members", "below_their_start", "few_classes", "remarks", "zero_line"]
+__all__ = [
+    "beaten_by_a_teacher",
+    "below_their_members",
+    "below_their_start",
+    "few_classes",
+    "hardly_calibrated",
+    "remarks",
+    "zero_line",
+]
 
 LEAST_OF_MEMBERS = 0.9
 """Share of its unfolded members' accuracy below which a fold is named; it costs tenths of a point where all is well."""
+FEW_WRONG = 5
+"""Wrong answers to validation images below which a temperature is named: its relative error is about 1 / sqrt(them)."""
 
 
 def remarks(summaries: Sequence[dict[str, Any]]) -> list[str]:
     """Returns what a reader of the table has to know of its networks, one sentence each."""
     of_students = (*below_their_start(summaries), *below_their_members(summaries))
-    return [*few_classes(summaries), *beaten_by_a_teacher(summaries), *of_students]
+    return [*few_classes(summaries), *beaten_by_a_teacher(summaries), *of_students, *hardly_calibrated(summaries)]
 
 
 def zero_line(summaries: Sequence[Mapping[str, Any]]) -> str:
@@ -87,6 +98,30 @@ def below_their_members(summaries: Sequence[dict[str, Any]]) -> list[str]:
                     f"before the fold on {100 * unfolded:.2f} %: they may have drifted apart; a lower "
                     "training.factor_rate (default 1; then 0.25) may keep them together"
                 )
+    return found
+
+
+def hardly_calibrated(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a sentence for each run in which networks are calibrated by hardly any wrong answer, or by none."""
+    found = []
+    for summary, rows, at_seed in _named_by_seed(summaries):
+        num_images = summary["data"]["validation"]
+        wrong = {
+            subject.label: round((1 - row["validation"]["acc"]) * num_images)
+            for subject, row in rows.items()
+            if row.get("validation") is not None
+        }
+        for least, most, words in (
+            (0, 0, "right on all {} validation images{}, which say nothing of how sure it may be: not calibrated"),
+            (
+                1,
+                FEW_WRONG - 1,
+                f"wrong on fewer than {FEW_WRONG} of {{}} validation images{{}}: calibrated by these alone",
+            ),
+        ):
+            names = [label for label, number in wrong.items() if least <= number <= most]
+            if names:
+                found.append(f"{', '.join(names)}: {words.format(f'{num_images:,}', at_seed)}")
     return found
 
 
