@@ -10,7 +10,12 @@ from conftest import Workshop
 
 from edc.benchmark.specs import row_specs
 from edc.benchmark.teachers import Teachers, teachers_of
-from edc.cli.tables.run_notes import beaten_by_a_teacher, below_their_members, below_their_start
+from edc.cli.tables.run_notes import (
+    beaten_by_a_teacher,
+    below_their_members,
+    below_their_start,
+    hardly_calibrated,
+)
 from edc.deploy.artifact.manifest import Manifest, load_manifest
 from edc.runs.folder import RunFolder
 from edc.runs.rows import best_teacher, rows_by_subject
@@ -123,6 +128,20 @@ def test_a_student_below_the_weights_it_started_from_is_said_below_the_table(wor
     for row in summary["rows"]:
         row["started_from_teacher"] = 9  # damaged
     assert below_their_start([summary]) == []
+
+
+def test_networks_with_hardly_a_wrong_validation_answer_are_said_to_be_hardly_calibrated(workshop):
+    summary = json.loads((workshop.run / "summary.json").read_text())
+    summary["data"]["validation"] = 50
+    for row in summary["rows"]:
+        row["validation"]["acc"] = {"teacher 1": 1.0, "kd": 0.92, "ensemble": 0.98}.get(row["subject"], 0.9)
+    assert hardly_calibrated([summary]) == [
+        "teacher 1: right on all 50 validation images, which say nothing of how sure it may be: not calibrated",
+        "ensemble, kd: wrong on fewer than 5 of 50 validation images: calibrated by these alone",
+    ]
+    for row in summary["rows"]:
+        row["validation"]["acc"] = 0.9
+    assert hardly_calibrated([summary]) == []
 
 
 def test_a_fold_far_below_its_members_is_said_below_the_table(workshop):

@@ -17,6 +17,7 @@ import command_worker
 import numpy as np
 import pytest
 import torch
+import yaml
 from command_line import Called, commands, edc
 from conftest import TINY_RECIPE, Workshop, environment
 from PIL import Image
@@ -302,6 +303,23 @@ def test_runs_that_differ_in_the_form_of_their_members_are_averaged_with_a_warni
     alike = edc("show", "runs/2", "runs/0", cwd=desk)
     assert "trained with joint members" in alike.stdout
     assert "warning" not in alike.stdout
+
+
+def test_runs_of_one_seed_and_two_recipes_are_refused_with_what_differs(workshop: Workshop, desk):
+    for name in ("one", "two"):
+        (desk / f"runs/{name}").mkdir(parents=True)
+        for file in ("summary.json", "recipe.yaml"):
+            shutil.copy(workshop.run / file, desk / f"runs/{name}")
+    same = edc("show", "runs/one", "runs/two", "--against", "kd", cwd=desk)
+    assert "the same training twice is no evidence" in " ".join(same.stderr.split())
+    recipe = yaml.safe_load((desk / "runs/two/recipe.yaml").read_text())
+    recipe["training"]["learning_rate"] = 0.03
+    (desk / "runs/two/recipe.yaml").write_text(yaml.safe_dump(recipe))
+    other = edc("show", "runs/one", "runs/two", "--against", "kd", cwd=desk)
+    said = " ".join(other.stderr.split())
+    assert (same.exit_code, other.exit_code) == (2, 2)
+    assert "and differs from it in training.learning_rate (0.1 there, 0.03 in runs/two); runs are averaged" in said
+    assert "train both students in one recipe" in said
 
 
 def test_export_prints_the_manifest(workshop: Workshop):

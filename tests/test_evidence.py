@@ -19,7 +19,7 @@ from edc.cli.tables.run import mean_rows, print_summaries
 from edc.errors import RunError
 from edc.evidence.over_seeds import EvidenceRow, evidence_of
 from edc.metrics.intervals import Interval
-from edc.runs.folder import RunFolder
+from edc.runs.folder import TEST_IMAGES, RunFolder
 from edc.runs.per_image import read_per_image
 from edc.runs.rows import rows_by_subject, teacher_sets
 from edc.subject import Subject
@@ -283,8 +283,35 @@ def test_a_gain_that_cannot_be_told_from_none_has_no_share_of_it(tmp_path):
     assert not evidence.gain["acc"].excludes(0)
     text = shown([run], 150, against=None)
     assert "% in accuracy" not in text
-    assert "its gain in accuracy" in text
+    assert "the gain in accuracy" in text
     assert "cannot be told from none" in text
+
+
+@pytest.mark.parametrize("num_runs", [1, 3])
+def test_an_ensemble_below_its_teachers_is_said_to_lose(tmp_path, num_runs):
+    """It is sure, so "cannot be told from none" would be wrong; and a table of dashes alone says nothing."""
+    folders = [make_run(tmp_path / f"{seed}", seed=seed, gain=-0.05) for seed in range(num_runs)]
+    evidence = evidence_of(folders)
+    assert evidence.gain["acc"].high < 0
+    text = " ".join(shown(folders, 200, against=None).split())
+    assert "the ensemble is worse than its teachers' mean in accuracy" in text
+    assert "there is no gain to have a share of" in text
+    assert "the gain in accuracy" not in text
+
+
+def test_runs_on_other_images_are_said_to_be_so_and_their_test_images_are_not_resampled(tmp_path):
+    """Labels are equal in folders whose classes are equally large, whatever is on the images."""
+    folders = [make_run(tmp_path / f"{seed}", seed=seed) for seed in range(3)]
+    for folder, images, test in zip(folders, ("a", "b", "a"), ("c", "c", "d"), strict=True):
+        folder.inputs_path.write_text(json.dumps({"the images": images, TEST_IMAGES: test}))
+    rewrite(folders[1], data=folders[1].summary()["data"] | {"train": 240})
+    evidence = evidence_of(folders)
+    assert evidence.over == "seeds"
+    learned = f"{folders[1].path} learned from other content of the images than {folders[0].path}"
+    assert [note for note in evidence.notes if "learned" in note] == [f"{learned}: the spread is not of seeds alone"]
+    assert any("the runs have other test images than one another" in note for note in evidence.notes)
+    assert evidence_of(folders[:2]).over == "seeds and test images"
+    assert "100 to 240 training and 4,000 test images" in " ".join(shown(folders, 200).split())
 
 
 def test_rows_that_cannot_be_told_apart_are_said_to_be_so(runs):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edc.errors import RunError
 from edc.recipe.equal_cost import units_per_step
-from edc.runs.folder import RunFolder, first_difference
+from edc.runs.folder import TEST_IMAGES, RunFolder, first_difference
 from edc.runs.per_image import PerImage, read_per_image
 from edc.runs.rows import rows_by_subject, teacher_sets
 from edc.subject import Subject
@@ -87,7 +87,7 @@ def read_runs(folders: Sequence[RunFolder]) -> Together:
     _require_comparable(folders, summaries, sets)
     found = [read_per_image(folder, summary) for folder, summary in zip(folders, summaries, strict=True)]
     known = [of_run for of_run in found if of_run is not None]
-    notes = [*_what_differs(folders), *_about_teachers(sets)]
+    notes = [*_what_differs(folders), *_about_images(folders), *_about_teachers(sets)]
     has_images = False
     if len(known) < len(found):
         without = ", ".join(str(folder.path) for folder, of_run in zip(folders, found, strict=True) if of_run is None)
@@ -95,7 +95,7 @@ def read_runs(folders: Sequence[RunFolder]) -> Together:
             f"{without}: no predictions.npz, which older edcs did not write, so that no test images are resampled. "
             "Remove its summary.json and call edc distill again: nothing is trained, and both are written"
         )
-    elif any(not np.array_equal(labels, known[0][1]) for _, labels in known):
+    elif _other_content(folders, TEST_IMAGES) or any(not np.array_equal(labels, known[0][1]) for _, labels in known):
         notes.append("the runs have other test images than one another, so that these are not resampled")
     else:
         has_images = True
@@ -125,6 +125,13 @@ def _require_comparable(
     for folder, summary, number in zip(folders, summaries, sets, strict=True):
         other = seen.setdefault((summary["seed"], number), folder)
         if other is not folder:
+            differs = _what_differs([other, folder])
+            if differs:
+                raise RunError(
+                    f"{folder.path}: has seed {summary['seed']} and the teachers of {other.path}, and differs from it in "
+                    f"{differs[0].partition(' in ')[2].rpartition(': ')[0]}; runs are averaged over seeds. Show them "
+                    "one at a time, or train both students in one recipe, which compares them."
+                )
             raise RunError(
                 f"{folder.path}: has seed {summary['seed']} and the teachers of {other.path}; the same training twice "
                 "is no evidence of spread. Name runs with other seeds."
@@ -145,6 +152,28 @@ def _what_differs(folders: Sequence[RunFolder]) -> list[str]:
                 f"{folder.path} differs from {first_folder.path} in {difference}: the spread is not of seeds alone"
             )
     return notes
+
+
+def _about_images(folders: Sequence[RunFolder]) -> list[str]:
+    """Returns a note for each run that learned from other images than the first, as far as they recorded it."""
+    notes = []
+    for name in ("the images", "the extra images"):
+        first, *_ = folders
+        notes += [
+            f"{folder.path} learned from other content of {name} than {first.path}: the spread is not of seeds alone"
+            for folder in _other_content(folders, name)
+        ]
+    return notes
+
+
+def _other_content(folders: Sequence[RunFolder], name: str) -> list[RunFolder]:
+    """Returns the runs whose inputs.json has another digest of `name` than the first one's, if both have one."""
+    digests = [(folder.inputs() or {}).get(name) for folder in folders]
+    return [
+        folder
+        for folder, digest in zip(folders, digests, strict=True)
+        if None not in (digest, digests[0]) and digest != digests[0]
+    ]
 
 
 def _about_teachers(sets: Sequence[int]) -> list[str]:

@@ -52,6 +52,7 @@ def print_evidence(evidence: Evidence, *, console: Console) -> None:
     )
     if _without_bounds(evidence):
         caption += "\na share without an interval is not bounded by so few runs"
+    caption = "\n".join([caption, *_why_no_share(evidence)])
     worth = [
         TextRow(row.label, dict(zip(WORTH, _worth(evidence, row), strict=True))) for row in evidence.rows if row.share
     ]
@@ -144,10 +145,21 @@ def _shares_in_words(evidence: Evidence) -> list[str]:
             shares = {IN_WORDS[m]: _share(evidence, row, m) for m in MEASURES}
             kept = [f"{share} % in {name}" for name, share in shares.items() if share != "-"]
             lines += [f"- {row.label} keeps {' and '.join(kept)}"] if kept else []
-    nothing = [IN_WORDS[m] for m in MEASURES if _share_is_nothing(evidence, m)]
-    if nothing:
-        lines.append(f"its gain in {' and in '.join(nothing)} cannot be told from none: there is no share of it")
-    return [f"{_gain(evidence)}, of which" if len(lines) > bool(nothing) else _gain(evidence), *lines]
+    return [f"{_gain(evidence)}, of which" if lines else _gain(evidence), *lines, *_why_no_share(evidence)]
+
+
+def _why_no_share(evidence: Evidence) -> list[str]:
+    """Returns why there is a dash in place of each share of a measure, in words; nothing where there are shares."""
+    nothing = [m for m in MEASURES if _share_is_nothing(evidence, m)]
+    lost = [m for m in nothing if (high := evidence.gain[m].high) is not None and high < 0]
+    lines = []
+    for measures, words in (
+        ([m for m in nothing if m not in lost], "the gain in {} cannot be told from none: there is no share of it"),
+        (lost, "the ensemble is worse than its teachers' mean in {}: there is no gain to have a share of"),
+    ):
+        if measures:
+            lines.append(words.format(" and in ".join(IN_WORDS[m] for m in measures)))
+    return lines
 
 
 def _words(evidence: Evidence) -> list[str]:

@@ -34,8 +34,9 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
     seeds = sorted(summary["seed"] for summary in summaries)
     first = summaries[0]
     data = first["data"]
-    training = f"{data['train']:,} training" + (f", {data['extra']:,} extra" if data.get("extra") else "")
-    title = f"{first['name']}: {data['kind']}, {training} and {data['test']:,} test images, "
+    training = f"{_numbers(summaries, 'train')} training"
+    training += f", {_numbers(summaries, 'extra')} extra" if data.get("extra") else ""
+    title = f"{first['name']}: {data['kind']}, {training} and {_numbers(summaries, 'test')} test images, "
     title += f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ±sd over seeds {', '.join(map(str, seeds))}"
     forms = _member_forms(summaries)
     made = mean_rows(summaries)
@@ -183,6 +184,12 @@ def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
     )
     table.caption = left_out_words(left_out)
     console.print(table)
+
+
+def _numbers(summaries: Sequence[dict[str, Any]], split: str) -> str:
+    """Returns how many images a split has, from the fewest to the most where runs differ."""
+    numbers = sorted({summary["data"].get(split, 0) for summary in summaries})
+    return " to ".join(f"{number:,}" for number in dict.fromkeys((numbers[0], numbers[-1])))
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
