@@ -16,7 +16,7 @@ from edc.cli.tables.advice import print_advice
 from edc.data import load_training_data
 from edc.recipe import Recipe
 from edc.runs.folder import RunFolder
-from edc.runs.why.advice import Advice, advice_of
+from edc.runs.why.advice import FITTED_FROM, Advice, advice_of
 from edc.teachers.ensemble import load_teachers
 from edc.teachers.from_library import has_library_weights
 
@@ -123,3 +123,29 @@ def test_words_tell_the_cases_apart_and_claim_no_gain_that_may_be_none(workshop,
     unlabelled = said_of(dataclasses.replace(sure, case="unknown", train_acc=None))
     assert "no labels" in unlabelled
     assert "training images and" not in unlabelled
+
+
+def test_words_of_one_teacher_of_a_loss_and_of_teachers_that_others_trained(workshop, recipe, accelerator):
+    data = load_training_data(recipe.data)
+    found = advice_of(recipe, data, run=RunFolder(workshop.run), accelerator=accelerator)
+    assert isinstance(found, Advice)
+    one = said_of(dataclasses.replace(found, num_teachers=1))
+    assert "there is one teacher, so no ensemble" in one
+    assert "to be won" not in one
+    loss = dataclasses.replace(found.gain_acc, value=-0.03, low=-0.04, high=-0.02)
+    gain = dataclasses.replace(loss, value=0.03, low=0.02, high=0.04)
+    lost = said_of(dataclasses.replace(found, gain_acc=loss, gain_calibrated_nll=gain))
+    assert "on these images the ensemble is worse than its teachers' mean in accuracy\n" in lost
+    assert "cannot be told from none" not in lost
+    # The same networks as the user's own: what they are not sure of, they may never have seen.
+    assert found.train_acc is not None
+    assert found.train_acc < FITTED_FROM
+    files = [str(path) for path in sorted(workshop.run.parent.glob("teachers/*/weights.safetensors"))]
+    own = {"checkpoints": [{"file": file} for file in files]}
+    of_files = Recipe.model_validate(recipe.model_dump(exclude={"teachers"}) | {"teachers": own})
+    read = advice_of(of_files, data, run=RunFolder(workshop.run), accelerator=accelerator)
+    assert isinstance(read, Advice)
+    assert (found.case, read.case) == ("not_fitted", "unknown")
+    assert read.train_acc == pytest.approx(found.train_acc)
+    assert "edc did not train them" in said_of(read)
+    assert "kept the most" not in said_of(read)

@@ -348,10 +348,26 @@ def test_a_run_with_a_remainder_has_the_teachers_of_one_without(tmp_path):
     assert {key: inputs["with"][key] for key in inputs["without"]} == inputs["without"]
 
 
+def test_batch_larger_than_the_labelled_images_ends_with_statistics_estimated_anew(tmp_path):
+    """Half of each batch of 48 are extra images; the other half fit into 36 labelled ones, of which there are no 48.
+
+    BatchNorm is estimated anew on labelled images alone: it trained to its end, and then could not be finished.
+    """
+    text = RECIPE.replace("extra_share: 0.25", "extra_share: 0.5")
+    text = text.replace("none, alpha: 0.7}", "none, alpha: 0.7, training: {batch_size: 48}}")
+    (tmp_path / "recipe.yaml").write_text(text)
+    done = edc("distill", "recipe.yaml", "--device", "cpu", "--json", cwd=tmp_path)
+    assert done.exit_code == 0, done.stderr
+    tried = [candidate["batchnorm"] for candidate in done.document["chosen"]["latent_be"]["candidates"]]
+    assert tried == ["trained", "reestimated"]
+
+
 def test_dry_run_counts_the_steps_that_the_run_makes(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     shown = edc("distill", "recipe.yaml", "--dry-run", "--device", "cpu", "--json", cwd=tmp_path)
     assert shown.exit_code == 0, shown.stderr
     steps = Counter({cost["name"]: cost["num_steps"] for cost in shown.document["costs"]})
     assert steps == {"2 teachers": 8, "kd": 4, "latent_be": 6}
+    units = {cost["name"]: cost["units"] for cost in shown.document["costs"]}
+    assert units == {"2 teachers": 3 * 8, "kd": 5 * 4, "latent_be": 8 * 6}
     assert shown.document["teachers"] == {"cannot_say": "0 of 2 teachers are trained"}

@@ -9,6 +9,7 @@ from sklearn.metrics import log_loss
 
 from edc import metrics
 from edc.metrics.calibrate import fit_temperature
+from edc.metrics.metrics import subsets_of
 
 LABELS = np.array([0, 1, 2, 2, 0, 1, 1, 0])
 
@@ -138,6 +139,17 @@ def test_temperature_is_the_minimum_of_a_grid_search(true_temperature):
     assert found == pytest.approx(best, rel=3e-3)
     assert nll_at(found) <= min(nll_at(t) for t in grid) + 1e-9
     assert found == pytest.approx(true_temperature, rel=0.25)
+
+
+@pytest.mark.parametrize("num_teachers", [2, 4, 6, 7, 8, 16, 30])
+def test_ensembles_of_each_size_have_each_teacher_equally_often(num_teachers):
+    """The first 20 of many combinations had teachers 0 and 1 in nearly all: the DEE depended on the teachers' order."""
+    for size in range(1, num_teachers + 1):
+        subsets = subsets_of(num_teachers, size)
+        assert all(len(set(subset)) == size for subset in subsets)
+        often = np.bincount(np.concatenate(subsets), minlength=num_teachers)
+        assert set(often) == {len(subsets) * size / num_teachers}
+        assert len(subsets) == math.comb(num_teachers, size) or 20 <= len(subsets) < 20 + num_teachers
 
 
 def test_images_that_are_all_answered_right_give_no_temperature():

@@ -12,11 +12,14 @@ from reference import member_state
 from small_networks import randomise, small_network
 from torch import Tensor, nn
 
+from edc.errors import RecipeError
 from edc.method.batch_ensemble import member_logits, select_members, to_batch_ensemble
 from edc.method.perturb import draw_others, perturb
 from edc.method.step import Batch, StudentStep, draw_owners
 from edc.recipe import Recipe, StudentSection
+from edc.recipe.training_section import TrainingSection
 from edc.runs.cost import units_per_step
+from edc.runs.distill import _require_rows_for_all
 
 M, K = 3, 5
 
@@ -257,5 +260,30 @@ def test_batch_too_small_for_its_teachers_is_refused_before_anything_trains(tmp_
     called = edc("distill", "recipe.yaml", "--device", "cpu", cwd=tmp_path)
     assert called.exit_code == 2
     assert "students.be.answers: 'split' divides each batch among 4 teachers, and 7 images" in called.stderr
-    assert "8 or more are needed" in called.stderr
+    assert "one of them may get 1, and 2 are needed. Multiples of 4 from 8 on are enough" in called.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "num_processes", "num_teachers"),
+    [(14, 7, 1, 3), (14, None, 2, 3), (12, 6, 1, 3), (12, None, 2, 3), (20, 10, 1, 4), (20, 8, 1, 4), (16, None, 2, 4)],
+)
+def test_a_part_of_a_batch_is_refused_exactly_if_a_teacher_may_have_fewer_than_two_of_its_rows(
+    batch, micro, num_processes, num_teachers
+):
+    """A batch of 14 in parts of 7 passed, because 7 >= 2 * 3: rows 7 to 13 have one whole block of three, 9 to 11."""
+    training = TrainingSection(batch_size=batch, micro_batch_size=micro)
+    fewest = batch
+    for seed in range(300):
+        owners = draw_owners(batch, num_teachers, torch.Generator().manual_seed(seed))
+        for start, end in training.parts(num_processes):
+            fewest = min(fewest, int(torch.bincount(owners[start:end], minlength=num_teachers).min()))
+    students = {"be": {"answers": "split"}}
+    document = {"name": "r", "data": {"kind": "digits"}, "network": "wrn10x1", "students": students}
+    document |= {"training": training.model_dump(mode="json"), "teachers": {"ensemble_size": num_teachers}}
+    recipe = Recipe.model_validate(document)
+    if fewest >= 2:
+        _require_rows_for_all(recipe, "be", num_processes=num_processes)
+    else:
+        with pytest.raises(RecipeError, match=f"may get {fewest}, and 2 are needed"):
+            _require_rows_for_all(recipe, "be", num_processes=num_processes)

@@ -39,7 +39,7 @@ def show_costs(recipe: Any, run: Any, accelerator: Any, *, as_json: bool) -> Non
         return
     document = recipe.model_dump(mode="json", exclude_none=True)
     if as_json:
-        rows = [{**dataclasses.asdict(cost), "seconds": cost.seconds} for cost in costs]
+        rows = [{**dataclasses.asdict(cost), "units": cost.units, "seconds": cost.seconds} for cost in costs]
         found = {"cannot_say": advice} if isinstance(advice, str) else dataclasses.asdict(advice)
         called = roll.document() if roll else None
         shown = {"recipe": document, "digest": recipe.digest(), "costs": rows, "roll_call": called, "teachers": found}

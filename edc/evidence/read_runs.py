@@ -128,9 +128,9 @@ def _require_comparable(
             differs = _what_differs([other, folder])
             if differs:
                 raise RunError(
-                    f"{folder.path}: has seed {summary['seed']} and the teachers of {other.path}, and differs from it in "
-                    f"{differs[0].partition(' in ')[2].rpartition(': ')[0]}; runs are averaged over seeds. Show them "
-                    "one at a time, or train both students in one recipe, which compares them."
+                    f"{folder.path}: has seed {summary['seed']} and the teachers of {other.path}, and differs from it "
+                    f"in {differs[0].partition(' in ')[2].rpartition(': ')[0]}; runs are averaged over seeds. Show "
+                    "them one at a time, or train both students in one recipe, which compares them."
                 )
             raise RunError(
                 f"{folder.path}: has seed {summary['seed']} and the teachers of {other.path}; the same training twice "

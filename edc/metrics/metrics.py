@@ -169,20 +169,32 @@ def ensemble_nll_by_size(
 ) -> list[float]:
     """Returns the calibrated NLL of an m-teacher ensemble for m = 1..M, averaged over all subsets of that size.
 
-    Each is calibrated as `evaluate` does.
-    With many teachers only the first 20 subsets of a size are taken. Shapes: teacher log-probabilities (M, N, K).
+    Each is calibrated as `evaluate` does. With many teachers it is some of the subsets, see `subsets_of`.
+    Shapes: teacher log-probabilities (M, N, K).
     """
     by_size = []
     num_teachers = len(teacher_log_probs)
     for m in range(1, num_teachers + 1):
-        subsets = [list(subset) for subset in combinations(range(num_teachers), m)][:20]
         values = []
-        for subset in subsets:
+        for subset in subsets_of(num_teachers, m):
             before, after = fit_temperatures(validation_log_probs[subset], validation_labels)
             calibrated = calibrated_log_probs(teacher_log_probs[subset], after, member_temperature=before)
             values.append(nll(calibrated, labels))
         by_size.append(float(np.mean(values)))
     return by_size
+
+
+def subsets_of(num_teachers: int, size: int, *, most: int = 20) -> list[list[int]]:
+    """Returns all subsets of a size, or if these are more than `most`, about so many in which each teacher is as often.
+
+    They are drawn by a fixed seed: neighbours on a circle of the teachers, in several random orders. The first ones in
+    the order of `combinations` would nearly all have the first teachers.
+    """
+    if math.comb(num_teachers, size) <= most:
+        return [list(subset) for subset in combinations(range(num_teachers), size)]
+    random = np.random.default_rng(0)
+    orders = [random.permutation(num_teachers) for _ in range(-(-most // num_teachers))]
+    return [np.roll(order, -first)[:size].tolist() for order in orders for first in range(num_teachers)]
 
 
 def dee(calibrated_nll: float, ensemble_nlls: Sequence[float]) -> float:

@@ -75,6 +75,13 @@ class TrainingSection(Section):
         micro = min(self.micro_batch_size or share, share)
         return micro, share % micro or micro
 
+    def parts(self, num_processes: int) -> list[tuple[int, int]]:
+        """Returns the rows of a batch, from and to, that go through the networks at once, of all processes."""
+        share = self.batch_size // num_processes
+        micro = min(self.micro_batch_size or share, share)
+        firsts = [(rank * share, start) for rank in range(num_processes) for start in range(0, share, micro)]
+        return [(first + start, first + min(start + micro, share)) for first, start in firsts]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.warmup_epochs >= self.epochs:

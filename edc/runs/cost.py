@@ -31,7 +31,7 @@ WARMUP_STEPS, TIMED_STEPS = 1, 3
 
 @dataclass(frozen=True)
 class Cost:
-    """One training: `units` are forward passes of one batch (backward counts 2, input-only backward 1)."""
+    """One training; a unit is a forward pass of a batch (backward counts 2, input-only backward 1)."""
 
     name: str
     units_per_step: int
@@ -39,6 +39,13 @@ class Cost:
     seconds_per_step: float
     member_form: MemberForm | None = None
     """How the members of a student go through a step, as the run would choose it here; None: there is one network."""
+    shared_batches: float = 1.0
+    """How many batches of the recipe's shared size a batch of this training is."""
+
+    @property
+    def units(self) -> int:
+        """Forward passes of a batch of the shared size, in all, as summary.json has them."""
+        return round(self.units_per_step * self.num_steps * self.shared_batches)
 
     @property
     def seconds(self) -> float:
@@ -67,14 +74,21 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
             few, num_steps = _timed(recipe, recipe.teachers, replace(data, extra=None), accelerator)
             train = partial(obtain_teacher, short, few, 0, teachers_path=run.teachers_path, accelerator=accelerator)
             seconds = _seconds_per_step(train, accelerator.device)
-            costs.append(Cost(f"{size} teachers", 3, num_steps * size, seconds))
+            costs.append(
+                Cost(f"{size} teachers", 3, num_steps * size, seconds, None, _batches(recipe, recipe.teachers))
+            )
         for name, student in recipe.students.items():
             few, num_steps = _timed(recipe, student, learned_by(student, data), accelerator)
             learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator, observed=False)
             seconds = _seconds_per_step(learn, accelerator.device)
             form = form_of(recipe, name, run=run)
-            costs.append(Cost(name, units_per_step(student, size), num_steps, seconds, form))
+            units = units_per_step(student, size)
+            costs.append(Cost(name, units, num_steps, seconds, form, _batches(recipe, student)))
     return costs
+
+
+def _batches(recipe: Recipe, section: TeachersSection | StudentSection) -> float:
+    return recipe.training_of(section).batch_size / recipe.training.batch_size
 
 
 def _timed(

@@ -219,17 +219,22 @@ def _trainings(recipe: Recipe) -> list[_Training]:
 
 
 def _require_rows_for_all(recipe: Recipe, name: str, *, num_processes: int) -> None:
-    """Raises `RecipeError` if a batch, divided among the teachers, would leave one of them with too few images."""
+    """Raises `RecipeError` if a batch, divided among the teachers, would leave one of them with too few images.
+
+    Each M rows in a row have one of each teacher (`draw_owners`), so the whole ones within a part are what is certain.
+    """
     section = recipe.students[name]
     training, num_teachers = recipe.training_of(section), recipe.teachers.size
     field = recipe.batch_field(section, f"students.{name}")
     _, smallest = training.rows_at_once(num_processes)
-    if smallest < 2 * num_teachers:
+    fewest = min(end // num_teachers - -(-start // num_teachers) for start, end in training.parts(num_processes))
+    if fewest < 2:
         raise RecipeError(
             f"students.{name}.answers: 'split' divides each batch among {num_teachers} teachers, and {smallest} images "
             f"go through the networks at once ({field}.batch_size {training.batch_size} on "
-            f"{num_processes} process{'es' * (num_processes > 1)}, micro_batch_size {training.micro_batch_size}); "
-            f"{2 * num_teachers} or more are needed"
+            f"{num_processes} process{'es' * (num_processes > 1)}, micro_batch_size {training.micro_batch_size}): one "
+            f"of them may get {max(fewest, 0)}, and 2 are needed. Multiples of {num_teachers} from {2 * num_teachers} "
+            "on are enough"
         )
 
 

@@ -113,9 +113,10 @@ def reestimate_batchnorm(
 ) -> nn.Module:
     """Sets the running statistics of `network` to the mean over batches of clean, augmented training images.
 
-    A batch here has at most 256 images, because all of it goes through the network at once.
+    A batch here has at most 256 images, because all of it goes through the network at once, and at most all of them:
+    a batch of the training may have had more, with extra images in it.
     """
-    batch_size = min(training.batch_size, 256)
+    batch_size = min(training.batch_size, 256, len(data.train))
     norms = list(norms_of(network).values())
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

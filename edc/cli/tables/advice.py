@@ -1,5 +1,7 @@
 """What a dry run says of the teachers; the one place for sentences about what pays in which case."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 
 from edc.metrics.intervals import Interval
@@ -12,15 +14,19 @@ CASES: dict[Case, str] = {
     "not_fitted": f"The teachers have not fitted their training images (from {FITTED_FROM:.0%} on they have).",
     "unknown": "Whether the teachers have fitted their training images is not known: those have no labels here.",
 }
+MAYBE_OTHERS = (
+    "Whether the teachers have fitted the images that they were trained on is not known: edc did not train them, and "
+    "these may be others."
+)
 PAYS: dict[Case, str] = {
     "fitted": (
-        "Where edc measured such a case, a student whose images go to one teacher and its member each "
-        "(method: latent_be, answers: split) kept the most at equal cost, and the perturbation did not pay: "
-        "docs/choosing.md."
+        "Where edc measured such a case, with students as large as a teacher and from random weights, one whose images "
+        "go to one teacher and its member each (method: latent_be, answers: split) kept the most at equal cost, and "
+        "the perturbation did not pay. Other starts and sizes: docs/choosing.md."
     ),
     "not_fitted": (
-        "Where edc measured such a case, plain distillation (method: kd) that trains longer kept the most at "
-        "equal cost: docs/choosing.md."
+        "Where edc measured such a case, with students as large as a teacher and from random weights, plain "
+        "distillation (method: kd) that trains longer kept the most at equal cost: docs/choosing.md."
     ),
     "unknown": "What edc measured in either case: docs/choosing.md.",
 }
@@ -39,6 +45,9 @@ def print_advice(advice: Advice | str, *, console: Console) -> None:
     best = f"teacher {advice.best_teacher}"
     one += f"on {advice.validation_acc:.1%} of {advice.num_validation:,} validation images, "
     one += f"calibrated NLL {advice.calibrated_nll:.3f}"
+    if advice.num_teachers == 1:
+        _say([one, "there is one teacher, so no ensemble, and no gain for a student to keep"], console)
+        return
     ensemble = f"ensemble: {advice.ensemble_validation_acc:.1%}, calibrated NLL {advice.ensemble_calibrated_nll:.3f}"
     gains = f"{_gain(advice.gain_acc, 100, 1)} points of accuracy and {_gain(advice.gain_calibrated_nll, 1, 3)} nats"
     if advice.best_validation_acc > advice.ensemble_validation_acc:
@@ -46,9 +55,17 @@ def print_advice(advice: Advice | str, *, console: Console) -> None:
     else:
         one += f"; the best, {best}: {advice.best_validation_acc:.1%}"
     lines = [one, ensemble, f"to be won over one teacher, by a student worth its ensemble: {gains} (95 % intervals)"]
-    if any(not gain.excludes(0) for gain in (advice.gain_acc, advice.gain_calibrated_nll)):
+    by_name = {"accuracy": advice.gain_acc, "calibrated NLL": advice.gain_calibrated_nll}
+    if lost := [name for name, gain in by_name.items() if gain.high is not None and gain.high < 0]:
+        lines.append(f"on these images the ensemble is worse than its teachers' mean in {' and in '.join(lost)}")
+    if any(not gain.excludes(0) for gain in by_name.values()):
         lines.append("an interval that holds 0: on these images, that gain cannot be told from none")
-    for line in [*lines, CASES[advice.case], PAYS[advice.case]]:
+    are_others = advice.case == "unknown" and advice.train_acc is not None
+    _say([*lines, MAYBE_OTHERS if are_others else CASES[advice.case], PAYS[advice.case]], console)
+
+
+def _say(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -169,16 +169,16 @@ def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
         cells = (
             str(cost.units_per_step),
             f"{cost.num_steps:,}",
-            f"{cost.units_per_step * cost.num_steps:,}",
+            f"{cost.units:,}",
             f"{1000 * cost.seconds_per_step:.0f}",
             duration(cost.seconds),
         )
         name = cost.name if cost.member_form is None else f"{cost.name} ({cost.member_form} members)"
         rows.append(TextRow(name, dict(zip(COST_COLUMNS, cells, strict=True))))
-    total_units = sum(cost.units_per_step * cost.num_steps for cost in costs)
+    total_units = sum(cost.units for cost in costs)
     total = {"units": f"{total_units:,}", "time": duration(sum(cost.seconds for cost in costs))}
     rows.append(TextRow("all", dict.fromkeys(COST_COLUMNS, "") | total, second="all"))
-    title = "cost of the run (units: forward passes of one batch)"
+    title = "cost of the run (units: forward passes of one batch of the shared size)"
     table, left_out = fitting_table(
         title, rows, COST_COLUMNS, gives_way=COST_GIVES_WAY, console=console, names=("training",)
     )

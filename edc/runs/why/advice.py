@@ -132,7 +132,7 @@ def _looked_at(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, acceler
     nlls = np.stack([_calibrated_nlls(teacher[None], labels["validation"]) for teacher in one])
     ensemble_nlls = _calibrated_nlls(one, labels["validation"])
     return Advice(
-        case="unknown" if train_acc is None else "fitted" if train_acc >= FITTED_FROM else "not_fitted",
+        case=_case(train_acc, are_own=bool(recipe.teachers.checkpoints)),
         num_teachers=len(teachers),
         num_train=len(labels["train"]),
         num_validation=len(labels["validation"]),
@@ -146,6 +146,16 @@ def _looked_at(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, acceler
         gain_acc=mean_interval(ensemble_right - right.mean(0)),
         gain_calibrated_nll=mean_interval(nlls.mean(0) - ensemble_nlls),
     )
+
+
+def _case(train_acc: float | None, *, are_own: bool) -> Case:
+    """Returns what the teachers' accuracy on these training images tells.
+
+    The user's own teachers may have been trained on others: then they fit these no better than any new images.
+    """
+    if train_acc is None or (are_own and train_acc < FITTED_FROM):
+        return "unknown"
+    return "fitted" if train_acc >= FITTED_FROM else "not_fitted"
 
 
 def _right(log_probs: Array, labels: metrics.Labels) -> Array:
