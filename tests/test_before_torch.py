@@ -56,6 +56,12 @@ ADAMW = {"epochs": 2, "warmup_epochs": 1, "batch_size": 16, "optimizer": "adamw"
             ["students.kd.perturbation_grey_levels: found 2.0"],
         ),
         ({"students": {"kd": {"method": "kd", "alpha": 0, "temperature": 2}}}, ["students.kd.temperature: found 2.0"]),
+        ({"training": {**ADAMW, "factor_rate": 0.1}}, ["training.factor_rate: found 0.1"]),
+        ({"teachers": {"training": {"factor_rate": 0.1}}}, ["teachers.training.factor_rate: found 0.1"]),
+        (
+            {"students": {"kd": {"method": "kd", "alpha": 0, "answers": "split"}}},
+            ["students.kd.answers: found 'split'"],
+        ),
         (
             {"data": {"kind": "synthetic", "image_size": 8, "test": 9, "augmentation": "none", "crop_padding": 2}},
             ["data.crop_padding: found 2"],
@@ -78,6 +84,7 @@ def test_an_option_without_effect_is_an_error_that_names_it(tmp_path, changes, f
         {"training": ADAMW},
         {"training": {**ADAMW, "momentum": 0.8}, "teachers": {"training": {"optimizer": "sgd"}}},
         {"training": {**ADAMW, "optimizer": "sgd", "momentum": 0.8}, "teachers": {"training": {"optimizer": "adamw"}}},
+        {"students": {"be": {}, "kd": {"method": "kd"}}, "training": {**ADAMW, "factor_rate": 0.1}},
         {"students": {"be": {"perturbation": "gaussian", "perturbation_grey_levels": 2}}},
         {"students": {"kd": {"method": "kd", "alpha": 0.5, "temperature": 2}}},
     ],

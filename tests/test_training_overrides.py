@@ -79,7 +79,7 @@ def test_values_are_held_to_the_bounds_of_the_shared_ones(field: str) -> None:
     bad = {
         "batch_size": 0,
         "micro_batch_size": 1,
-        "layer_decay": 1.0,
+        "layer_decay": 1.5,
         "factor_rate": 0.0,
         "momentum": 1.5,
         "weight_decay": -1.0,

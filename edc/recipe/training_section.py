@@ -13,7 +13,7 @@ MicroBatchSize = Annotated[int, Field(ge=2, le=1_000_000_000)]
 Optimizer = Literal["sgd", "adamw"]
 WeightDecay = Annotated[float, Field(ge=0.0)]
 Precision = Literal["fp32", "tf32", "bf16"]
-LayerDecay = Annotated[float, Field(gt=0.0, lt=1.0)]
+LayerDecay = Annotated[float, Field(gt=0.0, le=1.0)]
 FactorRate = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -37,7 +37,7 @@ class TrainingSection(Section):
     layer_decay: LayerDecay | None = None
     """Layer-wise learning rates, for networks that do not start from random weights. The last layer, the classifier,
     has `learning_rate`; each layer before it has `layer_decay` times that of the next (docs/method.md defines a
-    layer). None: all layers have one rate."""
+    layer). None: all layers have one rate; 1 is that, for one student where the shared value is another."""
     factor_rate: FactorRate | None = None
     """The learning rate of members' factors, as a multiple of that of the weights which they multiply. None: 1, as
     published. Members that start from weights stay closer with less (0.1), and a short training is then enough for

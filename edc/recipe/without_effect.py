@@ -15,7 +15,7 @@ __all__ = ["without_effect"]
 
 def without_effect(recipe: Recipe) -> list[str]:
     """Returns each field that has no effect, with its value and the reason."""
-    found = [*_momentum(recipe), *_teachers(recipe.teachers)]
+    found = [*_momentum(recipe), *_factor_rate(recipe), *_teachers(recipe.teachers)]
     for name, student in recipe.students.items():
         found += _student(recipe, student, f"students.{name}")
     if recipe.data.augmentation == "none" and not _is_default(recipe.data.crop_padding, recipe.data, "crop_padding"):
@@ -39,6 +39,16 @@ def _momentum(recipe: Recipe) -> Iterator[str]:
         yield _said("training.momentum", recipe.training.momentum, "optimizer 'adamw', which has momenta of its own")
 
 
+def _factor_rate(recipe: Recipe) -> Iterator[str]:
+    """Yields rates of members' factors where no network has members; a student's own is refused by its section."""
+    of_teachers = recipe.teachers.training and recipe.teachers.training.factor_rate
+    if of_teachers is not None:
+        yield _said("teachers.training.factor_rate", of_teachers, "teachers, which have no members")
+    shared = recipe.training.factor_rate
+    if shared is not None and all(student.method == "kd" for student in recipe.students.values()):
+        yield _said("training.factor_rate", shared, "method 'kd' alone (a single network has no factors)")
+
+
 def _teachers(teachers: TeachersSection) -> Iterator[str]:
     if not teachers.checkpoints:
         return
@@ -51,7 +61,10 @@ def _student(recipe: Recipe, student: StudentSection, field: str) -> Iterator[st
     size = student.perturbation_grey_levels
     if student.perturbation == "none" and not _is_default(size, student, "perturbation_grey_levels"):
         yield _said(f"{field}.perturbation_grey_levels", size, "perturbation 'none'")
-    learns_from_teachers = student.alpha > 0 or bool(recipe.data.extra and student.extra)
+    uses_extra = bool(recipe.data.extra and student.extra)
+    if student.method == "kd" and student.answers == "split" and not (student.alpha > 0 or uses_extra):
+        yield _said(f"{field}.answers", "'split'", "alpha 0 and method 'kd', which asks no teacher")
+    learns_from_teachers = student.alpha > 0 or uses_extra
     if not learns_from_teachers and not _is_default(student.temperature, student, "temperature"):
         yield _said(f"{field}.temperature", student.temperature, "alpha 0, which learns from labels alone")
 
