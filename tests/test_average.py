@@ -391,3 +391,17 @@ def test_choice_without_batchnorm_or_average_is_refused(accelerator):
     recipe = Recipe.model_validate(document)
     with pytest.raises(RecipeError, match=r"students.kd.choose: .* has no effect: timm/convnext_atto has no BatchNorm"):
         require_trainable(recipe, load_data(recipe.data), accelerator=accelerator)
+
+
+def test_fold_choice_is_of_the_statistics_that_are_deployed(tmp_path):
+    """With `reestimate_batchnorm` it was of those of the training, and the exported network has others."""
+    (tmp_path / "recipe.yaml").write_text(
+        "name: r\ndata: {kind: synthetic, image_size: 8, num_images: 64, test: 40}\nnetwork: cifar_resnet8\n"
+        "training: {epochs: 2, warmup_epochs: 1, batch_size: 16}\nteachers: {ensemble_size: 2}\n"
+        "students: {be: {reestimate_batchnorm: true}}\n"
+    )
+    done = edc("distill", "recipe.yaml", "--device", "cpu", "--json", cwd=tmp_path)
+    assert done.exit_code == 0, done.stderr
+    deployed = next(row for row in done.document["rows"] if row["kind"] == "student")
+    fold = StudentSection().fold
+    assert done.document["fold_choice"]["be"][fold] == pytest.approx(deployed["validation_nll"], rel=1e-6)

@@ -272,16 +272,35 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
     return network.eval()
 
 
-def deployable(network: nn.Module, recipe: Recipe, name: str, data: DataSet, *, accelerator: Accelerator) -> nn.Module:
-    """Returns the network to evaluate and export: the folded student, its BatchNorm re-estimated if the recipe asks."""
+def deployable(
+    network: nn.Module,
+    recipe: Recipe,
+    name: str,
+    data: DataSet,
+    *,
+    kind: FoldKind | None = None,
+    accelerator: Accelerator,
+) -> nn.Module:
+    """Returns the network to evaluate and export: the folded student, its BatchNorm re-estimated if the recipe asks.
+
+    Args:
+        kind: of the fold; None: the recipe's.
+    """
     always = recipe.students[name].reestimate_batchnorm
-    return _plain(network, recipe=recipe, name=name, data=data, reestimate=always, accelerator=accelerator)
+    return _plain(network, recipe=recipe, name=name, data=data, reestimate=always, kind=kind, accelerator=accelerator)
 
 
 def _plain(
-    network: nn.Module, *, recipe: Recipe, name: str, data: DataSet, reestimate: bool, accelerator: Accelerator
+    network: nn.Module,
+    *,
+    recipe: Recipe,
+    name: str,
+    data: DataSet,
+    reestimate: bool,
+    kind: FoldKind | None = None,
+    accelerator: Accelerator,
 ) -> nn.Module:
-    plain = folding(recipe, name, data)(network)
+    plain = folding(recipe, name, data, kind=kind)(network)
     if reestimate:
         plain = reestimate_batchnorm(
             plain,

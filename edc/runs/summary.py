@@ -27,7 +27,7 @@ from edc.runs.documents.by_class import SavedByClass
 from edc.runs.folder import RunFolder
 from edc.runs.per_image import PerImage, per_image_of, write_per_image
 from edc.runs.rows import best_teacher, deployed_student, identity_of, rows_by_subject
-from edc.runs.student import deployable, folding, form_of, learned_by
+from edc.runs.student import deployable, form_of, learned_by
 from edc.subject import Subject
 from edc.system.machine import cpu_name
 from edc.teachers.ensemble import TeacherEnsemble
@@ -94,7 +94,10 @@ def summarise(
             members = Subject("members", name=name)
             own = with_own_statistics(network, run.student_path(name))
             rows.append(of_student(members, predict(own), parameters=count_parameters(own)))
-            folds = {kind: folding(recipe, name, data, kind=kind)(network) for kind in get_args(FoldKind)}
+            folds = {
+                kind: deployable(network, recipe, name, data, kind=kind, accelerator=accelerator)
+                for kind in get_args(FoldKind)
+            }
             fold_choice[name] = {
                 kind: metrics.nll(metrics.ensemble_log_probs(predict(plain).validation), validation_labels)
                 for kind, plain in folds.items()
