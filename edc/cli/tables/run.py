@@ -69,6 +69,8 @@ def _caption(summaries: Sequence[dict[str, Any]], forms: dict[str, dict[int, str
     lines = ["c: calibrated on validation images; runs: forward passes per image"]
     if "bal %" in columns:
         lines.append("bal: balanced accuracy, the mean recall over classes; F1: its mean over classes")
+    if len(summaries) > 1 and summaries[0]["ensemble_size"] > 1:
+        lines.append("±sd: over runs; of one teacher, over the teachers of all runs")
     lines += filter(None, [zero_line(summaries)])
     for name, by_seed in forms.items():
         label = Subject("student", name=name).label
