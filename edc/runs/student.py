@@ -167,7 +167,7 @@ def train_student(
                 data,
                 folder=folder,
                 build=partial(build_student, recipe, name, data, fresh=False),
-                plain_of=partial(_plain, recipe=recipe, name=name, data=data, accelerator=accelerator),
+                plain_of=partial(deployable, recipe=recipe, name=name, data=data, accelerator=accelerator),
                 accelerator=accelerator,
             )
         with raised_together(accelerator):
@@ -278,30 +278,17 @@ def deployable(
     name: str,
     data: DataSet,
     *,
+    reestimate: bool | None = None,
     kind: FoldKind | None = None,
     accelerator: Accelerator,
 ) -> nn.Module:
     """Returns the network to evaluate and export: the folded student, its BatchNorm re-estimated if the recipe asks.
 
     Args:
-        kind: of the fold; None: the recipe's.
+        reestimate: whether BatchNorm is re-estimated, and `kind`: of the fold; None: as the recipe says.
     """
-    always = recipe.students[name].reestimate_batchnorm
-    return _plain(network, recipe=recipe, name=name, data=data, reestimate=always, kind=kind, accelerator=accelerator)
-
-
-def _plain(
-    network: nn.Module,
-    *,
-    recipe: Recipe,
-    name: str,
-    data: DataSet,
-    reestimate: bool,
-    kind: FoldKind | None = None,
-    accelerator: Accelerator,
-) -> nn.Module:
     plain = folding(recipe, name, data, kind=kind)(network)
-    if reestimate:
+    if recipe.students[name].reestimate_batchnorm if reestimate is None else reestimate:
         plain = reestimate_batchnorm(
             plain,
             data,
