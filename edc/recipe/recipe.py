@@ -171,6 +171,10 @@ class Recipe(Section):
             changes["epochs"] = section.epochs
         return self.training.model_copy(update=changes)
 
+    def shared_batches(self, section: TeachersSection | StudentSection) -> float:
+        """Returns how many batches of the shared size a batch of `section` is: costs are counted in the former."""
+        return self.training_of(section).batch_size / self.training.batch_size
+
     def batch_field(self, section: TeachersSection | StudentSection, field: str) -> str:
         """Returns the field that gives the batch size of `section`, the one at `field`."""
         own = section.training and (section.training.batch_size or section.training.micro_batch_size)

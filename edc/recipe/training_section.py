@@ -71,9 +71,8 @@ class TrainingSection(Section):
 
     def rows_at_once(self, num_processes: int) -> tuple[int, int]:
         """Returns how many images of one process go through the networks at once: as a rule, and in the last part."""
-        share = self.batch_size // num_processes
-        micro = min(self.micro_batch_size or share, share)
-        return micro, share % micro or micro
+        sizes = [end - start for start, end in self.parts(num_processes)]
+        return sizes[0], sizes[-1]
 
     def parts(self, num_processes: int) -> list[tuple[int, int]]:
         """Returns the rows of a batch, from and to, that go through the networks at once, of all processes."""

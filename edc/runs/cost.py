@@ -75,7 +75,7 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
             train = partial(obtain_teacher, short, few, 0, teachers_path=run.teachers_path, accelerator=accelerator)
             seconds = _seconds_per_step(train, accelerator.device)
             costs.append(
-                Cost(f"{size} teachers", 3, num_steps * size, seconds, None, _batches(recipe, recipe.teachers))
+                Cost(f"{size} teachers", 3, num_steps * size, seconds, None, recipe.shared_batches(recipe.teachers))
             )
         for name, student in recipe.students.items():
             few, num_steps = _timed(recipe, student, learned_by(student, data), accelerator)
@@ -83,12 +83,8 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
             seconds = _seconds_per_step(learn, accelerator.device)
             form = form_of(recipe, name, run=run)
             units = units_per_step(student, size)
-            costs.append(Cost(name, units, num_steps, seconds, form, _batches(recipe, student)))
+            costs.append(Cost(name, units, num_steps, seconds, form, recipe.shared_batches(student)))
     return costs
-
-
-def _batches(recipe: Recipe, section: TeachersSection | StudentSection) -> float:
-    return recipe.training_of(section).batch_size / recipe.training.batch_size
 
 
 def _timed(

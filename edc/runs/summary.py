@@ -198,8 +198,8 @@ def _training(recipe: Recipe, name: str, data: DataSet) -> dict[str, int]:
     section, training = recipe.students[name], recipe.training_of(recipe.students[name])
     num_steps = training.epochs * steps_per_epoch(data.train, training.batch_size, learned_by(section, data).extra)
     units = units_per_step(section, recipe.teachers.size)
-    in_shared_batches = round(units * num_steps * training.batch_size / recipe.training.batch_size)
-    return {"epochs": training.epochs, "steps": num_steps, "units_per_step": units, "units": in_shared_batches}
+    in_all = round(units * num_steps * recipe.shared_batches(section))
+    return {"epochs": training.epochs, "steps": num_steps, "units_per_step": units, "units": in_all}
 
 
 def _start(recipe: Recipe, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
