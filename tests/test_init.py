@@ -23,8 +23,9 @@ from edc.proposal.architecture import architecture_of, said_by
 from edc.proposal.checkpoints_found import CheckpointFound
 from edc.proposal.data_found import place_and_kind
 from edc.proposal.network_choice import network_and_start
+from edc.proposal.recipe_text import Choices, recipe_text
 from edc.recipe import CheckpointSection, DataSection, NetworkSection
-from edc.recipe.loading import load_recipe
+from edc.recipe.loading import load_recipe, recipe_from_document
 from edc.system.documents import yaml_from_text
 from edc.train.checkpoint import load_document
 
@@ -184,11 +185,44 @@ def test_recipe_says_what_was_found(desk):
         "models/test_resnet_fold2.pth",
     ]
     assert (recipe.network.name, recipe.network.start, recipe.deploy) == ("timm/test_resnet", "teacher", "best")
-    assert list(recipe.students) == ["kd", "latent_be_split"]
+    assert list(recipe.students) == ["kd_split", "latent_be_split"]
+    assert [(one.method, one.answers) for one in recipe.students.values()] == [("kd", "split"), ("latent_be", "split")]
     assert [recipe.training_of(one).factor_rate for one in recipe.students.values()] == [None, 0.1]
     assert 1 / 66 < recipe.data.max_bad_fraction < 0.03
     comments = [line for line in (desk.folder / "zip.yaml").read_text().splitlines() if "#" in line]
     assert len(comments) > 10
+
+
+@pytest.mark.parametrize(
+    ("several", "start", "why_no_members", "students"),
+    [
+        (True, "teacher", "", {"kd_split": ("kd", "split"), "latent_be_split": ("latent_be", "split")}),
+        (True, None, "", {"kd": ("kd", "all"), "latent_be_split": ("latent_be", "split")}),
+        (True, "teacher", "no layer takes factors", {"kd_split": ("kd", "split")}),
+        (True, None, "no layer takes factors", {"kd": ("kd", "all")}),
+        (False, "teacher", "it needs two teachers or more", {"kd": ("kd", "all")}),
+    ],
+)
+def test_students_are_those_that_the_tables_recommend(several, start, why_no_members, students):
+    choices = Choices(
+        name="photos",
+        network="wrn10x1",
+        start=start,
+        why_network="",
+        epochs=30,
+        batch_size=16,
+        learning_rate=0.01,
+        warmup_epochs=2,
+        why_training="",
+        several=several,
+        why_no_members=why_no_members,
+    )
+    text = recipe_text(DataSection(kind="cifar10", root="data"), [], choices, head=[])
+    recipe = recipe_from_document(yaml_from_text(text), source="here")
+    assert {name: (one.method, one.answers) for name, one in recipe.students.items()} == students
+    comments = " ".join(text.replace("#", "").split())
+    assert ("No student with members" in comments) == bool(why_no_members)
+    assert why_no_members in comments
 
 
 @pytest.mark.slow
@@ -248,6 +282,7 @@ def test_without_checkpoints_teachers_are_trained_here(desk, tmp_path):
     recipe = load_recipe(tmp_path / "my_photos.yaml")
     assert (recipe.teachers.size, recipe.teachers.checkpoints, recipe.network.start) == (4, (), None)
     assert [recipe.training_of(one).factor_rate for one in recipe.students.values()] == [None, 0.25]
+    assert (recipe.students["kd"].answers, recipe.students["kd"].method) == ("all", "kd")
     assert "class10" in called.stdout
 
 

@@ -188,7 +188,6 @@ def _choices(
     batch_size = next(size for size, most in ((16, 320), (32, 2_000), (64, 20_000), (128, 1 << 62)) if num_train < most)
     epochs, learning_rate = (30, 0.01) if start else (100, 0.05)
     begins = "weights that know such images" if start else "random weights"
-    two = len(used) != 1
     return Choices(
         name=name_of(asked.out.with_suffix("") if asked.out else asked.images),
         network=network,
@@ -200,11 +199,8 @@ def _choices(
         warmup_epochs=2 if start else 5,
         why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images"
         + (f", {len(found.data.extra):,} of them without labels" if found.data.extra else ""),
-        with_members=two,
-        why_students="kd: one network learns from all. latent_be_split: members that share weights, each image to one "
-        "teacher and its member, folded into one network. Both cost the same."
-        if two
-        else "kd: one network learns from the one teacher; a student with members needs two or more.",
+        several=len(used) != 1,
+        why_no_members="" if len(used) != 1 else "it needs two teachers or more",
         reasons_of_data=reasons,
     )
 
@@ -218,7 +214,7 @@ def _accepted(
     accelerator: Accelerator,
 ) -> tuple[Recipe, str]:
     """Returns the recipe, tried as a dry run tries it, and its text; without what network or data do not allow."""
-    with_members, start = choices.with_members, choices.start
+    with_members, start = not choices.why_no_members, choices.start
     ways = dict.fromkeys([(with_members, start), (False, start), (with_members, None), (False, None)])
     refused: list[EdcError] = []
     for way in ways:
@@ -239,9 +235,8 @@ def _accepted(
 
 def _simpler(choices: Choices, with_members: bool, start: str | None, *, because: str) -> Choices:
     """Returns the choices without a student with members, or without a start, and why, where they had them."""
-    if choices.with_members and not with_members:
-        why = f"kd: one network learns from all. No student with members: {because}"
-        choices = replace(choices, with_members=False, why_students=why)
+    if not with_members and not choices.why_no_members:
+        choices = replace(choices, why_no_members=because)
     if choices.start and not start:
         why = f"the student, from random weights: {because}"
         choices = replace(choices, start=None, why_network=why, why_training="a start to change")

@@ -28,9 +28,10 @@ class Choices:
     learning_rate: float
     warmup_epochs: int
     why_training: str
-    with_members: bool
-    """Whether a student with members is among the students."""
-    why_students: str
+    several: bool
+    """Whether there are two teachers or more, so that images can be divided among them."""
+    why_no_members: str
+    """Empty if a student with members is among the students."""
     reasons_of_data: dict[str, str] = field(default_factory=dict)
     """By field of the data section."""
 
@@ -48,15 +49,33 @@ def recipe_text(data: DataSection, found: Sequence[CheckpointFound], choices: Ch
         f"  {name}: {getattr(choices, name)}" for name in ("epochs", "warmup_epochs", "batch_size", "learning_rate")
     ]
     lines += ["teachers:", *_teachers(found)]
-    lines += [*_comment(choices.why_students), "students:", "  kd:", "    method: kd"]
-    if choices.with_members:
-        lines.append("    epochs: {as_long_as: latent_be_split}")
-        lines += ["  latent_be_split:", "    method: latent_be", "    answers: split"]
-        rate, of_what = (0.1, "members that start from weights") if choices.start else (0.25, "members")
-        why = f"{of_what} stay close enough together to be averaged (docs/choosing.md)"
-        lines.append(_with_reason(f"    training: {{factor_rate: {rate}}}", why))
-        lines.append(_with_reason("deploy: best", "the student with the best calibrated NLL on validation images"))
+    lines += _students(choices)
     return "\n".join(lines) + "\n"
+
+
+def _students(choices: Choices) -> list[str]:
+    """Returns the students that docs/choosing.md recommends for such teachers and such a start."""
+    split = bool(choices.several and choices.start)
+    one = "kd_split: one network, each image answered by one teacher" if split else "kd: one network learns from all"
+    lines = ["students:", "  kd_split:" if split else "  kd:", "    method: kd", *["    answers: split"] * split]
+    if choices.why_no_members:
+        return [*_comment(f"{one}. No student with members: {choices.why_no_members}"), *lines]
+    rate, of_what = (0.1, "that start from weights ") if choices.start else (0.25, "")
+    why = (
+        f"{one}. latent_be_split: members that share weights, each image to one teacher and its member, folded into "
+        "one network. Both cost the same."
+    )
+    together = f"members {of_what}stay close enough together to be averaged (docs/choosing.md)"
+    return [
+        *_comment(why),
+        *lines,
+        "    epochs: {as_long_as: latent_be_split}",
+        "  latent_be_split:",
+        "    method: latent_be",
+        "    answers: split",
+        _with_reason(f"    training: {{factor_rate: {rate}}}", together),
+        _with_reason("deploy: best", "the student with the best calibrated NLL on validation images"),
+    ]
 
 
 def _teachers(found: Sequence[CheckpointFound]) -> list[str]:
