@@ -77,8 +77,11 @@ def _caption(summaries: Sequence[dict[str, Any]], forms: dict[str, dict[int, str
         lines.append(f"{label}: trained with {' or '.join(sorted(set(by_seed.values())))} members")
     for name, words in _choices(summaries).items():
         lines.append(f"{Subject('student', name=name).label}: chosen on validation images, {words}")
-    if len({summary["deploy"] for summary in summaries}) > 1:
-        choices = ", ".join(f"{summary['deploy']} at seed {summary['seed']}" for summary in summaries)
+    seeds: dict[str, list[str]] = {}
+    for summary in summaries:
+        seeds.setdefault(summary["deploy"], []).append(str(summary["seed"]))
+    if len(seeds) > 1:
+        choices = "; ".join(f"{name} at seed{'s' * (len(of) > 1)} {' and '.join(of)}" for name, of in seeds.items())
         lines.append(f"the best on validation images, and so deployed: {choices}")
     return "\n".join(lines)
 
