@@ -491,6 +491,7 @@ SOURCES: Sources = {
     "memory, crop_flip": lambda _: (memory_images(), DataSection(kind="synthetic", crop_padding=2)),
     "memory, none": lambda _: (memory_images(), DataSection(kind="synthetic", augmentation="none")),
     "files, resized": lambda root: from_folder(root, "resized_crop_flip"),
+    "files, resized, not mirrored": lambda root: from_folder(root, "resized_crop"),
     "files, crop_flip": lambda root: from_folder(root, "crop_flip"),
 }
 
@@ -587,6 +588,15 @@ def test_random_view_depends_on_its_seed_and_leaves_the_global_generator_alone(f
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(images.load(0, augment_seed=3)[0], first)
     assert not torch.equal(images.load(0, augment_seed=4)[0], first)
+
+
+def test_view_that_is_not_mirrored_is_the_same_area_as_the_mirrored_one(folder):
+    with_flips, without = (from_folder(folder, each)[0] for each in ("resized_crop_flip", "resized_crop"))
+    views = [[images.load(0, augment_seed=seed)[0] for images in (with_flips, without)] for seed in range(40)]
+    num_mirrored = sum(torch.equal(a.flip(-1), b) and not torch.equal(a, b) for a, b in views)
+    num_same = sum(torch.equal(a, b) for a, b in views)
+    assert num_mirrored + num_same == 40
+    assert 10 <= num_mirrored <= 30
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 60])

@@ -156,6 +156,7 @@ def test_checkpoints_say_how_many_teachers_there_are():
         ({"kind": "image_folder"}, "image_size is needed for 'image_folder'"),
         ({"kind": "parquet", "augmentation": "resized_crop_flip"}, "'resized_crop_flip' is for"),
         ({"kind": "digits", "augmentation": "resized_crop_flip", "image_size": 8}, "'resized_crop_flip' is for"),
+        ({"kind": "digits", "augmentation": "resized_crop", "image_size": 8}, "'resized_crop' is for"),
         ({"kind": "imagenet"}, "Input should be 'digits'"),
         ({"kind": "digits", "crop_fraction": 0}, "greater than 0"),
     ],

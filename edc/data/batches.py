@@ -71,7 +71,7 @@ def train_batches(
     if len(in_memory) == len(sources):
         loaded = (_gathered(in_memory, batch, batch.view_seeds(seed) if randaugment else None) for batch in rows)
     else:
-        seeded = data.augmentation == "resized_crop_flip"
+        seeded = data.crops_areas
         # Drawn up batch by batch: a million tuples would be copied page by page between this process and its workers.
         requests = (batch.requests(seed, seeded=seeded, randaugment=randaugment) for batch in rows)
         loaded = _loaded(sources, requests, data.num_workers, replace=True, pinned=pinned)
@@ -81,7 +81,7 @@ def train_batches(
             pixels = crop_and_flip(
                 unchanged,
                 padding=data.crop_padding,
-                flip=data.augmentation == "crop_flip",
+                flip=data.flips,
                 generator=generator_for(seed, "augment", epoch, number),
                 rows=mine,
                 num_rows=batch_size,

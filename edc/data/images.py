@@ -187,7 +187,7 @@ def scaled_and_cropped(
 
 
 def training_view(content: bytes, name: str, reading: Reading, size: int, seed: int) -> np.ndarray:
-    """Returns the training view, (size, size, C) uint8: a random area (8 to 100 %), resized, flipped half the time.
+    """Returns the training view, (size, size, C) uint8: a random area (8 to 100 %), resized; half of them mirrored.
 
     A JPEG of which several pixels make one of the view is decoded at a half, a quarter or an eighth of its size.
     """
@@ -203,7 +203,7 @@ def training_view(content: bytes, name: str, reading: Reading, size: int, seed: 
     across, down = image.width / full[0], image.height / full[1]
     box = (left * across, top * down, (left + width) * across, (top + height) * down)
     view = image.resize((size, size), Image.Resampling.BILINEAR, box, REDUCING_GAP)
-    return pixels_of(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
+    return pixels_of(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and reading.flips else view)
 
 
 def _draw_view(full: tuple[int, int], seed: int) -> tuple[int, int, int, int, bool]:
@@ -245,4 +245,4 @@ def crop_fraction_of(data: DataSection) -> float:
 
 def reading_of(data: DataSection) -> Reading:
     """Returns how the image files of a data set become pixels; RGB, unless the recipe says otherwise."""
-    return Reading(num_channels=data.channels or 3, upright=data.orientation != "stored")
+    return Reading(num_channels=data.channels or 3, upright=data.orientation != "stored", flips=data.flips)

@@ -19,6 +19,7 @@ from edc.teachers.ensemble import TeacherEnsemble, load_own_teachers
 from edc.teachers.formats import format_of, what_runs
 from edc.teachers.reading import Answered, OwnTeacher
 from edc.teachers.roll_call.call import RollCall, TeachersDoubtedError, call_roll
+from edc.teachers.roll_call.mirrored import Mirrored
 from edc.train.checkpoint import load_document
 from edc.train.placement import place
 
@@ -137,8 +138,11 @@ def _whole_network(found: CheckpointFound, data: DataSet, *, trust: bool) -> Che
 
 def roll_called(
     found: Sequence[CheckpointFound], section: DataSection, data: DataSet, *, accelerator: Accelerator
-) -> list[CheckpointFound]:
-    """Returns the checkpoints with how right they are, read as fits clearly better, or why they are not used."""
+) -> tuple[list[CheckpointFound], Mirrored | None]:
+    """Returns the checkpoints with how right they are, read as fits clearly better, or why they are not used.
+
+    The second value is how right they are on mirrored images.
+    """
     found = [_tried(one, section, data) for one in found]
     for _ in range((MOST_CHANGES + 1) * len(found) + 1):  # each is changed, and then left out
         used = [one for one in found if not one.why_not]
@@ -152,10 +156,10 @@ def roll_called(
             changed = {used[m].file: _otherwise(used[m], doubts, m) for m in doubts.doubted}
             found = [changed.get(one.file, one) for one in found]
             continue
-        roll.say(are_own=True)
+        replace(roll, mirrored=None).say(are_own=True)  # the recipe will say it, and is made so
         said = dict(zip((one.file for one in used), roll.answered, strict=True))
-        return [replace(one, answered=said.get(one.file)) for one in found]
-    return found
+        return [replace(one, answered=said.get(one.file)) for one in found], roll.mirrored
+    return found, None
 
 
 def _called(recipe: Recipe, data: DataSet, own: Sequence[OwnTeacher], accelerator: Accelerator) -> RollCall:

@@ -31,6 +31,7 @@ from edc.runs.distill import require_trainable
 from edc.runs.start import require_teachers_to_start_from
 from edc.system.documents import yaml_from_text
 from edc.teachers.ensemble import load_own_teachers
+from edc.teachers.roll_call.mirrored import Mirrored
 
 __all__ = ["Asked", "Proposal", "name_of", "propose"]
 
@@ -94,7 +95,8 @@ def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
         known += [one.section.network.name] if one.section and one.section.network else []
         checkpoints.append(one)
     del looks  # the weights
-    checkpoints = roll_called(checkpoints, section, found.data, accelerator=accelerator)
+    checkpoints, mirrored = roll_called(checkpoints, section, found.data, accelerator=accelerator)
+    section, reasons = _mirroring_or_not(section, reasons, mirrored)
     student = (asked.student, "the student, as --student says") if asked.student else None
     timed: list[TimedNetwork] = []
     if asked.budget:
@@ -148,6 +150,19 @@ def _data_section(asked: Asked, looks: Sequence[CheckpointFound]) -> tuple[DataS
         where, of_kind = place_and_kind(asked.extra)
         base["extra"] = {"kind": of_kind, "root": where}
     return DataSection(**base, image_size=size), reasons
+
+
+def _mirroring_or_not(
+    section: DataSection, reasons: dict[str, str], mirrored: Mirrored | None
+) -> tuple[DataSection, dict[str, str]]:
+    """Returns the section that mirrors images only where the teachers know mirrored ones."""
+    if mirrored is None:
+        return section, reasons
+    why = f"the teachers together are right {mirrored.figures}"
+    if mirrored.is_clearly_worse:
+        section = section.model_copy(update={"augmentation": mirrored.augmentation_without})
+        why += ": none are mirrored"
+    return section, reasons | {"augmentation": why}
 
 
 def _allowing_damage(

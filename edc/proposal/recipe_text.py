@@ -40,7 +40,8 @@ def recipe_text(data: DataSection, found: Sequence[CheckpointFound], choices: Ch
     """Returns the recipe. `head` are the lines of comments at its beginning."""
     lines = [f"# {line}".rstrip() for line in head]
     lines += [f"name: {_flow(choices.name)}", "data:"]
-    for name, value in data.model_dump(mode="json", exclude_defaults=True).items():
+    given = data.model_dump(mode="json", exclude_defaults=True)
+    for name, value in (given | {"augmentation": data.augmentation}).items():
         lines.append(_with_reason(f"  {name}: {_flow(value)}", choices.reasons_of_data.get(name, "")))
     network = {"name": choices.network, "start": choices.start} if choices.start else choices.network
     lines += [*_comment(choices.why_network), f"network: {_flow(network)}"]

@@ -142,7 +142,9 @@ class DataSection(Section):
     orientation: Literal["exif", "stored"] | None = None
     """`exif`, the default: images are turned upright as their EXIF data says. `stored`: they are not, as torchvision
     and timm read them; except TIFF, which Pillow always turns."""
-    augmentation: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "crop_flip"
+    augmentation: Literal["none", "crop", "crop_flip", "resized_crop", "resized_crop_flip"] = "crop_flip"
+    """Changes to training images. `crop`: padded by `crop_padding` and cropped back at random. `resized_crop`: a random
+    area, resized. `_flip`: half of them mirrored, too; not where left and right differ in meaning, as in writing."""
     crop_padding: Annotated[int, Field(ge=0, le=8192)] = 4
     num_workers: Annotated[int, Field(ge=0, le=1024)] = 4
     image_column: str | None = None
@@ -158,6 +160,16 @@ class DataSection(Section):
     """Share of extra images in each batch of a student. An epoch still goes through the labelled images once:
     at 0.5 it has twice as many steps as without."""
 
+    @property
+    def flips(self) -> bool:
+        """Whether half of the training images are mirrored."""
+        return self.augmentation.endswith("_flip")
+
+    @property
+    def crops_areas(self) -> bool:
+        """Whether a training image is a random area, cut out when its file is read."""
+        return self.augmentation.startswith("resized_crop")
+
     @field_validator("extra", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
@@ -165,9 +177,10 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.augmentation == "resized_crop_flip" and (self.kind not in FILE_KINDS or not self.image_size):
+        if self.crops_areas and (self.kind not in FILE_KINDS or not self.image_size):
             raise ValueError(
-                "augmentation 'resized_crop_flip' is for 'image_folder', 'parquet' and 'webdataset' with an image_size"
+                f"augmentation {self.augmentation!r} is for 'image_folder', 'parquet' and 'webdataset' with an "
+                "image_size"
             )
         for field, kinds in FIELDS_OF_KINDS.items():
             if self.kind not in kinds and getattr(self, field) != type(self).model_fields[field].default:
@@ -244,8 +257,8 @@ def problems_with_extra(data: DataSection, *, batch_size: int, learns: Mapping[s
         read_as = data.kind if kind == "remainder" else kind
         if read_as in ("image_folder", "webdataset") and data.image_size is None:
             problems.append(f"data.image_size: needed for data.extra of kind {kind!r}")
-        if read_as not in FILE_KINDS and data.augmentation == "resized_crop_flip":
-            problems.append(f"data.extra: {kind!r} is held in memory, which 'resized_crop_flip' is not for")
+        if read_as not in FILE_KINDS and data.crops_areas:
+            problems.append(f"data.extra: {kind!r} is held in memory, which {data.augmentation!r} is not for")
     for extra in data.extra:
         if extra.kind == "remainder" and data.kind not in FILE_KINDS and extra.max_bad_fraction:
             problems.append(f"data.extra: max_bad_fraction has no effect with data.kind {data.kind!r}")

@@ -62,11 +62,13 @@ class Reading:
         num_channels: 3 (RGB) or 1 (grey).
         upright: turn an image as its EXIF orientation says.
         expected: what may be met that edc 0.1.0 made other pixels of; None: whatever there is.
+        flips: whether half of the training views are mirrored.
     """
 
     num_channels: int = 3
     upright: bool = True
     expected: tuple[str, ...] | None = None
+    flips: bool = True
 
     def turn_of(self, image: Image.Image, name: str) -> Image.Transpose | None:
         """Returns what brings an opened image upright, if this reading does that.

@@ -24,6 +24,7 @@ from edc.networks import normalisation_of
 from edc.recipe import Recipe
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.teachers.reading import Answered, OwnTeacher, Reading
+from edc.teachers.roll_call.mirrored import Mirrored, mirrored
 from edc.teachers.roll_call.other_readings import Attempt, better_readings, other_readings
 from edc.teachers.roll_call.words import better_than_all, print_roll_call, what_was_tried
 from edc.train.evaluate import labels_of, predict_logits
@@ -54,6 +55,8 @@ class RollCall:
     logits: tuple[Logits, ...] | None
     num_apart: int
     """Images on which either the best teacher or the ensemble is right, and not both."""
+    mirrored: Mirrored | None = None
+    """Of teachers of the user's, where the recipe mirrors images."""
 
     def say(self, *, are_own: bool) -> None:
         """Prints the table, and before it whether a teacher alone is better than the ensemble."""
@@ -61,10 +64,13 @@ class RollCall:
         if words:
             console.print(words, style="bold", highlight=False, soft_wrap=True)
         print_roll_call(self.answered, num_images=self.num_images, are_own=are_own, console=console)
+        if self.mirrored and self.mirrored.words:
+            console.print(f"warning: {self.mirrored.words}", highlight=False, soft_wrap=True)
 
     def document(self) -> dict[str, Any]:
         teachers = [each.document() for each in self.answered]
-        return {"images": self.num_images, "ensemble_acc": self.ensemble_acc, "teachers": teachers}
+        document = {"images": self.num_images, "ensemble_acc": self.ensemble_acc, "teachers": teachers}
+        return document | ({"mirrored": self.mirrored.document()} if self.mirrored else {})
 
 
 class TeachersDoubtedError(CheckpointError):
@@ -115,7 +121,8 @@ def call_roll(
     best = max(answered, key=lambda one: one.acc).member
     num_apart = int(((members[best].argmax(-1) == labels) != (ensemble.argmax(-1) == labels)).sum())
     ensemble_acc = metrics.accuracy(ensemble, labels)
-    roll = RollCall(answered, ensemble_acc, len(images), tuple(logits) if is_all else None, num_apart)
+    turned = mirrored(recipe, teachers, images, logits, accelerator=accelerator) if own else None
+    roll = RollCall(answered, ensemble_acc, len(images), tuple(logits) if is_all else None, num_apart, turned)
     if says and accelerator.is_main_process:
         roll.say(are_own=bool(own))
     _require_well_read(recipe, data, own, roll, logits, images, accelerator=accelerator)
