@@ -1,5 +1,5 @@
 # make demo       the whole job on a small data set, in an environment of its own
-# make tour       an owner's whole way: three fine-tuned networks as their trainers save them, to predictions; under ten minutes on two cores
+# make tour       an owner's whole way: three fine-tuned networks as their trainers save them, to predictions; about ten minutes on two cores
 # make test       lint, types and the default test suite
 # make test-slow  the minutes-long rest
 # make torture    hours: kills, signals, double starts and full disks over distill, export and bench; goes on where it stopped

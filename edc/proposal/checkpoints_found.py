@@ -156,7 +156,7 @@ def roll_called(
             changed = {used[m].file: _otherwise(used[m], doubts, m) for m in doubts.doubted}
             found = [changed.get(one.file, one) for one in found]
             continue
-        replace(roll, mirrored=None).say(are_own=True)  # the recipe will say it, and is made so
+        roll.say(are_own=True)
         said = dict(zip((one.file for one in used), roll.answered, strict=True))
         return [replace(one, answered=said.get(one.file)) for one in found], roll.mirrored
     return found, None

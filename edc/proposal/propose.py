@@ -158,11 +158,10 @@ def _mirroring_or_not(
     """Returns the section that mirrors images only where the teachers know mirrored ones."""
     if mirrored is None:
         return section, reasons
-    why = f"the teachers together are right {mirrored.figures}"
-    if mirrored.is_clearly_worse:
-        section = section.model_copy(update={"augmentation": mirrored.augmentation_without})
-        why += ": none are mirrored"
-    return section, reasons | {"augmentation": why}
+    if not mirrored.worse:
+        return section, reasons | {"augmentation": f"{mirrored.figures}; {reasons['augmentation']}"}
+    section = section.model_copy(update={"augmentation": mirrored.augmentation_without})
+    return section, reasons | {"augmentation": f"{mirrored.figures}: none are mirrored"}
 
 
 def _allowing_damage(

