@@ -200,7 +200,7 @@ def test_recipe_says_what_was_found(desk):
         (True, None, "", {"kd": ("kd", "all"), "latent_be_split": ("latent_be", "split")}),
         (True, "teacher", "no layer takes factors", {"kd_split": ("kd", "split")}),
         (True, None, "no layer takes factors", {"kd": ("kd", "all")}),
-        (False, "teacher", "it needs two teachers or more", {"kd": ("kd", "all")}),
+        (False, "teacher", "", {"kd": ("kd", "all")}),
     ],
 )
 def test_students_are_those_that_the_tables_recommend(several, start, why_no_members, students):
@@ -221,8 +221,9 @@ def test_students_are_those_that_the_tables_recommend(several, start, why_no_mem
     recipe = recipe_from_document(yaml_from_text(text), source="here")
     assert {name: (one.method, one.answers) for name, one in recipe.students.items()} == students
     comments = " ".join(text.replace("#", "").split())
-    assert ("No student with members" in comments) == (bool(why_no_members) and several)
-    assert why_no_members in comments or not several
+    assert ("No student with members" in comments) == bool(why_no_members)
+    assert why_no_members in comments
+    assert ("from the one teacher" in comments) == (not several)
 
 
 @pytest.mark.slow

@@ -214,7 +214,6 @@ def _choices(
         why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images"
         + (f", {len(found.data.extra):,} of them without labels" if found.data.extra else ""),
         several=len(used) != 1,
-        why_no_members="" if len(used) != 1 else "it needs two teachers or more",
         reasons_of_data=reasons,
     )
 
@@ -228,7 +227,7 @@ def _accepted(
     accelerator: Accelerator,
 ) -> tuple[Recipe, str]:
     """Returns the recipe, tried as a dry run tries it, and its text; without what network or data do not allow."""
-    with_members, start = not choices.why_no_members, choices.start
+    with_members, start = choices.several, choices.start
     ways = dict.fromkeys([(with_members, start), (False, start), (with_members, None), (False, None)])
     refused: list[EdcError] = []
     for way in ways:
@@ -249,7 +248,7 @@ def _accepted(
 
 def _simpler(choices: Choices, with_members: bool, start: str | None, *, because: str) -> Choices:
     """Returns the choices without a student with members, or without a start, and why, where they had them."""
-    if not with_members and not choices.why_no_members:
+    if not with_members:
         choices = replace(choices, why_no_members=because)
     if choices.start and not start:
         why = f"the student, from random weights: {because}"

@@ -30,8 +30,8 @@ class Choices:
     why_training: str
     several: bool
     """Whether there are two teachers or more, so that images can be divided among them."""
-    why_no_members: str
-    """Empty if a student with members is among the students."""
+    why_no_members: str = ""
+    """Why several teachers get no student with members; empty if they get one."""
     reasons_of_data: dict[str, str] = field(default_factory=dict)
     """By field of the data section."""
 

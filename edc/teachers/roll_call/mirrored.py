@@ -14,14 +14,14 @@ from edc.data import Images, MemoryImages
 from edc.data.batches import images_at
 from edc.recipe import Recipe
 from edc.teachers.ensemble import TeacherEnsemble
-from edc.teachers.roll_call.other_readings import cross_fitted
+from edc.teachers.roll_call.other_readings import cross_fitted, is_clear
 from edc.train.distributed import raised_together
 from edc.train.evaluate import labels_of, predict_logits
 
 __all__ = ["Mirrored", "OneMirrored", "mirrored"]
 
 MOST_IMAGES, MOST_BYTES = 500, 1 << 28
-STANDARD_ERRORS, LEAST_LOSS = 3.0, 0.05
+LEAST_LOSS = 0.05
 """Networks that never saw a mirrored photo are right on a few fewer, and mirroring pays all the same."""
 
 
@@ -38,7 +38,7 @@ class OneMirrored:
     def is_clearly_worse(self, num_images: int) -> bool:
         """Whether fewer are right by three standard errors of the paired difference, and by one in twenty."""
         loss = round((self.acc - self.mirrored_acc) * num_images)
-        return loss > STANDARD_ERRORS * self.num_apart**0.5 and loss > LEAST_LOSS * num_images
+        return is_clear(loss, self.num_apart) and loss > LEAST_LOSS * num_images
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Other ways to read a teacher of the user's, each tried on validation images: what a user may have meant."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from edc.teachers.reading import OwnTeacher
 from edc.train.evaluate import labels_of, predict_logits
 from edc.train.placement import place
 
-__all__ = ["Attempt", "better_readings", "cross_fitted", "fitted_order", "other_readings"]
+__all__ = ["Attempt", "better_readings", "cross_fitted", "fitted_order", "is_clear", "other_readings"]
 
 FIRST_IMAGES, MOST_IMAGES = 100, 1000
 """A reading that is right on no more of the first ones than the recipe's is not tried on more."""
@@ -51,8 +52,17 @@ class Attempt:
     @property
     def is_clearly_better(self) -> bool:
         """Whether it is right on more images by three standard errors of the paired difference, and by one in 100."""
-        gain, changed = self.gained - self.lost, self.gained + self.lost
-        return gain > STANDARD_ERRORS * changed**0.5 and gain > LEAST_GAIN * self.num_images
+        gain = self.gained - self.lost
+        return is_clear(gain, self.gained + self.lost) and gain > LEAST_GAIN * self.num_images
+
+
+def is_clear(gain: int, num_changed: int) -> bool:
+    """Returns whether so many more right answers are no chance: three standard errors of the paired difference.
+
+    Args:
+        num_changed: images that are answered rightly one way and not the other.
+    """
+    return gain > STANDARD_ERRORS * math.sqrt(num_changed)
 
 
 def better_readings(attempts: Sequence[Attempt]) -> list[Attempt]:
