@@ -319,7 +319,7 @@ def test_runs_of_one_seed_and_two_recipes_are_refused_with_what_differs(workshop
     said = " ".join(other.stderr.split())
     assert (same.exit_code, other.exit_code) == (2, 2)
     assert "and differs from it in training.learning_rate (0.1 there, 0.03 in runs/two); runs are averaged" in said
-    assert "train both students in one recipe" in said
+    assert "give the student another name" in said
 
 
 def test_export_prints_the_manifest(workshop: Workshop):

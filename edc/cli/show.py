@@ -72,6 +72,7 @@ def show_runs(
     from edc.cli.tables.evidence import evidence_document, print_evidence
     from edc.cli.tables.run import print_summaries
     from edc.evidence.over_seeds import evidence_of
+    from edc.evidence.parts import join_parts
 
     summaries = [folder.summary() for folder in folders]
     is_repeated = len({folder.path.resolve() for folder in folders}) < len(folders)
@@ -83,7 +84,7 @@ def show_runs(
     elif as_json:
         print_json(summaries[0] if len(summaries) == 1 else summaries)
     console = table_console(as_json)
-    print_summaries(summaries, console=console)
+    print_summaries(summaries if is_repeated else [run.summary for run in join_parts(folders)], console=console)
     if evidence:
         print_evidence(evidence, console=console)
     else:

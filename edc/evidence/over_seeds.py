@@ -104,8 +104,8 @@ def evidence_of(folders: Sequence[RunFolder], *, against: str | None = None) -> 
     cells: Cells = {m: {s: SIGN[m] * np.stack([run.cell(m, s) for run in runs]) for s in subjects} for m in MEASURES}
     gain = {m: mean_over_both(cells[m][Subject("ensemble")] - cells[m][None], draws) for m in MEASURES}
     return Evidence(
-        runs=tuple(run.folder.path.name for run in runs),
-        seeds=tuple(run.summary["seed"] for run in runs),
+        runs=tuple(run.run.label for run in runs),
+        seeds=tuple(run.run.summary["seed"] for run in runs),
         teachers=together.teachers,
         over=together.over,
         confidence=CONFIDENCE,

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edc.errors import RunError
+from edc.evidence.parts import RunInParts, join_parts
+from edc.metrics import Labels
 from edc.recipe.equal_cost import units_per_step
 from edc.runs.folder import TEST_IMAGES, RunFolder, first_difference
 from edc.runs.per_image import PerImage, read_per_image
-from edc.runs.rows import rows_by_subject, teacher_sets
+from edc.runs.rows import rows_by_subject
 from edc.subject import Subject
 from edc.train.saved.epochs import read_metrics
 
@@ -28,8 +30,7 @@ MEASURES: tuple[Measure, ...] = ("acc", "calibrated_nll")
 class ReadRun:
     """A run as read. `cells` are the figures of every row: (N,), per test image, or () if these are not known."""
 
-    folder: RunFolder
-    summary: dict[str, Any]
+    run: RunInParts
     rows: dict[Subject, dict[str, Any]]
     cells: dict[Measure, dict[Subject, Array]]
     num_images: int
@@ -51,15 +52,16 @@ class ReadRun:
         row = self.rows.get(Subject("student", name=name), {})
         if "training" in row:
             return float(row["training"]["units"])
-        if not self.folder.recipe_path.is_file() or name not in (recipe := self.folder.recipe()).students:
+        folder = self.run.folder_of(name)
+        if not folder.recipe_path.is_file() or name not in (recipe := folder.recipe()).students:
             return None
         section, training = recipe.students[name], recipe.training_of(recipe.students[name])
-        num_steps = training.epochs * (self.summary["data"]["train"] // training.batch_size)
+        num_steps = training.epochs * (self.run.summary["data"]["train"] // training.batch_size)
         return float(units_per_step(section, recipe.teachers.size) * num_steps)
 
     def hours(self, name: str) -> float | None:
         """Returns how long a student trained, by the last complete line of its metrics.jsonl."""
-        epochs = read_metrics(self.folder.student_path(name) / "metrics.jsonl")
+        epochs = read_metrics(self.run.folder_of(name).student_path(name) / "metrics.jsonl")
         known = [float(epoch["seconds"]) for epoch in epochs if epoch.get("seconds") is not None]
         return known[-1] / 3600 if known else None
 
@@ -77,20 +79,20 @@ class Together:
 
 
 def read_runs(folders: Sequence[RunFolder]) -> Together:
-    """Returns finished runs of one recipe that differ in seeds, in teachers, or in both.
+    """Returns finished runs that differ in seeds, in teachers, or in both; each may be in parts (`join_parts`).
 
     Raises:
         RunError: a run is unfinished, given twice, or of another recipe or ensemble size.
     """
-    summaries = [folder.summary() for folder in folders]
-    sets = teacher_sets(summaries)
-    _require_comparable(folders, summaries, sets)
-    found = [read_per_image(folder, summary) for folder, summary in zip(folders, summaries, strict=True)]
+    runs = join_parts(folders)
+    sets = tuple(run.teachers for run in runs)
+    _require_comparable(runs)
+    found = [_per_image(run) for run in runs]
     known = [of_run for of_run in found if of_run is not None]
-    notes = [*_what_differs(folders), *_about_images(folders), *_about_teachers(sets)]
+    notes = [*_about_spread(runs), *_about_teachers(sets)]
     has_images = False
     if len(known) < len(found):
-        without = ", ".join(str(folder.path) for folder, of_run in zip(folders, found, strict=True) if of_run is None)
+        without = ", ".join(str(folder.path) for folder in folders if read_per_image(folder, folder.summary()) is None)
         notes.append(
             f"{without}: no predictions.npz, which older edcs did not write, so that no test images are resampled. "
             "Remove its summary.json and call edc distill again: nothing is trained, and both are written"
@@ -100,50 +102,62 @@ def read_runs(folders: Sequence[RunFolder]) -> Together:
     else:
         has_images = True
     over: Over = "seeds and test images" if has_images else "seeds"
-    if len(folders) == 1:
+    if len(runs) == 1:
         over = "test images" if has_images else "nothing"
         notes.append("one seed says nothing about the spread of training")
-    runs = []
-    for folder, summary, of_run in zip(folders, summaries, found, strict=True):
-        rows = rows_by_subject(summary)
+    read = []
+    for run, of_run in zip(runs, found, strict=True):
+        rows = rows_by_subject(run.summary)
         by_image = of_run[0] if has_images and of_run else None
         cells = {m: {s: _cell(m, row, by_image[s] if by_image else None) for s, row in rows.items()} for m in MEASURES}
-        runs.append(ReadRun(folder, summary, rows, cells, num_images=summary["data"]["test"] if has_images else 0))
-    return Together(tuple(runs), sets, over, tuple(notes))
+        read.append(ReadRun(run, rows, cells, num_images=run.summary["data"]["test"] if has_images else 0))
+    return Together(tuple(read), sets, over, tuple(notes))
 
 
-def _require_comparable(
-    folders: Sequence[RunFolder], summaries: Sequence[dict[str, Any]], sets: tuple[int, ...]
-) -> None:
-    names = sorted({summary["name"] for summary in summaries})
-    if len(names) > 1:
+def _per_image(run: RunInParts) -> tuple[dict[Subject, PerImage], Labels] | None:
+    """Returns the results of every row of all parts, and the labels; None if one of them has none."""
+    results: dict[Subject, PerImage] = {}
+    labels: Labels | None = None
+    for folder, summary in zip(run.folders, run.summaries, strict=True):
+        if (of_part := read_per_image(folder, summary)) is None:
+            return None
+        if labels is not None and not np.array_equal(labels, of_part[1]):
+            raise RunError(
+                f"{folder.path}: has other test images than {run.folders[0].path}, and its seed and teachers; "
+                "show them one at a time"
+            )
+        labels = of_part[1]
+        results = of_part[0] | results
+    return None if labels is None else (results, labels)
+
+
+def _require_comparable(runs: Sequence[RunInParts]) -> None:
+    if not frozenset.intersection(*(run.names for run in runs)):
+        names = sorted(frozenset.union(*(run.names for run in runs)))
         raise RunError(f"runs of different recipes ({', '.join(names)}) cannot be averaged; show them one at a time")
-    sizes = sorted({summary["ensemble_size"] for summary in summaries})
+    sizes = sorted({run.summary["ensemble_size"] for run in runs})
     if len(sizes) > 1:
         raise RunError(f"runs of ensembles of {' and '.join(map(str, sizes))} cannot be averaged; show them apart")
-    seen: dict[tuple[int, int], RunFolder] = {}
-    for folder, summary, number in zip(folders, summaries, sets, strict=True):
-        other = seen.setdefault((summary["seed"], number), folder)
-        if other is not folder:
-            differs = _what_differs([other, folder])
-            if differs:
-                raise RunError(
-                    f"{folder.path}: has seed {summary['seed']} and the teachers of {other.path}, and differs from it "
-                    f"in {differs[0].partition(' in ')[2].rpartition(': ')[0]}; runs are averaged over seeds. Show "
-                    "them one at a time, or train both students in one recipe, which compares them."
-                )
-            raise RunError(
-                f"{folder.path}: has seed {summary['seed']} and the teachers of {other.path}; the same training twice "
-                "is no evidence of spread. Name runs with other seeds."
-            )
 
 
-def _what_differs(folders: Sequence[RunFolder]) -> list[str]:
-    """Returns a note for each run whose recipe differs from the first recipe in more than seeds."""
-    recipes = [(folder, folder.recipe()) for folder in folders if folder.recipe_path.is_file()]
+def _about_spread(runs: Sequence[RunInParts]) -> list[str]:
+    """Returns a note for each run of a recipe that differs in more than seeds from the first run of that name, or
+    that learned from other images.
+    """
     notes = []
-    for folder, recipe in recipes[1:]:
-        first_folder, first = recipes[0]
+    first_of: dict[tuple[str, ...], RunFolder] = {}
+    for run in runs:
+        for folder, summary in zip(run.folders, run.summaries, strict=True):
+            students = sorted(s.name for s in rows_by_subject(summary) if s.role == "student" and s.name)
+            first = first_of.setdefault((str(summary["name"]), *(students if len(run.folders) > 1 else ())), folder)
+            notes += [] if first is folder else _what_differs(first, folder)
+    return notes
+
+
+def _what_differs(first_folder: RunFolder, folder: RunFolder) -> list[str]:
+    notes = []
+    if first_folder.recipe_path.is_file() and folder.recipe_path.is_file():
+        first, recipe = first_folder.recipe(), folder.recipe()
         teachers = recipe.teachers.model_copy(update={"seed": first.teachers.seed})
         like_first = recipe.model_copy(update={"seed": first.seed, "teachers": teachers})
         if like_first.digest() != first.digest():
@@ -151,18 +165,11 @@ def _what_differs(folders: Sequence[RunFolder]) -> list[str]:
             notes.append(
                 f"{folder.path} differs from {first_folder.path} in {difference}: the spread is not of seeds alone"
             )
-    return notes
-
-
-def _about_images(folders: Sequence[RunFolder]) -> list[str]:
-    """Returns a note for each run that learned from other images than the first, as far as they recorded it."""
-    notes = []
-    for name in ("the images", "the extra images"):
-        first, *_ = folders
-        notes += [
-            f"{folder.path} learned from other content of {name} than {first.path}: the spread is not of seeds alone"
-            for folder in _other_content(folders, name)
-        ]
+    notes += [
+        f"{folder.path} learned from other content of {name} than {first_folder.path}: the spread is not of seeds alone"
+        for name in ("the images", "the extra images")
+        if _other_content([first_folder, folder], name)
+    ]
     return notes
 
 
