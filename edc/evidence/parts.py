@@ -36,11 +36,6 @@ class RunInParts:
         """What to call the run: the names of its folders."""
         return " + ".join(folder.path.name for folder in self.folders)
 
-    @property
-    def names(self) -> frozenset[str]:
-        """The names of the recipes."""
-        return frozenset(str(summary["name"]) for summary in self.summaries)
-
     def folder_of(self, student: str) -> RunFolder:
         """Returns the folder that a student is in, the first of several.
 
@@ -118,10 +113,12 @@ def _joined(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for summary in summaries:
         for subject, row in rows_by_subject(summary).items():
             rows.setdefault(subject, row)
+    names = list(dict.fromkeys(str(summary["name"]) for summary in summaries))
     deployed = {str(summary["deploy"]) for summary in summaries}
     joined = {
         **summaries[0],
-        "name": " + ".join(dict.fromkeys(str(summary["name"]) for summary in summaries)),
+        "name": " + ".join(names),
+        "recipes": names,
         "rows": list(rows.values()),
         "deploy": min(deployed, key=lambda name: _validation_nll(rows, name)),
     }

@@ -13,7 +13,7 @@ from edc.metrics import Labels
 from edc.recipe.equal_cost import units_per_step
 from edc.runs.folder import TEST_IMAGES, RunFolder, first_difference
 from edc.runs.per_image import PerImage, read_per_image
-from edc.runs.rows import rows_by_subject
+from edc.runs.rows import recipe_names, rows_by_subject
 from edc.subject import Subject
 from edc.train.saved.epochs import read_metrics
 
@@ -132,9 +132,10 @@ def _per_image(run: RunInParts) -> tuple[dict[Subject, PerImage], Labels] | None
 
 
 def _require_comparable(runs: Sequence[RunInParts]) -> None:
-    if not frozenset.intersection(*(run.names for run in runs)):
-        names = sorted(frozenset.union(*(run.names for run in runs)))
-        raise RunError(f"runs of different recipes ({', '.join(names)}) cannot be averaged; show them one at a time")
+    names = [recipe_names(run.summary) for run in runs]
+    if not frozenset.intersection(*names):
+        of_all = ", ".join(sorted(frozenset.union(*names)))
+        raise RunError(f"runs of different recipes ({of_all}) cannot be averaged; show them one at a time")
     sizes = sorted({run.summary["ensemble_size"] for run in runs})
     if len(sizes) > 1:
         raise RunError(f"runs of ensembles of {' and '.join(map(str, sizes))} cannot be averaged; show them apart")

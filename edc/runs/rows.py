@@ -6,7 +6,15 @@ from typing import Any
 from edc.recipe import Recipe
 from edc.subject import Subject
 
-__all__ = ["best_teacher", "deployed_student", "identity_of", "member_temperature", "rows_by_subject", "teacher_sets"]
+__all__ = [
+    "best_teacher",
+    "deployed_student",
+    "identity_of",
+    "member_temperature",
+    "recipe_names",
+    "rows_by_subject",
+    "teacher_sets",
+]
 
 
 def identity_of(subject: Subject) -> dict[str, Any]:
@@ -40,6 +48,11 @@ def rows_by_subject(summary: dict[str, Any]) -> dict[Subject, dict[str, Any]]:
                 name = row["subject"] if name is None else name
         found[Subject(row["kind"], name=name, member=member)] = row
     return found
+
+
+def recipe_names(summary: dict[str, Any]) -> frozenset[str]:
+    """Returns the names of the recipes that a summary is of: one, but of a run in parts (`edc.evidence.parts`)."""
+    return frozenset(summary.get("recipes", (summary["name"],)))
 
 
 def best_teacher(rows: Mapping[Subject, dict[str, Any]]) -> Subject | None:

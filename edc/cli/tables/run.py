@@ -11,7 +11,7 @@ from edc.console import TextRow, count, duration, fitting_table, fixed, left_out
 from edc.errors import RunError
 from edc.runs.choice import Choice
 from edc.runs.cost import Cost
-from edc.runs.rows import best_teacher, rows_by_subject, teacher_sets
+from edc.runs.rows import best_teacher, recipe_names, rows_by_subject, teacher_sets
 from edc.subject import Subject
 
 __all__ = ["COLUMNS", "mean_rows", "print_costs", "print_summaries", "shown_columns"]
@@ -95,21 +95,29 @@ def shown_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _member_forms(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[int, str]]:
-    """Returns the form of the members of each student that has some, by seed."""
+    """Returns the form of the members of each student of the table that has some, by seed."""
     forms: dict[str, dict[int, str]] = {}
+    shown = {subject.name for subject in rows_by_subject(summaries[0])}
     for summary in sorted(summaries, key=lambda summary: int(summary["seed"])):
         for subject, row in rows_by_subject(summary).items():
-            if subject.role == "student" and subject.name is not None and "member_form" in row:
+            if (
+                subject.role == "student"
+                and subject.name is not None
+                and subject.name in shown
+                and "member_form" in row
+            ):
                 forms.setdefault(subject.name, {})[summary["seed"]] = row["member_form"]
     return forms
 
 
 def _choices(summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Returns what was chosen of each student that had several candidates, in words; by seed where seeds differ."""
+    """Returns what was chosen of each student of the table that had several candidates; by seed where seeds differ."""
     found: dict[str, dict[int, str]] = {}
+    shown = {subject.name for subject in rows_by_subject(summaries[0])}
     for summary in sorted(summaries, key=lambda summary: int(summary["seed"])):
         for name, document in summary.get("chosen", {}).items():
-            found.setdefault(name, {})[summary["seed"]] = Choice.model_validate(document).chosen.label
+            if name in shown:
+                found.setdefault(name, {})[summary["seed"]] = Choice.model_validate(document).chosen.label
     return {
         name: next(iter(by_seed.values()))
         if len(set(by_seed.values())) == 1
@@ -123,9 +131,10 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Each row has its `subject` (None: the teachers), its `label` and its `cells`.
     """
-    if len({summary["name"] for summary in summaries}) > 1:
-        names = ", ".join(sorted({summary["name"] for summary in summaries}))
-        raise RunError(f"runs of different recipes ({names}) cannot be averaged; show them one at a time")
+    names = [recipe_names(summary) for summary in summaries]
+    if not frozenset.intersection(*names):
+        of_all = ", ".join(sorted(frozenset.union(*names)))
+        raise RunError(f"runs of different recipes ({of_all}) cannot be averaged; show them one at a time")
     ensemble_size = summaries[0]["ensemble_size"]
     by_subject = [rows_by_subject(summary) for summary in summaries]
     # Of each set of teachers one run: they are the same in all that share it, and the spread is over them.
