@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from command_line import edc
 from made_runs import STUDENTS, make_run, rewrite
 
@@ -115,3 +116,30 @@ def test_the_command_shows_parts_as_one_table(wholes, tmp_path):
     assert title.startswith(" + ".join(f"recipe-{student}" for student in STUDENTS))
     assert "seed 0" in title
     assert all(f"\n  {student} " in called.stdout for student in STUDENTS)
+
+
+def test_what_differs_besides_seeds_and_students_is_said_of_parts_and_wholes_alike(wholes, tmp_path):
+    """The first run is in one folder, the second in several, one of which was trained at another rate."""
+    first, second, _ = STUDENTS
+    parts = [part(wholes[1], tmp_path / student, student) for student in STUDENTS]
+    for run, students, rate in [
+        (wholes[0], STUDENTS, 0.1),
+        (parts[0], [first], 0.1),
+        (parts[1], [second], 0.03),
+        (parts[2], [STUDENTS[2]], 0.1),
+    ]:
+        document = {
+            "name": "made",
+            "seed": run.summary()["seed"],
+            "data": {"kind": "digits"},
+            "network": "wrn10x1",
+            "training": {"epochs": 9, "learning_rate": rate},
+            "teachers": {"ensemble_size": 2},
+            "students": {student: {"method": "kd"} for student in students},
+        }
+        run.recipe_path.write_text(yaml.safe_dump(document))
+    notes = [note for note in evidence_of([wholes[0], *parts]).notes if "differs" in note]
+    assert notes == [
+        f"{parts[1].path} differs from {wholes[0].path} in training.learning_rate (0.1 there, 0.03 in "
+        f"{parts[1].path}): the spread is not of seeds alone"
+    ]

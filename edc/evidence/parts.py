@@ -10,15 +10,12 @@ from typing import Any
 
 from edc.errors import RunError
 from edc.runs.folder import RunFolder, first_difference
-from edc.runs.rows import rows_by_subject, teacher_sets
+from edc.runs.rows import SAME_NLL, rows_by_subject, teacher_sets
 from edc.subject import Subject
 
 __all__ = ["RunInParts", "join_parts"]
 
 Rows = dict[Subject, dict[str, Any]]
-
-SAME_NLL = 1e-4
-"""Relative. The last figures of a mean depend on the number of threads."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,15 +142,14 @@ def _require_comparable(runs: Sequence[RunInParts]) -> None:
 
 
 def _about_spread(runs: Sequence[RunInParts]) -> list[str]:
-    """Returns a note for each run of a recipe that differs in more than seeds from the first run of that name, or
-    that learned from other images.
+    """Returns a note for each folder that differs in more than seeds and students from the first of its recipe's name,
+    or that learned from other images.
     """
     notes = []
-    first_of: dict[tuple[str, ...], RunFolder] = {}
+    first_of: dict[str, RunFolder] = {}
     for run in runs:
         for folder, summary in zip(run.folders, run.summaries, strict=True):
-            students = sorted(s.name for s in rows_by_subject(summary) if s.role == "student" and s.name)
-            first = first_of.setdefault((str(summary["name"]), *(students if len(run.folders) > 1 else ())), folder)
+            first = first_of.setdefault(summary["name"], folder)
             notes += [] if first is folder else _what_differs(first, folder)
     return notes
 
@@ -159,10 +158,21 @@ def _what_differs(first_folder: RunFolder, folder: RunFolder) -> list[str]:
     notes = []
     if first_folder.recipe_path.is_file() and folder.recipe_path.is_file():
         first, recipe = first_folder.recipe(), folder.recipe()
-        teachers = recipe.teachers.model_copy(update={"seed": first.teachers.seed})
-        like_first = recipe.model_copy(update={"seed": first.seed, "teachers": teachers})
-        if like_first.digest() != first.digest():
-            difference = first_difference(first, like_first).replace("asked for", f"in {folder.path}")
+        # Students that only one of them has are in another part, or are left out and named.
+        first, recipe = (
+            one.model_copy(
+                update={
+                    "seed": 0,
+                    "teachers": one.teachers.model_copy(update={"seed": 0}),
+                    "students": {name: one.students[name] for name in first.students if name in recipe.students},
+                    "deploy": first.deploy,
+                    "deploy_by": None,
+                }
+            )
+            for one in (first, recipe)
+        )
+        if recipe.digest() != first.digest():
+            difference = first_difference(first, recipe).replace("asked for", f"in {folder.path}")
             notes.append(
                 f"{folder.path} differs from {first_folder.path} in {difference}: the spread is not of seeds alone"
             )

@@ -7,6 +7,7 @@ from edc.recipe import Recipe
 from edc.subject import Subject
 
 __all__ = [
+    "SAME_NLL",
     "best_teacher",
     "deployed_student",
     "identity_of",
@@ -15,6 +16,9 @@ __all__ = [
     "rows_by_subject",
     "teacher_sets",
 ]
+
+SAME_NLL = 1e-4
+"""Relative: the NLL of one network, measured twice. Its last figures depend on the number of threads."""
 
 
 def identity_of(subject: Subject) -> dict[str, Any]:
@@ -88,8 +92,7 @@ def teacher_sets(summaries: Sequence[dict[str, Any]]) -> tuple[int, ...]:
     for summary in summaries:
         nlls = [row["raw"]["nll"] for subject, row in rows_by_subject(summary).items() if subject.role == "teacher"]
         for number, known in enumerate(sets):
-            # The last figures depend on the number of threads.
-            if len(known) == len(nlls) and all(abs(a - b) <= 1e-4 * a for a, b in zip(known, nlls, strict=True)):
+            if len(known) == len(nlls) and all(abs(a - b) <= SAME_NLL * a for a, b in zip(known, nlls, strict=True)):
                 found.append(number)
                 break
         else:
