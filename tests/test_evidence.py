@@ -307,8 +307,8 @@ def test_runs_on_other_images_are_said_to_be_so_and_their_test_images_are_not_re
     rewrite(folders[1], data=folders[1].summary()["data"] | {"train": 240})
     evidence = evidence_of(folders)
     assert evidence.over == "seeds"
-    learned = f"{folders[1].path} learned from other content of the images than {folders[0].path}"
-    assert [note for note in evidence.notes if "learned" in note] == [f"{learned}: the spread is not of seeds alone"]
+    learned = f"{folders[1].path}: learned from other content of the images than {folders[0].path}"
+    assert [note for note in evidence.notes if "learned" in note] == [f"{learned}; the spread is not of seeds alone"]
     assert any("the runs have other test images than one another" in note for note in evidence.notes)
     assert evidence_of(folders[:2]).over == "seeds and test images"
     assert "100 to 240 training and 4,000 test images" in " ".join(shown(folders, 200).split())

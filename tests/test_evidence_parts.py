@@ -119,14 +119,14 @@ def test_the_command_shows_parts_as_one_table(wholes, tmp_path):
 
 
 def test_what_differs_besides_seeds_and_students_is_said_of_parts_and_wholes_alike(wholes, tmp_path):
-    """The first run is in one folder, the second in several, one of which was trained at another rate."""
+    """The first run is in one folder, the second in several, two of which were trained at another rate: one note."""
     first, second, _ = STUDENTS
     parts = [part(wholes[1], tmp_path / student, student) for student in STUDENTS]
     for run, students, rate in [
         (wholes[0], STUDENTS, 0.1),
         (parts[0], [first], 0.1),
         (parts[1], [second], 0.03),
-        (parts[2], [STUDENTS[2]], 0.1),
+        (parts[2], [STUDENTS[2]], 0.03),
     ]:
         document = {
             "name": "made",
@@ -140,6 +140,6 @@ def test_what_differs_besides_seeds_and_students_is_said_of_parts_and_wholes_ali
         run.recipe_path.write_text(yaml.safe_dump(document))
     notes = [note for note in evidence_of([wholes[0], *parts]).notes if "differs" in note]
     assert notes == [
-        f"{parts[1].path} differs from {wholes[0].path} in training.learning_rate (0.1 there, 0.03 in "
-        f"{parts[1].path}): the spread is not of seeds alone"
+        f"{parts[1].path}, {parts[2].path}: differs from {wholes[0].path} in training.learning_rate (0.1 there, 0.03 "
+        "here); the spread is not of seeds alone"
     ]

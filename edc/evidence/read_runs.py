@@ -142,20 +142,24 @@ def _require_comparable(runs: Sequence[RunInParts]) -> None:
 
 
 def _about_spread(runs: Sequence[RunInParts]) -> list[str]:
-    """Returns a note for each folder that differs in more than seeds and students from the first of its recipe's name,
-    or that learned from other images.
+    """Returns what differs, in more than seeds and students, between runs and the first of their recipe's name, or in
+    the images that they learned from: a note for each difference, with all folders that have it.
     """
-    notes = []
     first_of: dict[str, RunFolder] = {}
+    differing: dict[str, list[str]] = {}
     for run in runs:
         for folder, summary in zip(run.folders, run.summaries, strict=True):
             first = first_of.setdefault(summary["name"], folder)
-            notes += [] if first is folder else _what_differs(first, folder)
-    return notes
+            for difference in [] if first is folder else _what_differs(first, folder):
+                differing.setdefault(difference, []).append(str(folder.path))
+    return [
+        f"{', '.join(paths)}: {difference}; the spread is not of seeds alone"
+        for difference, paths in differing.items()
+    ]
 
 
 def _what_differs(first_folder: RunFolder, folder: RunFolder) -> list[str]:
-    notes = []
+    differences = []
     if first_folder.recipe_path.is_file() and folder.recipe_path.is_file():
         first, recipe = first_folder.recipe(), folder.recipe()
         # Students that only one of them has are in another part, or are left out and named.
@@ -172,16 +176,14 @@ def _what_differs(first_folder: RunFolder, folder: RunFolder) -> list[str]:
             for one in (first, recipe)
         )
         if recipe.digest() != first.digest():
-            difference = first_difference(first, recipe).replace("asked for", f"in {folder.path}")
-            notes.append(
-                f"{folder.path} differs from {first_folder.path} in {difference}: the spread is not of seeds alone"
-            )
-    notes += [
-        f"{folder.path} learned from other content of {name} than {first_folder.path}: the spread is not of seeds alone"
+            difference = first_difference(first, recipe).replace("asked for", "here")
+            differences.append(f"differs from {first_folder.path} in {difference}")
+    differences += [
+        f"learned from other content of {name} than {first_folder.path}"
         for name in ("the images", "the extra images")
         if _other_content([first_folder, folder], name)
     ]
-    return notes
+    return differences
 
 
 def _other_content(folders: Sequence[RunFolder], name: str) -> list[RunFolder]:
