@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from command_line import Called, edc
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from training_cases import TRAINING, run_case
@@ -22,7 +23,7 @@ from edc.errors import CheckpointError, Interrupted, RecipeError, RunError
 from edc.method.batch_ensemble import fold
 from edc.recipe import Recipe, StudentSection
 from edc.recipe.loading import load_recipe
-from edc.runs.choice import Candidate, best_of, candidates_of, kept_choice
+from edc.runs.choice import CHOSEN, Candidate, best_of, candidates_of, kept_choice
 from edc.runs.distill import distill, require_trainable
 from edc.runs.folder import RunFolder
 from edc.runs.networks import load_subject
@@ -144,17 +145,34 @@ def test_candidates_are_those_that_the_recipe_makes():
     assert labels_of(candidates_of(StudentSection(), has_batchnorm=False)) == [trained]
 
 
-def test_accuracy_chooses_then_nll_then_the_first():
-    def scored(*scores: tuple[float, float]) -> list[Candidate]:
-        kinds = [("trained", "trained"), ("trained", "reestimated"), ("ema", "trained")]
-        return [
-            Candidate(weights=weights, batchnorm=norm, validation_acc=acc, validation_nll=nll)
-            for (weights, norm), (acc, nll) in zip(kinds, scores, strict=True)
-        ]
+@pytest.mark.parametrize(
+    ("by", "scores", "best"),
+    [
+        ("calibrated_nll", [(0.6, 1.2), (0.6, 1.1), (0.5, 1.0)], 2),
+        ("calibrated_nll", [(0.5, 1.1), (0.6, 1.1), (0.5, 1.2)], 1),
+        ("calibrated_nll", [(0.5, 1.2), (0.6, 1.1), (0.6, 1.1)], 1),
+        ("accuracy", [(0.5, 0.1), (0.6, 0.9), (0.6, 0.8)], 2),
+        ("accuracy", [(0.5, 0.1), (0.6, 0.9), (0.6, 0.9)], 1),
+        ("accuracy", [(0.7, 9.0), (0.6, 0.9), (0.6, 0.8)], 0),
+    ],
+)
+def test_the_measure_chooses_then_the_other_then_the_first(by, scores, best):
+    kinds = [("trained", "trained"), ("trained", "reestimated"), ("ema", "trained")]
+    found = [
+        # The NLL before calibration has no part in it: here its order is the opposite one.
+        Candidate(weights=w, batchnorm=n, validation_acc=acc, validation_nll=-nll, validation_calibrated_nll=nll)
+        for (w, n), (acc, nll) in zip(kinds, scores, strict=True)
+    ]
+    assert best_of(found, by=by) == found[best]
 
-    assert best_of(found := scored((0.5, 0.1), (0.6, 0.9), (0.6, 0.8))) == found[2]
-    assert best_of(found := scored((0.5, 0.1), (0.6, 0.9), (0.6, 0.9))) == found[1]
-    assert best_of(found := scored((0.7, 9.0), (0.6, 0.9), (0.6, 0.8))) == found[0]
+
+def test_a_choice_of_an_older_edc_is_kept(tmp_path):
+    """It was by accuracy, and has no calibrated NLL."""
+    old = {"weights": "ema", "batchnorm": "trained", "validation_acc": 0.5, "validation_nll": 1.5}
+    (tmp_path / CHOSEN).write_text(json.dumps({"chosen": old, "candidates": [old]}))
+    choice = kept_choice(tmp_path)
+    assert choice is not None
+    assert (choice.chosen.label, choice.chosen.validation_calibrated_nll) == ("moving average", None)
 
 
 RECIPE = """
@@ -221,7 +239,13 @@ def test_the_choice_is_the_best_on_validation_images_and_is_what_is_evaluated(ma
         assert candidate.validation_acc == float((logits.argmax(1) == data.validation.labels).double().mean())
         nll = float(nn.functional.cross_entropy(logits, data.validation.labels))
         assert candidate.validation_nll == pytest.approx(nll, rel=1e-4)
-    best = max(choice.candidates, key=lambda each: (each.validation_acc, -each.validation_nll))
+        calibrated = minimize_scalar(
+            lambda t, z=logits: float(nn.functional.cross_entropy(z / t, data.validation.labels)),
+            bounds=(0.01, 100),
+            method="bounded",
+        )
+        assert candidate.validation_calibrated_nll == pytest.approx(calibrated.fun, rel=1e-4)
+    best = min(choice.candidates, key=lambda each: each.validation_calibrated_nll)
     assert choice.chosen == best
     (row,) = [row for row in done.document["rows"] if row["subject"] == name]
     with torch.no_grad():

@@ -153,8 +153,7 @@ def _about_spread(runs: Sequence[RunInParts]) -> list[str]:
             for difference in [] if first is folder else _what_differs(first, folder):
                 differing.setdefault(difference, []).append(str(folder.path))
     return [
-        f"{', '.join(paths)}: {difference}; the spread is not of seeds alone"
-        for difference, paths in differing.items()
+        f"{', '.join(paths)}: {difference}; the spread is not of seeds alone" for difference, paths in differing.items()
     ]
 
 

@@ -20,10 +20,11 @@ from edc.recipe.sections import ADDED_LATER, StudentSection
 from edc.recipe.teachers_section import TeachersSection
 from edc.recipe.training_section import OPERATION, TrainingSection
 
-__all__ = ["Recipe"]
+__all__ = ["BestBy", "Recipe"]
 
 
 BEST = "best"
+BestBy = Literal["calibrated_nll", "accuracy"]
 
 
 class Recipe(Section):
@@ -41,8 +42,9 @@ class Recipe(Section):
     deploy: str = ""
     """A student's name, or `best`: the best student on validation images, known when all are trained. (If a
     student is called best, that one is meant.) Default: the last student, so that older recipes keep their meaning."""
-    deploy_by: Literal["calibrated_nll", "accuracy"] | None = None
-    """The measure of `deploy: best`, on validation images; `calibrated_nll` unless given."""
+    deploy_by: BestBy | None = None
+    """The measure on validation images by which `deploy: best` takes a student, and `choose: validation` a candidate of
+    one; `calibrated_nll` unless given, because accuracy on few images cannot tell candidates apart."""
 
     @model_validator(mode="before")
     @classmethod
@@ -62,10 +64,11 @@ class Recipe(Section):
             problems.append(
                 f"deploy: {self.deploy!r} is not one of the students ({', '.join(self.students)}), nor {BEST!r}"
             )
-        if self.deploy_by is not None and not self.deploys_best:
+        chooses = self.deploys_best or any(student.chooses for student in self.students.values())
+        if self.deploy_by is not None and not chooses:
             problems.append(
-                f"deploy_by: found {self.deploy_by!r}, which has no effect with deploy: {self.deploy}; leave it out, "
-                f"or use deploy: {BEST}"
+                f"deploy_by: found {self.deploy_by!r}, which has no effect with deploy: {self.deploy} and students "
+                f"that have nothing to choose from; leave it out, or use deploy: {BEST}"
             )
         for name, student in self.students.items():
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -131,6 +134,11 @@ class Recipe(Section):
             found = f"{where}: found 'teacher', but the student is {network.name} and teachers are {', '.join(others)}"
             return [f"{found}; a student starts from teachers of its own network, all of them"]
         return []
+
+    @property
+    def best_by(self) -> BestBy:
+        """The measure on validation images by which students, and the candidates of each, are chosen."""
+        return self.deploy_by or "calibrated_nll"
 
     @property
     def deploys_best(self) -> bool:

@@ -62,8 +62,9 @@ class StudentSection(Section):
     runs from the first step on, includes BatchNorm's statistics and is validated like the student. None: no average."""
     choose: Literal["validation", "trained"] | None = None
     """`validation`: the candidates are the student as trained and its moving average, if any, each with and without
-    re-estimated BatchNorm. The best validation accuracy (ties: the lowest NLL) is evaluated and exported. Default with
-    an `ema`, and of members that are folded over BatchNorm. `trained`: the student as trained, as published."""
+    re-estimated BatchNorm. The best on validation images, by the recipe's `deploy_by`, is evaluated and exported.
+    Default with an `ema`, and of members that are folded over BatchNorm. `trained`: the student as trained, as
+    published."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -80,7 +80,7 @@ def deployed_student(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> str:
     if not recipe.deploys_best:
         return recipe.deploy
     students = [row for row in rows if row["kind"] == "student"]
-    if recipe.deploy_by == "accuracy":
+    if recipe.best_by == "accuracy":
         return str(max(students, key=lambda row: float(row["validation"]["acc"]))["name"])
     return str(min(students, key=lambda row: float(row["validation"]["calibrated_nll"]))["name"])
 
