@@ -89,13 +89,13 @@ def test_buffers_are_averaged_too_and_counters_stay_whole():
 def test_average_of_the_best_epoch_is_kept_the_later_of_equals():
     network = nn.Linear(1, 1, bias=False)
     average = RunningAverage(network, decay=0.5)
-    for weight, acc in ((1.0, 0.5), (2.0, 0.7), (3.0, 0.7), (4.0, 0.6)):
+    for weight, nll in ((1.0, 0.5), (2.0, 0.3), (3.0, 0.3), (4.0, 0.4)):
         with torch.no_grad():
             network.weight.fill_(weight)
         average.update(network)
-        average.keep_if_best(acc)
+        average.keep_if_best(nll)
     assert float(average.best_state["weight"]) == ((1 + 2) / 2 + 3) / 2
-    assert average.best_validation_acc == 0.7
+    assert average.best_score == 0.3
 
 
 def test_checkpoint_holds_the_average_and_one_without_it_says_so(tmp_path):
@@ -110,7 +110,7 @@ def test_checkpoint_holds_the_average_and_one_without_it_says_so(tmp_path):
     load_checkpoint(tmp_path / "c.pt", network, optimizer, other)
     for one in (average, other):
         one.update(network)
-    assert other.best_validation_acc == 0.5
+    assert other.best_score == 0.5
     assert torch.equal(other.best_state["weight"], average.best_state["weight"])
     assert torch.equal(other.network.weight, average.network.weight)
     save_checkpoint(tmp_path / "c.pt", Position(), network, optimizer)

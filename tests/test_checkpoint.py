@@ -12,6 +12,7 @@ from edc.errors import CheckpointError, Interrupted
 from edc.networks import Classifier
 from edc.system.signals import stop_at_once
 from edc.teachers.weights_file import weights_for
+from edc.train.average import RunningAverage
 from edc.train.checkpoint import Position, load_checkpoint, load_state, save_checkpoint, save_state
 from edc.train.saved.epochs import append_metrics
 
@@ -55,7 +56,7 @@ def test_signal_while_weights_are_read_is_no_damaged_file(tmp_path, monkeypatch)
 def test_training_goes_on_from_a_checkpoint_as_if_nothing_had_been(tmp_path):
     first = network()
     optimizer = stepped(first)
-    position = Position(epoch=3, batch=2, loss_sum=1.25, best_validation_acc=0.5, best_epoch=1, seconds=7.5)
+    position = Position(epoch=3, batch=2, loss_sum=1.25, best_score=0.5, best_epoch=1, seconds=7.5)
     position.best_state = {key: value.clone() for key, value in network(5).state_dict().items()}
     save_checkpoint(tmp_path / "c.pt", position, first, optimizer)
     second = network(9)
@@ -173,3 +174,18 @@ def test_metrics_drop_the_lines_that_a_cut_off_run_left(tmp_path):
     append_metrics(path, {"epoch": 3, "loss": 3.0})
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["epoch"], row["loss"]) for row in rows] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+@pytest.mark.parametrize(("acc", "score"), [(0.5, -0.5), (-1.0, float("inf"))])
+def test_checkpoint_of_an_edc_that_went_by_accuracy_goes_on_with_it(tmp_path, acc, score):
+    """It wrote the best accuracy, -1 before the first. In such a run, the score is of accuracy too; less is better."""
+    trained, path = network(3), tmp_path / "c.pt"
+    optimizer, average = torch.optim.SGD(trained.parameters(), 0.1), RunningAverage(trained, decay=0.9)
+    save_checkpoint(path, Position(epoch=1), trained, optimizer, average)
+    document = torch.load(path)
+    for state in (document["position"], document["average"]):
+        del state["best_score"]
+        state["best_validation_acc"] = acc
+    torch.save(document, path)
+    assert load_checkpoint(path, trained, optimizer, average).best_score == score
+    assert average.best_score == score

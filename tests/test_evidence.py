@@ -19,7 +19,7 @@ from edc.cli.tables.run import mean_rows, print_summaries
 from edc.errors import RunError
 from edc.evidence.over_seeds import EvidenceRow, evidence_of
 from edc.metrics.intervals import Interval
-from edc.runs.folder import TEST_IMAGES, RunFolder
+from edc.runs.folder import HOW_EPOCHS_ARE_CHOSEN, TEST_IMAGES, RunFolder
 from edc.runs.per_image import read_per_image
 from edc.runs.rows import rows_by_subject, teacher_sets
 from edc.subject import Subject
@@ -297,6 +297,21 @@ def test_an_ensemble_below_its_teachers_is_said_to_lose(tmp_path, num_runs):
     assert "the ensemble is worse than its teachers' mean in accuracy" in text
     assert "there is no gain to have a share of" in text
     assert "the gain in accuracy" not in text
+
+
+def test_runs_whose_epochs_were_chosen_by_another_measure_are_said_to_be_so(tmp_path):
+    folders = [make_run(tmp_path / f"{seed}", seed=seed) for seed in range(3)]
+    for folder in folders:
+        (folder.student_path("kd")).mkdir(parents=True, exist_ok=True)
+        (folder.student_path("kd") / "metrics.jsonl").write_text("")
+        folder.inputs_path.write_text(json.dumps({HOW_EPOCHS_ARE_CHOSEN: "as deploy_by says"}))
+    assert not [note for note in evidence_of(folders).notes if "measure" in note]
+    folders[2].inputs_path.write_text("{}")
+    (note,) = [note for note in evidence_of(folders).notes if "measure" in note]
+    assert note == (
+        f"{folders[2].path}: chose the best epochs of its students by another measure than {folders[0].path}; "
+        "the spread is not of seeds alone"
+    )
 
 
 def test_runs_on_other_images_are_said_to_be_so_and_their_test_images_are_not_resampled(tmp_path):

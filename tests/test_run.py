@@ -9,7 +9,7 @@ from made_runs import make_run
 
 from edc.errors import RunError
 from edc.recipe import Recipe
-from edc.runs.folder import RunFolder, newest_run
+from edc.runs.folder import HOW_EPOCHS_ARE_CHOSEN, RunFolder, newest_run
 
 BASE = {
     "name": "r",
@@ -84,6 +84,20 @@ def test_run_that_no_student_has_begun_takes_the_images_as_they_are_now(tmp_path
     run.claim(recipe(), INPUTS)
     run.claim(recipe(), INPUTS | {"the images": "ab"})
     assert json.loads(run.inputs_path.read_text())["the images"] == "ab"
+
+
+def test_run_of_an_older_edc_goes_on_with_the_measure_that_it_began_with(tmp_path):
+    """Students of one run are compared, so all of their epochs are chosen alike."""
+    run = RunFolder(tmp_path / "r")
+    assert run.best_by(recipe()) == "calibrated_nll"
+    assert run.best_by(recipe(deploy_by="accuracy")) == "accuracy"
+    run.claim(recipe(), INPUTS)
+    assert run.best_by(recipe()) == "calibrated_nll", "nothing has been trained yet"
+    run.student_path("kd").mkdir(parents=True)
+    (run.student_path("kd") / "checkpoint.pt").write_bytes(b"")
+    assert run.best_by(recipe()) == "accuracy"
+    run.inputs_path.write_text(json.dumps(INPUTS | {HOW_EPOCHS_ARE_CHOSEN: "as deploy_by says"}))
+    assert run.best_by(recipe()) == "calibrated_nll"
 
 
 @pytest.mark.parametrize(

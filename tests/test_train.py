@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import environment
 from safetensors.torch import load_file
+from scipy.optimize import minimize_scalar
 from training_cases import (
     BROKEN_CASES,
     CASES,
@@ -41,10 +42,11 @@ from edc.runs.student import load_student
 from edc.runs.summary import summarise
 from edc.teachers.ensemble import load_teachers
 from edc.train.checkpoint import load_checkpoint
-from edc.train.evaluate import evaluate_accuracy, predict_logits
+from edc.train.evaluate import Validated, evaluate_accuracy, predict_logits, validated
 from edc.train.schedule import build_optimizer, learning_rate_at
 
 TEACHER, STUDENT = "teacher, float32", "tdiv_sdiv, float64"
+NUM_CLASSES = 3
 
 
 # Schedule and optimizer -----------------------------------------------------------------------------------------------
@@ -159,6 +161,70 @@ def test_the_weights_are_those_of_the_best_epoch_the_later_of_equals(tmp_path, a
         assert torch.equal(value, states[3][key])
         assert torch.equal(saved[key], states[3][key])
     assert not torch.equal(states[3]["network.stem.weight"], states[5]["network.stem.weight"])
+
+
+class Answers(torch.nn.Module):
+    """Another class than `good`'s for some images, chosen by their pixels, with a margin of their own."""
+
+    def __init__(self, good: torch.nn.Module, *, tenths: int, margin: float) -> None:
+        super().__init__()
+        self.good, self.tenths, self.margin = good, tenths, margin
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        right = self.good(pixels).argmax(1)
+        errs = (pixels.double().sum((1, 2, 3)) * 1e4).long() % 10 < self.tenths
+        margins = torch.where(errs, self.margin, 5.0)[:, None]
+        return margins * torch.nn.functional.one_hot((right + errs.long()) % NUM_CLASSES, NUM_CLASSES)
+
+
+@pytest.mark.parametrize(("by", "best"), [("accuracy", 1), ("calibrated_nll", 3)])
+def test_the_measure_chooses_the_best_epoch(tmp_path, accelerator, undisturbed, by, best):
+    """Answers that are wrong more often, and then not sure, have the better likelihood and the worse accuracy."""
+    good = plain(0)
+    good.load_state_dict(load_file(undisturbed[TEACHER][0] / "weights.safetensors"))
+    looks = {1: Answers(good, tenths=2, margin=5.0), 3: Answers(good, tenths=3, margin=0.1)}
+    states = []
+
+    def on_validation(trained: torch.nn.Module) -> torch.nn.Module:
+        states.append({key: value.clone() for key, value in trained.state_dict().items()})
+        return looks.get(len(states) - 1, plain(9))
+
+    network, _ = run_case(TEACHER, tmp_path, accelerator, on_validation=on_validation, best_by=by)
+    rows = metrics_of(tmp_path)
+    assert rows[1]["validation_acc"] > rows[3]["validation_acc"] + 0.05
+    if by == "calibrated_nll":
+        assert rows[3]["validation_calibrated_nll"] < rows[1]["validation_calibrated_nll"] - 0.03
+    assert all(torch.equal(value, states[best][key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_figures_of_validation_are_those_by_hand(accelerator, undisturbed, precision):
+    network, images = plain(3).eval(), small_data().validation
+    network.load_state_dict(load_file(undisturbed[TEACHER][0] / "weights.safetensors"))
+    with torch.no_grad():  # so that some images are answered wrong
+        list(network.parameters())[-1].add_(torch.tensor([0.0, 3.0, -3.0]))
+    training = TRAINING.model_copy(update={"precision": precision})
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits = network(torch.stack([images[i][0] for i in range(len(images))]).float() / 255).float().double()
+    labels = images.labels
+    best = minimize_scalar(
+        lambda log_t: float(torch.nn.functional.cross_entropy(logits / np.exp(log_t), labels)),
+        bounds=(-9, 9),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    by_acc, by_nll = (
+        validated(network, images, DATA, training, accelerator, by=by) for by in ("accuracy", "calibrated_nll")
+    )
+    acc = float((logits.argmax(1) == labels).double().mean())
+    assert 0.4 < acc < 1
+    assert (by_acc.acc, by_acc.calibrated_nll, by_acc.score) == (acc, None, -acc)
+    assert by_nll.acc == acc
+    assert by_nll.score == by_nll.calibrated_nll == pytest.approx(best.fun, rel=1e-6 if precision == "fp32" else 1e-3)
+
+
+def test_answers_that_are_not_finite_are_the_worst():
+    assert Validated(0.1, float("nan")).score == Validated(0.1, float("inf")).score == float("inf")
 
 
 def test_validation_can_be_every_other_epoch_and_always_looks_at_the_last(tmp_path, accelerator):

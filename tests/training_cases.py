@@ -16,7 +16,7 @@ from edc.method.batch_ensemble import ensemble_size_of, fold, to_batch_ensemble
 from edc.method.kinds import MemberForm
 from edc.method.step import Batch, LabelStep, Step
 from edc.networks import Classifier, build_network
-from edc.recipe import DataSection, NetworkSection, Recipe, StudentSection, TrainingSection
+from edc.recipe import BestBy, DataSection, NetworkSection, Recipe, StudentSection, TrainingSection
 from edc.runs.student import student_step
 from edc.teachers.ensemble import TeacherEnsemble
 from edc.train.evaluate import evaluate_accuracy, predict_logits
@@ -111,6 +111,7 @@ def run_case(
     change_loss: Callable[[int, Tensor], Tensor] = lambda step, loss: loss,
     on_validation: Callable[[nn.Module], nn.Module | None] = lambda trained: None,
     first_step: int = 0,
+    best_by: BestBy = "accuracy",
     tracked: Tracked | None = None,
 ) -> tuple[nn.Module, list[float]]:
     """Trains a case with `fit` and returns the network and this process's loss of every step.
@@ -151,6 +152,7 @@ def run_case(
         accelerator=accelerator,
         views=section.views,
         ema=section.ema,
+        best_by=best_by,
         tracked=tracked,
     )
     return trained, recorded.seen

@@ -43,8 +43,8 @@ class Recipe(Section):
     """A student's name, or `best`: the best student on validation images, known when all are trained. (If a
     student is called best, that one is meant.) Default: the last student, so that older recipes keep their meaning."""
     deploy_by: BestBy | None = None
-    """The measure on validation images by which `deploy: best` takes a student, and `choose: validation` a candidate of
-    one; `calibrated_nll` unless given, because accuracy on few images cannot tell candidates apart."""
+    """The measure on validation images of each student's best epoch, of its candidates (`choose`), and of
+    `deploy: best`. `calibrated_nll` unless given: by accuracy, chance decides between two epochs or candidates."""
 
     @model_validator(mode="before")
     @classmethod
@@ -63,12 +63,6 @@ class Recipe(Section):
         if self.deploy not in self.students and not self.deploys_best:
             problems.append(
                 f"deploy: {self.deploy!r} is not one of the students ({', '.join(self.students)}), nor {BEST!r}"
-            )
-        chooses = self.deploys_best or any(student.chooses for student in self.students.values())
-        if self.deploy_by is not None and not chooses:
-            problems.append(
-                f"deploy_by: found {self.deploy_by!r}, which has no effect with deploy: {self.deploy} and students "
-                f"that have nothing to choose from; leave it out, or use deploy: {BEST}"
             )
         for name, student in self.students.items():
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -137,7 +131,7 @@ class Recipe(Section):
 
     @property
     def best_by(self) -> BestBy:
-        """The measure on validation images by which students, and the candidates of each, are chosen."""
+        """The measure on validation images of epochs, candidates and students."""
         return self.deploy_by or "calibrated_nll"
 
     @property

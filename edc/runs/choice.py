@@ -85,6 +85,7 @@ def choose(
     folder: Path,
     build: Callable[[], nn.Module],
     plain_of: PlainOf,
+    best_by: BestBy,
     accelerator: Accelerator,
 ) -> None:
     """Writes the figures of each candidate of a trained student, and the weights of the best.
@@ -113,7 +114,7 @@ def choose(
             }
         )
         found[scored] = state | _statistics(plain)
-    choice = Choice(chosen=best_of(list(found), by=recipe.best_by), candidates=tuple(found))
+    choice = Choice(chosen=best_of(list(found), by=best_by), candidates=tuple(found))
     by_main(lambda: write_json(folder / CHOSEN, choice.model_dump(mode="json")), accelerator)
     by_main(lambda: save_state(folder / WEIGHTS, found[choice.chosen]), accelerator)
 

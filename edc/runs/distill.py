@@ -16,7 +16,7 @@ from edc.errors import RecipeError, first_line
 from edc.method.batch_ensemble import member_logits, to_batch_ensemble
 from edc.networks import Classifier, count_parameters, network_for, require_logits
 from edc.recipe import NetworkSection, Recipe, TrainingSection
-from edc.runs.folder import HOW_IMAGES_ARE_READ, TEST_IMAGES, RunFolder, run_folder
+from edc.runs.folder import HOW_EPOCHS_ARE_CHOSEN, HOW_IMAGES_ARE_READ, TEST_IMAGES, RunFolder, run_folder
 from edc.runs.own_teachers import own_teachers_of, readings_of
 from edc.runs.start import as_taught, require_start_files, require_teachers_to_start_from, start_digests
 from edc.runs.student import build_plain, learned_by, train_student
@@ -102,22 +102,19 @@ def _claim(recipe: Recipe, taught: Recipe, data: DataSet, run: RunFolder, own: S
         # Until rows were shuffled for it, every labelled image was mixed with an extra one: another training.
         extra[PAIRS_MIXED] = "drawn at random"
     inputs = {"the images": data.fingerprint()} | extra | teachers | readings_of(own, run)
-    if not _records(run, HOW_IMAGES_ARE_READ):
+    if not run.records(HOW_IMAGES_ARE_READ):
         run.warn_of_images_read_otherwise(data)
     else:
         inputs |= {HOW_IMAGES_ARE_READ: "turned by EXIF, grey ones of 16 bits scaled"}
+    if run.records(HOW_EPOCHS_ARE_CHOSEN):
+        inputs |= {HOW_EPOCHS_ARE_CHOSEN: "as deploy_by says"}
     inputs |= {TEST_IMAGES: data.test.fingerprint()}
     run.claim(recipe, inputs | start_digests(recipe, data, run))
 
 
 def _as_begun(data: DataSet, run: RunFolder) -> DataSet:
     """Returns the data for `run`, whose students may have begun to learn from images as an older edc read them."""
-    return data if _records(run, HOW_IMAGES_ARE_READ) else as_looked_at(data)
-
-
-def _records(run: RunFolder, name: str) -> bool:
-    """Returns whether inputs.json of `run` will say `name`: that of a run begun by an older edc does not."""
-    return not run.has_begun or name in (run.inputs() or {})
+    return data if run.records(HOW_IMAGES_ARE_READ) else as_looked_at(data)
 
 
 def _fetch_weights(recipe: Recipe, data: DataSet, run: RunFolder) -> None:

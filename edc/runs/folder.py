@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from edc.console import console
 from edc.errors import RunError, shown
-from edc.recipe import Recipe
+from edc.recipe import BestBy, Recipe
 from edc.recipe.loading import recipe_from_document
 from edc.runs.documents.summary import SavedSummary
 from edc.system.files import LOCK, holds_nothing, write_atomically, write_json
@@ -30,11 +30,20 @@ from edc.system.saved import read_saved
 if TYPE_CHECKING:
     from edc.data import DataSet
 
-__all__ = ["HOW_IMAGES_ARE_READ", "TEST_IMAGES", "RunFolder", "first_difference", "newest_run", "run_folder"]
+__all__ = [
+    "HOW_EPOCHS_ARE_CHOSEN",
+    "HOW_IMAGES_ARE_READ",
+    "TEST_IMAGES",
+    "RunFolder",
+    "first_difference",
+    "newest_run",
+    "run_folder",
+]
 
 TEACHERS = "teachers"
 TEST_IMAGES = "the test images"
 HOW_IMAGES_ARE_READ = "how images are read"
+HOW_EPOCHS_ARE_CHOSEN = "how epochs of students are chosen"
 OLDER_IMAGES = (
     " If the files are the same, an older edc read them otherwise: it turned none by EXIF (data.orientation: stored, "
     "in the run's recipe.yaml too, still does so), and showed grey images of 16 bits as white."
@@ -177,6 +186,16 @@ class RunFolder:
     def has_begun(self) -> bool:
         """Whether a student has learned from something here."""
         return any(path.is_file() for path in self.path.glob("students/*/*"))
+
+    def records(self, name: str) -> bool:
+        """Returns whether inputs.json says `name`, or will: that of a run begun by an older edc does not."""
+        return not self.has_begun or name in (self.inputs() or {})
+
+    def best_by(self, recipe: Recipe) -> BestBy:
+        """Returns the measure of best epochs here: in a run that an older edc began, students may have been chosen by
+        accuracy already, and others that are chosen otherwise could not be compared with them.
+        """
+        return recipe.best_by if self.records(HOW_EPOCHS_ARE_CHOSEN) else "accuracy"
 
     def inputs(self) -> dict[str, str] | None:
         """Returns what inputs.json says of what the students learn from; None if there is none."""

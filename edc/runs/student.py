@@ -17,7 +17,7 @@ from edc.method.batch_ensemble import fold, shared_layers, to_batch_ensemble
 from edc.method.kinds import FoldKind, MemberForm
 from edc.method.step import StudentStep
 from edc.networks import Classifier, network_for
-from edc.recipe import Recipe, StudentSection, TrainingSection
+from edc.recipe import BestBy, Recipe, StudentSection, TrainingSection
 from edc.runs.choice import TRAINED_WEIGHTS, candidates_of, choose
 from edc.runs.folder import RunFolder
 from edc.runs.start import start_student
@@ -140,8 +140,7 @@ def train_student(
     Args:
         observed: whether to write what it has in common with its ensemble, see `edc.runs.why.observer`.
     """
-    section = recipe.students[name]
-    folder = run.student_path(name)
+    section, folder = recipe.students[name], run.student_path(name)
     begun = by_main(lambda: any((folder / file).is_file() for file in BEGUN), accelerator)
     plain = build_plain(recipe, data, name=name, fresh=not begun)
     if not begun:
@@ -153,9 +152,8 @@ def train_student(
     busy = f"{folder}: another process is training this student"
     several = len(candidates_of(section, has_batchnorm=bool(norms_of(network)))) > 1
     path = folder / (TRAINED_WEIGHTS if several else WEIGHTS)
-    fitted = partial(
-        _fitted, network, recipe, name, data, teachers, path=path, accelerator=accelerator, observed=observed
-    )
+    common: Any = {"best_by": by_main(lambda: run.best_by(recipe), accelerator), "accelerator": accelerator}
+    fitted = partial(_fitted, network, recipe, name, data, teachers, path=path, observed=observed, **common)
     with locked_by_main(folder / ".lock", held_by_other=busy, accelerator=accelerator):
         if not several:
             return fitted()
@@ -168,7 +166,7 @@ def train_student(
                 folder=folder,
                 build=partial(build_student, recipe, name, data, fresh=False),
                 plain_of=partial(deployable, recipe=recipe, name=name, data=data, accelerator=accelerator),
-                accelerator=accelerator,
+                **common,
             )
         with raised_together(accelerator):
             chosen = load_student(recipe, name, data, run=run)
@@ -183,6 +181,7 @@ def _fitted(
     teachers: TeacherEnsemble,
     *,
     path: Path,
+    best_by: BestBy,
     accelerator: Accelerator,
     observed: bool,
 ) -> nn.Module:
@@ -213,6 +212,7 @@ def _fitted(
         views=section.views,
         observe=observer if observed else None,
         ema=section.ema,
+        best_by=best_by,
         weights=path.name,
         tracked=Tracked(
             f"{folder.parents[1].name}/{name}",

@@ -6,6 +6,7 @@ network_t is the network after step t: its parameters, its members' parameters a
 statistics are averaged too; only re-estimation gives the statistics of the averaged weights themselves.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ __all__ = ["RunningAverage", "copy_of_state"]
 
 
 class RunningAverage:
-    """The moving average of a network, and its state in the epoch of best validation accuracy; ties go to the later.
+    """The moving average of a network, and its state in the epoch of the best score; ties go to the later.
 
     It lives on the network's device and in its memory format; on disk it is part of the training's checkpoint.
     """
@@ -24,7 +25,7 @@ class RunningAverage:
         update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._averaged = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
         self._averaged.requires_grad_(False)
-        self.best_validation_acc = -1.0
+        self.best_score = math.inf
         self.best_state: dict[str, Tensor] = {}
 
     @property
@@ -36,19 +37,20 @@ class RunningAverage:
         """Adds the network, after one more step, to the average."""
         self._averaged.update_parameters(network)
 
-    def keep_if_best(self, validation_acc: float) -> None:
-        if validation_acc >= self.best_validation_acc:
-            self.best_validation_acc, self.best_state = validation_acc, copy_of_state(self.network)
+    def keep_if_best(self, score: float) -> None:
+        """Remembers the average as it is, unless it had a better score before; lower is better."""
+        if score <= self.best_score:
+            self.best_score, self.best_state = score, copy_of_state(self.network)
 
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint: all that the next step depends on."""
-        best = {"best_validation_acc": self.best_validation_acc, "best_state": self.best_state}
+        best = {"best_score": self.best_score, "best_state": self.best_state}
         return {"averaged": self._averaged.state_dict(), **best}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restores what `state` returned."""
         self._averaged.load_state_dict(state["averaged"])
-        self.best_validation_acc, self.best_state = state["best_validation_acc"], state["best_state"]
+        self.best_score, self.best_state = state["best_score"], state["best_state"]
 
 
 def copy_of_state(network: nn.Module) -> dict[str, Tensor]:

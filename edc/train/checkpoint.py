@@ -1,5 +1,6 @@
 """What a training left on disk, read back: its checkpoint, and files of weights, also those that others wrote."""
 
+import math
 import pickle
 import re
 import warnings
@@ -50,19 +51,26 @@ def load_checkpoint(
         document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if document["format"] != FORMAT:
             raise CheckpointError(f"{path}: checkpoint format {document['format']}, this edc reads {FORMAT}")
-        position = TypeAdapter(Position).validate_python(document["position"])
+        position = TypeAdapter(Position).validate_python(_with_score(document["position"]))
         require_finite(document["network"])
         require_finite(position.best_state)
         require_state_of(optimizer, document["optimizer"])
         network.load_state_dict(document["network"])
         optimizer.load_state_dict(document["optimizer"])
         if average is not None:
-            average.load(document["average"])
+            average.load(_with_score(document["average"]))
     except (*_UNREADABLE, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}: cannot continue from this checkpoint ({_fault(error)}); remove it to start over"
         ) from None
     return position
+
+
+def _with_score(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns `state` with the best score; an edc that knew accuracy alone wrote that, of which more is better."""
+    acc = state.get("best_validation_acc")
+    rest = {key: value for key, value in state.items() if key != "best_validation_acc"}
+    return rest if acc is None else {**rest, "best_score": -acc if acc >= 0 else math.inf}
 
 
 _UNREADABLE = (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError)

@@ -1,6 +1,8 @@
 """Predictions of trained networks on a split."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,70 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import nn
 
+from edc import metrics
 from edc.data import DataSet, Images, evaluation_batches, train_batches
 from edc.method.batch_ensemble import member_logits
-from edc.recipe import DataSection, TrainingSection
-from edc.train.distributed import raised_together
+from edc.recipe import BestBy, DataSection, TrainingSection
+from edc.train.distributed import by_main, raised_together
 from edc.train.placement import autocast, float32_as, to_device
 
-__all__ = ["evaluate_accuracy", "gathered", "labels_of", "norms_of", "predict_logits", "reestimate_batchnorm"]
+__all__ = [
+    "Validated",
+    "evaluate_accuracy",
+    "gathered",
+    "labels_of",
+    "norms_of",
+    "predict_logits",
+    "reestimate_batchnorm",
+    "validated",
+]
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Figures of a network on the validation images, after an epoch."""
+
+    acc: float
+    calibrated_nll: float | None = None
+    """With the temperature that is best on these images; None where accuracy is the measure."""
+
+    @property
+    def score(self) -> float:
+        """What the best epoch is chosen by; lower is better. NaN, of answers that are not finite, is the worst."""
+        score = -self.acc if self.calibrated_nll is None else self.calibrated_nll
+        return score if math.isfinite(score) else math.inf
+
+    def figures(self, prefix: str = "") -> dict[str, float]:
+        """Returns the fields of an epoch's record."""
+        found = {"validation_acc": self.acc, "validation_calibrated_nll": self.calibrated_nll}
+        return {prefix + name: value for name, value in found.items() if value is not None}
+
+
+def validated(
+    network: nn.Module,
+    images: Images,
+    data: DataSection,
+    training: TrainingSection,
+    accelerator: Accelerator,
+    *,
+    by: BestBy,
+) -> Validated:
+    """Returns figures of `network` on labelled images, one and the same on all processes.
+
+    In bf16 if the training is, because each epoch waits for it; never in TF32.
+    """
+    if by == "accuracy":  # answers alone need neither to be gathered nor calibrated
+        return Validated(evaluate_accuracy(network, images, data, training, accelerator))
+    with autocast(accelerator.device, training):
+        logits = predict_logits(network, images, data, training, accelerator)[0]
+    labels = labels_of(images)
+
+    def measured() -> Validated:
+        log_probs = metrics.log_probs_from_logits(logits)
+        calibrated = metrics.calibrated_log_probs(log_probs[None], metrics.fit_temperature(log_probs, labels))
+        return Validated(metrics.accuracy(log_probs, labels), metrics.nll(calibrated, labels))
+
+    return by_main(measured, accelerator)
 
 
 def evaluate_accuracy(

@@ -21,15 +21,15 @@ from edc.data import DataSet, near, steps_per_epoch, train_batches
 from edc.errors import EdcError
 from edc.method.kinds import View
 from edc.method.step import Batch, Step
-from edc.recipe import DataSection, TrainingSection
+from edc.recipe import BestBy, DataSection, TrainingSection
 from edc.seeding import derive_seed, generator_for
 from edc.system.memory import freed_memory_kept
 from edc.system.signals import interrupted_by, stop_requests
-from edc.train.average import RunningAverage, copy_of_state
+from edc.train.average import RunningAverage
 from edc.train.backward import backward_through, read_back
 from edc.train.checkpoint import CheckpointWriter, Position, load_finished, resumed, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
-from edc.train.evaluate import evaluate_accuracy
+from edc.train.evaluate import Validated, validated
 from edc.train.placement import convolutions_tuned, float32_of, place, to_device
 from edc.train.prepare import prepared
 from edc.train.progress import TrainingProgress, training_progress
@@ -39,13 +39,9 @@ from edc.train.tracking.epoch_log import EpochLog, Tracked
 
 __all__ = ["EMA_WEIGHTS", "WEIGHTS", "fit"]
 
-CHECKPOINT = "checkpoint.pt"
-WEIGHTS, EMA_WEIGHTS = "weights.safetensors", "ema.safetensors"
+CHECKPOINT, WEIGHTS, EMA_WEIGHTS = "checkpoint.pt", "weights.safetensors", "ema.safetensors"
 STEPS_BETWEEN_LOOKS = 20
 """Steps between reading losses back, because on a GPU every look waits for the queue. Processes meet there."""
-
-Observe = Callable[[nn.Module, int], Mapping[str, float]]
-"""Returns figures of the network that is trained, after the epoch with this number."""
 
 
 def fit(
@@ -61,21 +57,22 @@ def fit(
     label: str,
     accelerator: Accelerator,
     views: Sequence[View] = (),
-    observe: Observe | None = None,
+    observe: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     ema: float | None = None,
+    best_by: BestBy = "accuracy",
     weights: str = WEIGHTS,
     tracked: Tracked | None = None,
 ) -> nn.Module:
     """Trains `network`, resuming from `folder` if it was cut off, and returns it with the weights of the best epoch.
 
-    Leaves in `folder`: `weights` (the best epoch by validation accuracy, the later one of equals), ema.safetensors (the
-    same of the average), metrics.jsonl (one line per epoch), tensorboard/, and while it runs checkpoint.pt.
+    Leaves in `folder`: `weights` (the best epoch on validation images by `best_by`, of equals the later one), the same
+    of the average in ema.safetensors, metrics.jsonl (a line per epoch), tensorboard/, and while it runs checkpoint.pt.
 
     Args:
         learn: one step, which gives the loss to minimise.
-        plain_of: returns the network whose validation accuracy counts.
+        plain_of: returns the network that is validated.
         views: those of the student; the data's part in them is described at `train_batches`.
-        observe: what to write besides of the network after an epoch that validates; it may leave it in eval mode.
+        observe: returns what else to write of the network after this epoch, if it validates; may leave it in eval mode.
         ema: the decay of a moving average of the network, which is validated as the network is; None: there is none.
 
     Raises:
@@ -105,6 +102,7 @@ def fit(
         training=training,
         views=views,
         observe=observe,
+        best_by=best_by,
         seed=seed,
         folder=folder,
         label=label,
@@ -147,7 +145,8 @@ class _Job:
     data_section: DataSection
     training: TrainingSection
     views: Sequence[View]
-    observe: Observe | None
+    observe: Callable[[nn.Module, int], Mapping[str, float]] | None
+    best_by: BestBy
     seed: int
     folder: Path
     label: str
@@ -272,15 +271,16 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, log: EpochLo
     last_step = (epoch + 1) * job.steps - 1
     record: dict[str, Any] = {"epoch": epoch, "step": last_step + 1, "loss": position.loss_sum / job.steps}
     if (epoch + 1) % training.validate_every == 0 or epoch == training.epochs - 1:
-        progress.validation_acc = record["validation_acc"] = acc = _validation_acc(job, job.network)
-        if acc >= position.best_validation_acc:
-            position.best_validation_acc, position.best_epoch = acc, epoch
-            position.best_state = copy_of_state(job.network)
+        found = _validated(job, job.network)
+        progress.validation_acc = found.acc
+        record |= found.figures()
+        position.keep_if_best(found.score, job.network)
         if job.observe is not None and (observed := job.observe(job.network, epoch)):
             record["observed"] = observed
         if job.average is not None:
-            record["ema_validation_acc"] = _validation_acc(job, job.average.network)
-            job.average.keep_if_best(record["ema_validation_acc"])
+            average = _validated(job, job.average.network)
+            record |= average.figures("ema_")
+            job.average.keep_if_best(average.score)
     record["learning_rate"] = learning_rate_at(last_step, training, job.steps)
     record["seconds"] = round(position.seconds, 3)
     position.epoch, position.batch, position.loss_sum = epoch + 1, 0, 0.0
@@ -293,8 +293,8 @@ def _close_epoch(job: _Job, epoch: int, progress: TrainingProgress, log: EpochLo
     by_main(write, job.accelerator)
 
 
-def _validation_acc(job: _Job, network: nn.Module) -> float:
-    """Returns the accuracy of the plain network of `network`, one and the same on all processes from here on."""
+def _validated(job: _Job, network: nn.Module) -> Validated:
+    """Returns figures of the plain network of `network`, one and the same on all processes from here on."""
     share_buffers(network)
-    plain = job.plain_of(network)
-    return evaluate_accuracy(plain, job.data.validation, job.data_section, job.training, job.accelerator)
+    plain, images = job.plain_of(network), job.data.validation
+    return validated(plain, images, job.data_section, job.training, job.accelerator, by=job.best_by)

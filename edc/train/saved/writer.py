@@ -1,5 +1,6 @@
 """The state of a training at one moment, enough to continue bit for bit; and its file, written beside the training."""
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from edc.errors import EdcError
 from edc.system.files import write_atomically
-from edc.train.average import RunningAverage
+from edc.train.average import RunningAverage, copy_of_state
 
 __all__ = ["FORMAT", "CheckpointWriter", "Position", "save_checkpoint"]
 
@@ -28,11 +29,17 @@ class Position:
     """Batches of `epoch` already done."""
     loss_sum: float = 0.0
     """Sum of the losses of those batches."""
-    best_validation_acc: float = -1.0
+    best_score: float = math.inf
+    """On validation images; lower is better."""
     best_epoch: int = -1
     seconds: float = 0.0
     best_state: dict[str, Tensor] = field(default_factory=dict)
     """Replaced as a whole, never changed: a checkpoint that is being written holds it, too."""
+
+    def keep_if_best(self, score: float, network: nn.Module) -> None:
+        """Remembers the network after the present epoch, unless an earlier one had a better score."""
+        if score <= self.best_score:
+            self.best_score, self.best_epoch, self.best_state = score, self.epoch, copy_of_state(network)
 
 
 class CheckpointWriter:

@@ -12,7 +12,8 @@ from edc.train.tracking.trackers import Tracked, Trackers
 
 __all__ = ["EpochLog", "Tracked"]
 
-CURVES = ("loss", "validation_acc", "ema_validation_acc", "learning_rate")
+VALIDATED = ("validation_acc", "validation_calibrated_nll")
+CURVES = ("loss", *VALIDATED, *(f"ema_{name}" for name in VALIDATED), "learning_rate")
 
 
 class EpochLog:
