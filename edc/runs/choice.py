@@ -133,7 +133,7 @@ def best_of(candidates: list[Candidate], *, by: BestBy) -> Candidate:
     """Returns the best candidate on validation images; ties in one measure go to the other, then to the first.
 
     By accuracy, one image decides: a moving average that was right on 1,194 of 2,000 images lost to the network that
-    was right on 1,195, and was better on 10,000 test images by 0.8 points (results/student_ema.md).
+    was right on 1,195, and was better on 10,000 test images by 0.8 points (results/student_average.md).
     """
     measures = [(each.validation_calibrated_nll or 0.0, -(each.validation_acc or 0.0)) for each in candidates]
     if by == "accuracy":
