@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+import yaml
 from command_line import edc
 from made_runs import STUDENTS, UNITS, make_run, rewrite
 from rich.console import Console
@@ -299,12 +300,19 @@ def test_an_ensemble_below_its_teachers_is_said_to_lose(tmp_path, num_runs):
     assert "the gain in accuracy" not in text
 
 
+def document(seed: int) -> dict[str, object]:
+    """A recipe of the made runs."""
+    students = {"kd": {"method": "kd"}}
+    return {"name": "made", "seed": seed, "data": {"kind": "digits"}, "network": "wrn10x1", "students": students}
+
+
 def test_runs_whose_epochs_were_chosen_by_another_measure_are_said_to_be_so(tmp_path):
     folders = [make_run(tmp_path / f"{seed}", seed=seed) for seed in range(3)]
     for folder in folders:
         (folder.student_path("kd")).mkdir(parents=True, exist_ok=True)
         (folder.student_path("kd") / "metrics.jsonl").write_text("")
         folder.inputs_path.write_text(json.dumps({HOW_EPOCHS_ARE_CHOSEN: "as deploy_by says"}))
+        folder.recipe_path.write_text(yaml.safe_dump(made := document(folder.summary()["seed"])))
     assert not [note for note in evidence_of(folders).notes if "measure" in note]
     folders[2].inputs_path.write_text("{}")
     (note,) = [note for note in evidence_of(folders).notes if "measure" in note]
@@ -312,6 +320,9 @@ def test_runs_whose_epochs_were_chosen_by_another_measure_are_said_to_be_so(tmp_
         f"{folders[2].path}: chose the best epochs of its students by another measure than {folders[0].path}; "
         "the spread is not of seeds alone"
     )
+    for folder in folders[:2]:  # asked for by the recipe, and so by all three
+        folder.recipe_path.write_text(yaml.safe_dump(made | {"deploy_by": "accuracy"}))
+    assert not [note for note in evidence_of(folders).notes if "measure" in note]
 
 
 def test_runs_on_other_images_are_said_to_be_so_and_their_test_images_are_not_resampled(tmp_path):

@@ -11,7 +11,7 @@ from edc.errors import RunError
 from edc.evidence.parts import RunInParts, join_parts
 from edc.metrics import Labels
 from edc.recipe.equal_cost import units_per_step
-from edc.runs.folder import HOW_EPOCHS_ARE_CHOSEN, TEST_IMAGES, RunFolder, first_difference
+from edc.runs.folder import TEST_IMAGES, RunFolder, first_difference
 from edc.runs.per_image import PerImage, read_per_image
 from edc.runs.rows import recipe_names, rows_by_subject
 from edc.subject import Subject
@@ -161,6 +161,8 @@ def _what_differs(first_folder: RunFolder, folder: RunFolder) -> list[str]:
     differences = []
     if first_folder.recipe_path.is_file() and folder.recipe_path.is_file():
         first, recipe = first_folder.recipe(), folder.recipe()
+        if folder.best_by(recipe) != first_folder.best_by(first):
+            differences.append(f"chose the best epochs of its students by another measure than {first_folder.path}")
         # Students that only one of them has are in another part, or are left out and named.
         first, recipe = (
             one.model_copy(
@@ -182,8 +184,6 @@ def _what_differs(first_folder: RunFolder, folder: RunFolder) -> list[str]:
         for name in ("the images", "the extra images")
         if _other_content([first_folder, folder], name)
     ]
-    if folder.records(HOW_EPOCHS_ARE_CHOSEN) != first_folder.records(HOW_EPOCHS_ARE_CHOSEN):
-        differences.append(f"chose the best epochs of its students by another measure than {first_folder.path}")
     return differences
 
 
