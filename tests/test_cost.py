@@ -87,12 +87,13 @@ def test_estimate_has_a_line_for_every_training(accelerator, monkeypatch):
             "network": "cifar_resnet8",
             "training": TRAINING.model_dump(),
             "teachers": {"ensemble_size": 2, "epochs": 5},
-            "students": {"kd": {"method": "kd", "epochs": 9}, "be": {"perturbation": "tdiv_sdiv"}},
+            "students": {"kd": {"method": "kd", "epochs": 9, "ema": 0.9}, "be": {"perturbation": "tdiv_sdiv"}},
         }
     )
     costs = estimate_costs(recipe, load_data(recipe.data), accelerator=accelerator)
     found = [(cost.name, cost.units_per_step, cost.num_steps, cost.member_form) for cost in costs]
     assert found == [("2 teachers", 3, 40, None), ("kd", 5, 36, None), ("be", 14, 24, "joint")]
+    assert [cost.averaged_steps for cost in costs] == [None, pytest.approx(10), None]
     for cost in costs:
         assert 0 < cost.seconds_per_step < 10
         assert cost.seconds == cost.num_steps * cost.seconds_per_step

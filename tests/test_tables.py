@@ -122,7 +122,8 @@ def answered() -> list[Answered]:
 
 
 def costs() -> list[Cost]:
-    return [Cost("4 teachers", 3, 123_456, 0.123), Cost(LONG, 22, 1_234_567, 1.234, "sequential")]
+    averaged = Cost("averaged", 4, 10_980, 0.1, averaged_steps=1 / (1 - 0.997))
+    return [Cost("4 teachers", 3, 123_456, 0.123), Cost(LONG, 22, 1_234_567, 1.234, "sequential"), averaged]
 
 
 def profile() -> StepProfile:
@@ -168,6 +169,21 @@ def run_at(path: Path):
 @pytest.fixture(params=[80, 100, 120, WIDTH_OF_A_FILE])
 def console(request: pytest.FixtureRequest) -> Console:
     return Console(width=request.param, file=io.StringIO(), markup=False)
+
+
+@pytest.mark.parametrize(
+    ("decay", "words"),
+    [
+        (0.997, "averages over 333 steps, 3.0% of its 10,980"),
+        (0.9997, "averages over 3,333 steps, 30.4% of its 10,980; over 20% and more, averages were worse"),
+        (0.99999, "averages over 100,000 steps, 910.7% of its 10,980; "),  # and a decay of 3 % of the steps:
+        (0.99999, "Try 0.997"),
+    ],
+)
+def test_an_average_is_said_as_a_share_of_its_training(decay, words):
+    console = Console(width=300, file=io.StringIO())
+    print_costs([Cost("kd", 4, 10_980, 0.1, averaged_steps=1 / (1 - decay))], console=console)
+    assert words in console.file.getvalue()
 
 
 @pytest.mark.parametrize("table", TABLES)

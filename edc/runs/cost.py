@@ -41,6 +41,8 @@ class Cost:
     """How the members of a student go through a step, as the run would choose it here; None: there is one network."""
     shared_batches: float = 1.0
     """How many batches of the recipe's shared size a batch of this training is."""
+    averaged_steps: float | None = None
+    """How many of the last steps a moving average is of, as far as one number says it; None: there is no average."""
 
     @property
     def units(self) -> int:
@@ -83,7 +85,8 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
             seconds = _seconds_per_step(learn, accelerator.device)
             form = form_of(recipe, name, run=run)
             units = units_per_step(student, size)
-            costs.append(Cost(name, units, num_steps, seconds, form, recipe.shared_batches(student)))
+            averaged = None if student.ema is None else 1 / (1 - student.ema)
+            costs.append(Cost(name, units, num_steps, seconds, form, recipe.shared_batches(student), averaged))
     return costs
 
 
