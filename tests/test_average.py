@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from training_cases import TRAINING, run_case
+from training_cases import STUDENTS, TRAINING, run_case
 
 from edc.data import load_data, train_batches
 from edc.errors import CheckpointError, Interrupted, RecipeError, RunError
@@ -30,7 +30,7 @@ from edc.runs.networks import load_subject
 from edc.runs.student import build_plain, build_student, deployable, load_student
 from edc.seeding import derive_seed
 from edc.subject import Subject
-from edc.train.average import RunningAverage
+from edc.train.average import RunningAverage, decay_of
 from edc.train.checkpoint import Position, load_checkpoint, save_checkpoint, save_state
 
 VIEWS = "views, float64"
@@ -96,6 +96,24 @@ def test_average_of_the_best_epoch_is_kept_the_later_of_equals():
         average.keep_if_best(nll)
     assert float(average.best_state["weight"]) == ((1 + 2) / 2 + 3) / 2
     assert average.best_score == 0.3
+
+
+def test_auto_averages_over_three_percent_of_the_steps_and_over_two_at_least():
+    assert decay_of("auto", num_steps=10_980) == pytest.approx(0.997, abs=1e-4)
+    assert 1 / (1 - decay_of("auto", num_steps=200_000)) == pytest.approx(6_000)
+    assert decay_of("auto", num_steps=8) == 0.5
+    assert decay_of(0.9, num_steps=200_000) == 0.9
+
+
+def test_a_training_with_auto_is_bit_equal_to_one_with_that_decay(tmp_path, accelerator, one_thread, monkeypatch):
+    """Its 80 steps, 20 epochs of 4, are averaged over 2.4: extra images and epochs count, and no other field does."""
+    training = TRAINING.model_copy(update={"epochs": 20, "validate_every": 20})
+    section = STUDENTS["views"]
+    for name, ema in (("auto", "auto"), ("given", 1 - 1 / 2.4)):
+        monkeypatch.setitem(STUDENTS, "views", section.model_copy(update={"ema": ema}))
+        run_case(VIEWS, tmp_path / name, accelerator, training=training)
+    auto, given = (load_file(tmp_path / name / "ema.safetensors") for name in ("auto", "given"))
+    assert all(torch.equal(auto[key], given[key]) for key in given)
 
 
 def test_checkpoint_holds_the_average_and_one_without_it_says_so(tmp_path):
@@ -391,8 +409,10 @@ def test_damaged_choice_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"ema": 1.0}, "less than 1"),
-        ({"ema": 0.0}, "greater than 0"),
+        ({"ema": 1.0}, "found 1.0; expected a decay per step between 0 and 1, such as 0.997, or auto"),
+        ({"ema": 0.0}, "found 0.0; expected a decay"),
+        ({"ema": False}, "found False; expected a decay"),
+        ({"ema": "3%"}, "found '3%'; expected a decay"),
         ({"choose": "test"}, "'validation'"),
         ({"choose": "validation", "reestimate_batchnorm": True}, "choose: found 'validation', which has no effect"),
         ({"choose": "trained", "reestimate_batchnorm": True}, "choose: found 'trained', with which reestimate_batch"),

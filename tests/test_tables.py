@@ -176,8 +176,8 @@ def console(request: pytest.FixtureRequest) -> Console:
     [
         (0.997, "averages over 333 steps, 3.0% of its 10,980"),
         (0.9997, "averages over 3,333 steps, 30.4% of its 10,980; over 20% and more, averages were worse"),
-        (0.99999, "averages over 100,000 steps, 910.7% of its 10,980; "),  # and a decay of 3 % of the steps:
-        (0.99999, "Try 0.997"),
+        (0.99999, "averages over 100,000 steps, 910.7% of its 10,980; "),
+        (0.99999, "Try ema: auto"),
     ],
 )
 def test_an_average_is_said_as_a_share_of_its_training(decay, words):

@@ -1,8 +1,8 @@
 """The section of a student: how it learns, and how its members become one network. Importable without torch."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from edc.method.kinds import Answers, FoldKind, Method, MixedView, Pair, Perturbation, View
 from edc.recipe.data_section import Count, Section
@@ -16,6 +16,16 @@ ADDED_LATER = ("answers", "extra", "pair", "views")
 
 PAIRED = ("tdiv", "tdiv_sdiv")
 """Perturbations that set two teachers against each other."""
+
+
+def _decay_or_auto(value: Any) -> Any:
+    """Says once what is expected, and not once for each of two types; YAML reads `on` and `off` as truth values."""
+    if value is None or value == "auto" or (isinstance(value, float) and 0 < value < 1):
+        return value
+    raise ValueError(f"found {value!r}; expected a decay per step between 0 and 1, such as 0.997, or auto")
+
+
+Decay = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 class StudentSection(Section):
@@ -57,9 +67,10 @@ class StudentSection(Section):
     after another, memory as for one. `auto`: joint if its activations fit into 0.4 of the free memory."""
     reestimate_batchnorm: bool = False
     """Always estimate BatchNorm's statistics anew after training, on clean, augmented training images."""
-    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Decay per step of an exponential moving average of the student with its members, for example 0.999. It
-    runs from the first step on, includes BatchNorm's statistics and is validated like the student. None: no average."""
+    ema: Annotated[Decay | Literal["auto"] | None, BeforeValidator(_decay_or_auto)] = None
+    """Decay per step of an exponential moving average of the student with its members. `auto`: one that averages over
+    3 % of its steps, which is 0.997 for 11,000. It runs from the first step on, includes BatchNorm's statistics and is
+    validated like the student. None: no average."""
     choose: Literal["validation", "trained"] | None = None
     """`validation`: the candidates are the student as trained and its moving average, if any, each with and without
     re-estimated BatchNorm. The best on validation images, by the recipe's `deploy_by`, is evaluated and exported.

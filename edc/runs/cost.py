@@ -22,6 +22,7 @@ from edc.runs.start import require_teachers_to_start_from
 from edc.runs.student import form_of, learned_by, train_student
 from edc.runs.trial import few_images, few_steps
 from edc.teachers.ensemble import build_teacher, load_own_teachers, load_teachers, obtain_teacher
+from edc.train.average import decay_of
 from edc.train.distributed import one_of_a_machine_first
 
 __all__ = ["Cost", "estimate_costs", "units_per_step"]
@@ -85,7 +86,7 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
             seconds = _seconds_per_step(learn, accelerator.device)
             form = form_of(recipe, name, run=run)
             units = units_per_step(student, size)
-            averaged = None if student.ema is None else 1 / (1 - student.ema)
+            averaged = None if student.ema is None else 1 / (1 - decay_of(student.ema, num_steps=num_steps))
             costs.append(Cost(name, units, num_steps, seconds, form, recipe.shared_batches(student), averaged))
     return costs
 

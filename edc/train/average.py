@@ -7,12 +7,24 @@ statistics are averaged too; only re-estimation gives the statistics of the aver
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["RunningAverage", "copy_of_state"]
+__all__ = ["Ema", "RunningAverage", "average_of", "copy_of_state", "decay_of"]
+
+Ema = float | Literal["auto"]
+SHARE = 0.03
+"""What `auto` averages over, of the steps of a training (results/student_average.md)."""
+
+
+def decay_of(ema: Ema, *, num_steps: int) -> float:
+    """Returns the decay per step; `auto`: of an average over 3 % of a training of `num_steps`, and 2 steps at least.
+
+    An average of decay d is mostly of the last 1 / (1 - d) steps.
+    """
+    return 1 - 1 / max(SHARE * num_steps, 2) if ema == "auto" else ema
 
 
 class RunningAverage:
@@ -51,6 +63,11 @@ class RunningAverage:
         """Restores what `state` returned."""
         self._averaged.load_state_dict(state["averaged"])
         self.best_score, self.best_state = state["best_score"], state["best_state"]
+
+
+def average_of(network: nn.Module, ema: Ema | None, *, num_steps: int) -> RunningAverage | None:
+    """Returns the average of a training that begins now and has `num_steps`; None where `ema` is."""
+    return None if ema is None else RunningAverage(network, decay=decay_of(ema, num_steps=num_steps))
 
 
 def copy_of_state(network: nn.Module) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from edc.recipe import BestBy, DataSection, TrainingSection
 from edc.seeding import derive_seed, generator_for
 from edc.system.memory import freed_memory_kept
 from edc.system.signals import interrupted_by, stop_requests
-from edc.train.average import RunningAverage
+from edc.train.average import Ema, RunningAverage, average_of
 from edc.train.backward import backward_through, read_back
 from edc.train.checkpoint import CheckpointWriter, Position, load_finished, resumed, save_state
 from edc.train.distributed import anyone, by_main, kept_coming, pool_bad_images, raise_together, raised_together
@@ -58,7 +58,7 @@ def fit(
     accelerator: Accelerator,
     views: Sequence[View] = (),
     observe: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
-    ema: float | None = None,
+    ema: Ema | None = None,
     best_by: BestBy = "accuracy",
     weights: str = WEIGHTS,
     tracked: Tracked | None = None,
@@ -69,11 +69,10 @@ def fit(
     of the average in ema.safetensors, metrics.jsonl (a line per epoch), tensorboard/, and while it runs checkpoint.pt.
 
     Args:
-        learn: one step, which gives the loss to minimise.
-        plain_of: returns the network that is validated.
+        learn: one step, which gives the loss to minimise; `plain_of` returns the network that is validated.
         views: those of the student; the data's part in them is described at `train_batches`.
         observe: returns what else to write of the network after this epoch, if it validates; may leave it in eval mode.
-        ema: the decay of a moving average of the network, which is validated as the network is; None: there is none.
+        ema: the decay of a moving average of the network, which is validated as the network is, see `decay_of`.
 
     Raises:
         DivergedError: the loss became NaN or infinite; the last checkpoint is untouched.
@@ -87,7 +86,8 @@ def fit(
         return place(network, accelerator.device, training)
     network = prepared(network, data.image_shape, training, label=label, accelerator=accelerator)
     optimizer = build_optimizer(network, training)
-    average = None if ema is None else RunningAverage(network, decay=ema)
+    steps = steps_per_epoch(data.train, training.batch_size, data.extra)
+    average = average_of(network, ema, num_steps=training.epochs * steps)
     position = resumed(folder / CHECKPOINT, network, optimizer, average, accelerator=accelerator)
     job = _Job(
         network=network,
@@ -107,7 +107,7 @@ def fit(
         folder=folder,
         label=label,
         accelerator=accelerator,
-        steps=steps_per_epoch(data.train, training.batch_size, data.extra),
+        steps=steps,
         writer=CheckpointWriter(folder / CHECKPOINT, position, network, optimizer, average),
     )
     with stop_requests() as stop, job.writer:

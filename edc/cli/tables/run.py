@@ -21,8 +21,8 @@ GIVES_WAY = ("cECE", "NLL", "ECE", "params", "runs", "DEE", "F1 %", "bal %")
 """In this order, where the terminal is too narrow for all."""
 COST_COLUMNS = ("units a step", "steps", "units", "ms a step", "time")
 COST_GIVES_WAY = ("units a step", "ms a step", "steps", "units")
-LONG_AVERAGE, GOOD_AVERAGE = 0.2, 0.03
-"""Shares of a training: averages over the first or more lost to the network itself, results/student_average.md."""
+LONG_AVERAGE = 0.2
+"""Of the steps of a training: averages over more lost to the network itself, results/student_average.md."""
 BY_CLASS = ("bal %", "F1 %")
 """Left out if an older edc did not measure them, or if they say what the accuracy says."""
 
@@ -212,8 +212,7 @@ def _average_words(cost: Cost) -> str:
     words = f"{cost.name}: ema averages over {cost.averaged_steps:,.0f} steps, {share:.1%} of its {cost.num_steps:,}"
     if share < LONG_AVERAGE:
         return words
-    decay = 1 - 1 / max(GOOD_AVERAGE * cost.num_steps, 2)
-    return f"{words}; over {LONG_AVERAGE:.0%} and more, averages were worse than the student. Try {decay:.3g}"
+    return f"{words}; over {LONG_AVERAGE:.0%} and more, averages were worse than the student. Try ema: auto"
 
 
 def _numbers(summaries: Sequence[dict[str, Any]], split: str) -> str:
