@@ -188,6 +188,7 @@ def test_recipe_says_what_was_found(desk):
     assert list(recipe.students) == ["kd_split", "latent_be_split"]
     assert [(one.method, one.answers) for one in recipe.students.values()] == [("kd", "split"), ("latent_be", "split")]
     assert [recipe.training_of(one).factor_rate for one in recipe.students.values()] == [None, 0.1]
+    assert [one.ema for one in recipe.students.values()] == [None, None]  # results/finetune_lite0.md: nothing gained
     assert 1 / 66 < recipe.data.max_bad_fraction < 0.03
     comments = [line for line in (desk.folder / "zip.yaml").read_text().splitlines() if "#" in line]
     assert len(comments) > 10
@@ -283,6 +284,7 @@ def test_without_checkpoints_teachers_are_trained_here(desk, tmp_path):
     recipe = load_recipe(tmp_path / "my_photos.yaml")
     assert (recipe.teachers.size, recipe.teachers.checkpoints, recipe.network.start) == (4, (), None)
     assert [recipe.training_of(one).factor_rate for one in recipe.students.values()] == [None, 0.25]
+    assert [one.ema for one in recipe.students.values()] == ["auto", "auto"]
     assert (recipe.students["kd"].answers, recipe.students["kd"].method) == ("all", "kd")
     assert "class10" in called.stdout
 

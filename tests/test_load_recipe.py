@@ -64,7 +64,7 @@ def test_the_papers_setting_is_exact():
     assert (training.optimizer, training.momentum, training.weight_decay) == ("sgd", 0.9, 5e-4)
     assert (recipe.teachers.size, student.temperature, student.alpha) == (4, 4.0, 1.0)
     assert (student.perturbation, student.perturbation_grey_levels) == ("tdiv_sdiv", 1.0)
-    assert student.fold == "mean_factors"
+    assert (student.fold, student.choose, recipe.best_by) == ("mean_factors", "trained", "accuracy")
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(written):

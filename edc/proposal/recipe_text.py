@@ -61,7 +61,9 @@ def _students(choices: Choices) -> list[str]:
         return [*_comment(why), "students:", "  kd:", "    method: kd"]
     split = choices.start is not None
     one = "kd_split: one network, each image answered by one teacher" if split else "kd: one network learns from all"
-    lines = ["students:", "  kd_split:" if split else "  kd:", "    method: kd", *["    answers: split"] * split]
+    average = [] if split else ["    ema: auto"]
+    name, answers = ("kd_split", ["    answers: split"]) if split else ("kd", [])
+    lines = ["students:", f"  {name}:", "    method: kd", *answers, *average]
     if choices.why_no_members:
         return [*_comment(f"{one}. No student with members: {choices.why_no_members}"), *lines]
     rate, of_what = (0.1, "that start from weights ") if choices.start else (0.25, "")
@@ -70,6 +72,8 @@ def _students(choices: Choices) -> list[str]:
         "one network. Both cost the same."
     )
     together = f"members {of_what}stay close enough together to be averaged (docs/choosing.md)"
+    if average:
+        why += " ema: a moving average of each goes along, and is taken where validation images prefer it."
     return [
         *_comment(why),
         *lines,
@@ -78,6 +82,7 @@ def _students(choices: Choices) -> list[str]:
         "    method: latent_be",
         "    answers: split",
         _with_reason(f"    training: {{factor_rate: {rate}}}", together),
+        *average,
         _with_reason("deploy: best", "the student with the best calibrated NLL on validation images"),
     ]
 
