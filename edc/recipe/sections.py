@@ -40,8 +40,8 @@ class StudentSection(Section):
     views: tuple[View, ...] = ()
     """Changes to images before they are perturbed, in order, the same for teachers and student. `randaugment`: two
     random operations on the pixels of each image. `mixup`, `cutmix`: each image is mixed with another of its batch,
-    with alpha < 1 their labels too; the batches of each process, and micro-batches, must then be even. None of them paid
-    in edc's own experiments (docs/choosing.md)."""
+    with alpha < 1 their labels too; the batches of each process, and micro-batches, must then be even. None paid in
+    edc's own experiments (docs/choosing.md)."""
     perturbation: Perturbation = "none"
     pair: Pair = "step"
     """Which two teachers, and members, a perturbation sets against each other. `step`: one pair for all images of a
