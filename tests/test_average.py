@@ -424,6 +424,11 @@ def test_averages_and_choices_that_make_no_sense_are_refused(fields, said):
         StudentSection(**fields)
 
 
+@pytest.mark.parametrize(("written", "read"), [("9e-1", 0.9), (0.997, 0.997), ("auto", "auto"), (None, None)])
+def test_decays_are_read_as_yaml_gives_them(written, read):
+    assert StudentSection(ema=written).ema == read
+
+
 def test_choice_without_batchnorm_or_average_is_refused(accelerator):
     document = {
         "name": "r",

@@ -188,7 +188,7 @@ def test_recipe_says_what_was_found(desk):
     assert list(recipe.students) == ["kd_split", "latent_be_split"]
     assert [(one.method, one.answers) for one in recipe.students.values()] == [("kd", "split"), ("latent_be", "split")]
     assert [recipe.training_of(one).factor_rate for one in recipe.students.values()] == [None, 0.1]
-    assert [one.ema for one in recipe.students.values()] == [None, None]  # results/finetune_lite0.md: nothing gained
+    assert [one.ema for one in recipe.students.values()] == [None, None]  # results/student_average.md: nothing gained
     assert 1 / 66 < recipe.data.max_bad_fraction < 0.03
     comments = [line for line in (desk.folder / "zip.yaml").read_text().splitlines() if "#" in line]
     assert len(comments) > 10

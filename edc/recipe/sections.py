@@ -1,5 +1,6 @@
 """The section of a student: how it learns, and how its members become one network. Importable without torch."""
 
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
@@ -20,8 +21,11 @@ PAIRED = ("tdiv", "tdiv_sdiv")
 
 def _decay_or_auto(value: Any) -> Any:
     """Says once what is expected, and not once for each of two types; YAML reads `on` and `off` as truth values."""
-    if value is None or value == "auto" or (isinstance(value, float) and 0 < value < 1):
+    if value is None or value == "auto":
         return value
+    with suppress(TypeError, ValueError):
+        if not isinstance(value, bool) and 0 < float(value) < 1:
+            return float(value)  # YAML reads 9e-1 as text
     raise ValueError(f"found {value!r}; expected a decay per step between 0 and 1, such as 0.997, or auto")
 
 

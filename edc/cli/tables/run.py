@@ -206,7 +206,7 @@ def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
 
 
 def _average_words(cost: Cost) -> str:
-    """Returns over how much of a training its moving average goes, and a decay to try where that is too much."""
+    """Returns over how much of a training its moving average goes, and what to try where that is too much."""
     assert cost.averaged_steps is not None
     share = cost.averaged_steps / cost.num_steps
     words = f"{cost.name}: ema averages over {cost.averaged_steps:,.0f} steps, {share:.1%} of its {cost.num_steps:,}"
