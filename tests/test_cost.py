@@ -7,7 +7,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 from training_cases import TRAINING, plain, small_data
 
-from edc.data import load_data
+from edc.data import DataSet, load_data
 from edc.method.batch_ensemble import ensemble_size_of, to_batch_ensemble
 from edc.method.step import Batch
 from edc.recipe import Recipe, StudentSection
@@ -76,6 +76,41 @@ def test_a_pair_for_each_row_runs_as_many_rows_as_one_for_all(perturbation, pair
         loss.backward()
     units = (rows["forward"] + rows["to images"] + 2 * rows["training"]) / 16
     assert units == units_per_step(section, 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "units"),
+    [
+        ({"method": "kd"}, 3),
+        ({"answers": "split"}, 3),
+        ({"method": "latent_be"}, 12),
+        ({"method": "kd", "perturbation": "tdiv"}, 6),
+    ],
+)
+def test_labels_alone_ask_no_teacher_and_give_the_same_gradients_as_if_they_did(fields, units):
+    asked = []
+    teachers = TeacherEnsemble([plain(m) for m in range(4)])
+    for teacher in teachers.members:
+        teacher.register_forward_hook(lambda _module, _inputs, output: asked.append(output.requires_grad))
+    images, labels = small_data().train.images[:16].float() / 255, torch.arange(16) % 3
+    section = StudentSection(**fields, alpha=0.0)
+
+    def gradients(data: DataSet | None) -> list[torch.Tensor]:
+        network = plain(9) if section.method == "kd" else to_batch_ensemble(plain(9), 4)
+        batch = Batch(images, labels, torch.Generator().manual_seed(0), slice(None), 16)
+        for loss in student_step(section, teachers, training=TRAINING, data=data).losses(network, network, batch):
+            loss.backward()
+        return [parameter.grad for parameter in network.parameters()]
+
+    with_teachers = gradients(None)  # some images may lack labels
+    assert len(asked) > 2
+    asked.clear()
+    alone = gradients(small_data())
+    assert len(asked) == (2 if section.perturbation == "tdiv" else 0)  # one moves the images, the other is its target
+    assert all(map(torch.equal, alone, with_teachers))
+    assert units_per_step(section, 4) == units
+    assert units_per_step(section, 4, has_extra=True) == units_per_step(StudentSection(**fields), 4)
+    assert units_per_step(section.model_copy(update={"extra": False}), 4, has_extra=True) == units
 
 
 def test_estimate_has_a_line_for_every_training(accelerator, monkeypatch):

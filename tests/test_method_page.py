@@ -21,6 +21,7 @@ STUDENTS = {
     "KD, `answers: split`": StudentSection(method="kd", answers="split"),
     "LatentBE, `answers: split`": StudentSection(method="latent_be", answers="split"),
     "LatentBE + TDiv-SDiv, `answers: split`": StudentSection(perturbation="tdiv_sdiv", answers="split"),
+    "labels alone (KD, `alpha: 0`)": StudentSection(method="kd", alpha=0.0),
 }
 
 

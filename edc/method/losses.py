@@ -53,22 +53,30 @@ def kd_losses(student_logits: Tensor, teacher_logits: Tensor, *, temperature: fl
     return cross_entropy_between(targets, student_logits / temperature) * temperature**2
 
 
-def student_loss(distillation: Tensor, student_logits: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
+def student_loss(distillation: Tensor | None, student_logits: Tensor, labels: Tensor, *, alpha: float) -> Tensor:
     """Returns the mean over members and images of (1 - alpha) * H(label, member) + alpha * distillation.
 
     An image without a label (`NO_LABEL`) has the alpha 1, and counts as much as the others.
 
-    Shapes: distillation (M, N), logits (M, N, K), labels (N,), or (N, K) if views have mixed them into probabilities;
-    the result is a scalar.
+    Shapes: logits (M, N, K), labels (N,), or (N, K) if views have mixed them into probabilities; distillation (M, N),
+    or None where alpha is 0 and every image has a label. The result is a scalar.
     """
+    if distillation is None:
+        return _by_label(student_logits, labels).mean()
     if alpha == 1:
         return distillation.mean()
-    if labels.ndim == 2:
-        return ((1 - alpha) * cross_entropy_between(labels, student_logits) + alpha * distillation).mean()
-    labels = labels.expand(distillation.shape)
-    by_label = F.cross_entropy(student_logits.movedim(-1, 1), labels, ignore_index=NO_LABEL, reduction="none")
-    by_label = torch.where(labels == NO_LABEL, distillation, by_label)
+    by_label = _by_label(student_logits, labels)
+    if labels.ndim == 1:
+        by_label = torch.where(labels == NO_LABEL, distillation, by_label)
     return ((1 - alpha) * by_label + alpha * distillation).mean()
+
+
+def _by_label(student_logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns H(label, member) (M, N); 0 for an image without a label."""
+    if labels.ndim == 2:
+        return cross_entropy_between(labels, student_logits)
+    labels = labels.expand(student_logits.shape[:2])
+    return F.cross_entropy(student_logits.movedim(-1, 1), labels, ignore_index=NO_LABEL, reduction="none")
 
 
 def label_loss(student_logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:

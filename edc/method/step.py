@@ -108,6 +108,8 @@ class StudentStep:
     grey_levels: float = 1.0
     temperature: float = 4.0
     alpha: float = 1.0
+    asks_teachers: bool = True
+    """Whether the loss needs the teachers' answers; not with alpha 0 where every image has a label."""
     num_classes: int = 0
     """Number of classes of the labels; needed if views mix labels that are learned (alpha < 1)."""
     form: MemberForm = "joint"
@@ -146,7 +148,8 @@ class StudentStep:
             owners = self._owners(batch)
         parts, parts_labels = self._shared_out(images, labels, owners)  # per teacher: the images that it answers
         with precision, record_function("edc:teachers"):
-            answered = [answers(teacher, part) for teacher, part in zip(self.teachers, parts, strict=True)]
+            pairs = zip(self.teachers, parts, strict=True) if self.asks_teachers else ()
+            answered = [answers(teacher, part) for teacher, part in pairs]
         sizes = tuple(len(part) for part in parts)
         for group in groups:  # of members, or of teachers if one network learns from all
             rows = None if self.answers == "all" else tuple(sizes[m] for m in group)
@@ -159,13 +162,17 @@ class StudentStep:
             ):
                 if self.method == "kd" and self.answers == "all":
                     logits, learned = wide(model(images))[None], labels
-                    distillation = kd_losses(logits, torch.stack(answered), temperature=self.temperature)
                 else:  # row by row, member-major: row m * N + n is image n seen by member m
                     logits, learned = wide(model(_joined(parts, group)))[None], _joined(parts_labels, group)
-                    targets = _joined(answered, group)[None]
-                    distillation = latent_be_losses(logits, targets, temperature=self.temperature)
+                distillation = self._distillation(logits, answered, group) if answered else None
                 loss = student_loss(distillation, logits, learned, alpha=self.alpha)
             yield sum(sizes[m] for m in group) / sum(sizes) * loss
+
+    def _distillation(self, logits: Tensor, answered: Sequence[Tensor], group: tuple[int, ...]) -> Tensor:
+        """Returns the loss of each row (1, rows) against what it learns: the mean of all answers, or its teacher's."""
+        if self.method == "kd" and self.answers == "all":
+            return kd_losses(logits, torch.stack(list(answered)), temperature=self.temperature)
+        return latent_be_losses(logits, _joined(answered, group)[None], temperature=self.temperature)
 
     def _weights_serve_twice(self, network: nn.Module) -> bool:
         """Returns whether to make all members' weights once, for the perturbation and for the pass that learns.

@@ -18,16 +18,18 @@ __all__ = ["units_of_perturbation", "units_per_step", "with_numbers_of_epochs"]
 AS_LONG_AS, TIMES = "as_long_as", "times"
 
 
-def units_per_step(student: StudentSection, ensemble_size: int) -> int:
+def units_per_step(student: StudentSection, ensemble_size: int, *, has_extra: bool = False) -> int:
     """Returns the forward-pass units of one step of a student: 7 for KD and 22 for LatentBE + TDiv-SDiv at M = 4.
 
-    With `answers: split` it is 4 and 10, for any M.
+    With `answers: split` it is 4 and 10, for any M; with `alpha: 0` a network that learns from labels alone takes 3.
+
+    Args:
+        has_extra: whether the data have extra images.
     """
-    perturbation = units_of_perturbation(student)
-    if student.answers == "split":
-        return 1 + 3 + perturbation
-    num_members = ensemble_size if student.method == "latent_be" else 1
-    return ensemble_size + 3 * num_members + perturbation
+    is_split = student.answers == "split"
+    num_answers = (1 if is_split else ensemble_size) if student.asks_teachers(has_extra=has_extra) else 0
+    num_learning = 1 if is_split or student.method == "kd" else ensemble_size
+    return num_answers + 3 * num_learning + units_of_perturbation(student)
 
 
 def units_of_perturbation(student: StudentSection) -> int:
@@ -124,5 +126,5 @@ def _cost(student: StudentSection, data: DataSection, batch_size: int, ensemble_
     """
     batch_size = (student.training and student.training.batch_size) or batch_size
     num_extra = num_extra_rows(batch_size, data.extra_share) if data.extra and student.extra else 0
-    units = units_per_step(student, ensemble_size)
+    units = units_per_step(student, ensemble_size, has_extra=bool(data.extra))
     return Fraction(units * batch_size, batch_size - num_extra) if num_extra < batch_size else None

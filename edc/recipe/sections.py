@@ -55,7 +55,7 @@ class StudentSection(Section):
     """Root-mean-square size of the perturbation, in grey levels of 255."""
     temperature: PositiveFloat = 4.0
     alpha: UnitInterval = 1.0
-    """Weight of the distillation loss; 1: labels are not used at all."""
+    """Weight of the distillation loss; 1: labels are not used at all. 0: teachers are not asked, labels alone teach."""
     extra: bool = True
     """Whether it also learns from the images of `data.extra`; without labels, their `alpha` is 1."""
     start: Start | None = None
@@ -122,6 +122,14 @@ class StudentSection(Section):
             )
         require_one_of_epochs(self.epochs, self.training)
         return self
+
+    def asks_teachers(self, *, has_extra: bool) -> bool:
+        """Returns whether the loss needs the teachers' answers; a perturbation needs two of them in any case.
+
+        Args:
+            has_extra: whether the data have extra images, which have no labels.
+        """
+        return self.alpha > 0 or (has_extra and self.extra)
 
     @property
     def mixed_views(self) -> tuple[MixedView, ...]:

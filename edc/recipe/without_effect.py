@@ -61,11 +61,10 @@ def _student(recipe: Recipe, student: StudentSection, field: str) -> Iterator[st
     size = student.perturbation_grey_levels
     if student.perturbation == "none" and not _is_default(size, student, "perturbation_grey_levels"):
         yield _said(f"{field}.perturbation_grey_levels", size, "perturbation 'none'")
-    uses_extra = bool(recipe.data.extra and student.extra)
-    if student.method == "kd" and student.answers == "split" and not (student.alpha > 0 or uses_extra):
+    asks_teachers = student.asks_teachers(has_extra=bool(recipe.data.extra))
+    if student.method == "kd" and student.answers == "split" and not asks_teachers:
         yield _said(f"{field}.answers", "'split'", "alpha 0 and method 'kd', which asks no teacher")
-    learns_from_teachers = student.alpha > 0 or uses_extra
-    if not learns_from_teachers and not _is_default(student.temperature, student, "temperature"):
+    if not asks_teachers and not _is_default(student.temperature, student, "temperature"):
         yield _said(f"{field}.temperature", student.temperature, "alpha 0, which learns from labels alone")
 
 

@@ -85,7 +85,7 @@ def estimate_costs(recipe: Recipe, data: DataSet, *, accelerator: Accelerator) -
             learn = partial(train_student, short, name, few, teachers, run=run, accelerator=accelerator, observed=False)
             seconds = _seconds_per_step(learn, accelerator.device)
             form = form_of(recipe, name, run=run)
-            units = units_per_step(student, size)
+            units = units_per_step(student, size, has_extra=data.extra is not None)
             averaged = None if student.ema is None else 1 / (1 - decay_of(student.ema, num_steps=num_steps))
             costs.append(Cost(name, units, num_steps, seconds, form, recipe.shared_batches(student), averaged))
     return costs

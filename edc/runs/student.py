@@ -85,13 +85,13 @@ def student_step(
     teachers: TeacherEnsemble,
     *,
     training: TrainingSection,
-    num_classes: int = 0,
+    data: DataSet | None = None,
     form: MemberForm = "joint",
 ) -> StudentStep:
     """Returns how a student of the recipe learns.
 
     Args:
-        num_classes: of the labels; needed where views mix labels that are learned.
+        data: what it learns from. None: some images may lack labels, and no view mixes labels.
         form: `joint` or `sequential`, never `auto`, see `choose_form`.
     """
     return StudentStep(
@@ -104,7 +104,8 @@ def student_step(
         grey_levels=section.perturbation_grey_levels,
         temperature=section.temperature,
         alpha=section.alpha,
-        num_classes=num_classes,
+        asks_teachers=section.asks_teachers(has_extra=data is None or data.extra is not None),
+        num_classes=data.num_classes if data else 0,
         form=form,
         autocast=autocast_dtype(training),
     )
@@ -201,7 +202,7 @@ def _fitted(
     return fit(
         network,
         learned,
-        learn=student_step(section, asked, training=training, num_classes=data.num_classes, form=form),
+        learn=student_step(section, asked, training=training, data=learned, form=form),
         plain_of=plain_of,
         data_section=recipe.data,
         training=training,
@@ -228,9 +229,7 @@ def form_of(recipe: Recipe, name: str, *, run: RunFolder) -> MemberForm | None:
     section = recipe.students[name]
     if section.method == "kd" or recipe.teachers.size == 1:
         return None
-    if section.member_form != "auto":
-        return section.member_form
-    return kept_form(run.student_path(name) / KEPT)
+    return kept_form(run.student_path(name) / KEPT) if section.member_form == "auto" else section.member_form
 
 
 def as_begun(recipe: Recipe, *, run: RunFolder, accelerator: Accelerator) -> Recipe:

@@ -197,7 +197,7 @@ def _training(recipe: Recipe, name: str, data: DataSet) -> dict[str, int]:
     """Returns how long a student trained; `units` are forward passes of one network on a batch of the shared size."""
     section, training = recipe.students[name], recipe.training_of(recipe.students[name])
     num_steps = training.epochs * steps_per_epoch(data.train, training.batch_size, learned_by(section, data).extra)
-    units = units_per_step(section, recipe.teachers.size)
+    units = units_per_step(section, recipe.teachers.size, has_extra=data.extra is not None)
     in_all = round(units * num_steps * recipe.shared_batches(section))
     return {"epochs": training.epochs, "steps": num_steps, "units_per_step": units, "units": in_all}
 

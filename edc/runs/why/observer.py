@@ -197,7 +197,8 @@ def epochs_observed(
         of_each += units_of_perturbation(section) + ensemble_size + num_members
     cost = sum(min(NUM_IMAGES, len(split)) for split in splits) + of_each * min(NUM_IMAGES, len(data.train))
     steps = steps_per_epoch(data.train, training.batch_size, data.extra)
-    allowed = MOST_OF_TRAINING * units_per_step(section, ensemble_size) * steps * training.batch_size
+    units = units_per_step(section, ensemble_size, has_extra=data.extra is not None)
+    allowed = MOST_OF_TRAINING * units * steps * training.batch_size
     last = training.epochs - 1
     validating = [epoch for epoch in range(training.epochs) if (epoch + 1) % training.validate_every == 0]
     every = math.ceil(cost / (allowed * training.validate_every))
