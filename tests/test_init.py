@@ -23,8 +23,9 @@ from edc.proposal.architecture import architecture_of, said_by
 from edc.proposal.checkpoints_found import CheckpointFound
 from edc.proposal.data_found import place_and_kind
 from edc.proposal.network_choice import network_and_start
+from edc.proposal.propose import Asked, propose
 from edc.proposal.recipe_text import Choices, recipe_text
-from edc.recipe import CheckpointSection, DataSection, NetworkSection
+from edc.recipe import CheckpointSection, DataSection, NetworkSection, Recipe
 from edc.recipe.loading import load_recipe, recipe_from_document
 from edc.system.documents import yaml_from_text
 from edc.train.checkpoint import load_document
@@ -287,6 +288,27 @@ def test_without_checkpoints_teachers_are_trained_here(desk, tmp_path):
     assert [one.ema for one in recipe.students.values()] == ["auto", "auto"]
     assert (recipe.students["kd"].answers, recipe.students["kd"].method) == ("all", "kd")
     assert "class10" in called.stdout
+
+
+def test_student_whose_start_is_refused_learns_as_from_random_weights(desk, monkeypatch, accelerator):
+    """It kept the epochs and the learning rate of a fine-tuning."""
+    monkeypatch.chdir(desk.folder)
+
+    def refused(recipe: Recipe, *_: object) -> None:
+        if recipe.network.start == "teacher":
+            raise CheckpointError("scripted.pt: is a program, which has no weights to start from")
+
+    def proposed() -> Recipe:
+        return propose(Asked(Path("zip"), (Path("models"),)), accelerator=accelerator).recipe
+
+    as_it_was = proposed()
+    monkeypatch.setattr("edc.proposal.propose.require_teachers_to_start_from", refused)
+    recipe = proposed()
+    assert (as_it_was.network.start, recipe.network.start) == ("teacher", None)
+    fields = ("epochs", "warmup_epochs", "learning_rate")
+    assert [getattr(as_it_was.training, field) for field in fields] == [60, 2, 0.01]
+    assert [getattr(recipe.training, field) for field in fields] == [100, 5, 0.05]
+    assert [recipe.training_of(one).factor_rate for one in recipe.students.values()] == [None, 0.25]
 
 
 def found_in(path: Path, **others: Any) -> Any:

@@ -200,24 +200,28 @@ def _choices(
     network, start, why_network = network_and_start(student, found.data, used)
     num_train = len(found.data.train) + (len(found.data.extra) if found.data.extra else 0)
     batch_size = next(size for size, most in ((16, 320), (32, 2_000), (64, 20_000), (128, 1 << 62)) if num_train < most)
-    # From weights, with 1,000 images: 56 epochs were 3.6 points better than 28 (results/finetune_lite0.md).
-    epochs, learning_rate = (30 if num_train >= 5_000 else 60, 0.01) if start else (100, 0.05)
     begins = "weights that know such images" if start else "random weights"
     return Choices(
         name=name_of(asked.out.with_suffix("") if asked.out else asked.images),
         network=network,
         start=start,
         why_network=why_network,
-        epochs=epochs,
+        **_schedule(start, num_train),
         batch_size=min(batch_size, len(found.data.train)),
-        learning_rate=learning_rate,
-        warmup_epochs=2 if start else 5,
         why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images"
         + (f", {len(found.data.extra):,} of them without labels" if found.data.extra else "")
         + ". More epochs are better ones, as many as you can afford",
         several=len(used) != 1,
         reasons_of_data=reasons,
     )
+
+
+def _schedule(start: str | None, num_train: int = 0) -> dict[str, Any]:
+    """Returns for how long, and how fast, a student learns that starts from there."""
+    if not start:
+        return {"epochs": 100, "warmup_epochs": 5, "learning_rate": 0.05}
+    # With 1,000 images, 56 epochs were 3.6 points better than 28 (results/finetune_lite0.md).
+    return {"epochs": 30 if num_train >= 5_000 else 60, "warmup_epochs": 2, "learning_rate": 0.01}
 
 
 def _accepted(
@@ -254,7 +258,7 @@ def _simpler(choices: Choices, with_members: bool, start: str | None, *, because
         choices = replace(choices, why_no_members=because)
     if choices.start and not start:
         why = f"the student, from random weights: {because}"
-        choices = replace(choices, start=None, why_network=why, why_training="a start to change")
+        choices = replace(choices, start=None, **_schedule(None), why_network=why, why_training="a start to change")
     return choices
 
 
