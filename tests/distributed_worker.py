@@ -48,7 +48,7 @@ from edc.train.sync_batchnorm import convert_sync_batchnorm
 
 
 def norms(rank: int) -> dict[str, Any]:
-    """Two training batches and one evaluation of every norm on this process's half of the rows."""
+    """Two training batches and one evaluation of every norm on this process's half of the rows; then unequal shares."""
     found = {}
     for case in NORM_CASES:
         norm, batches, target = norm_case(case)
@@ -60,7 +60,11 @@ def norms(rank: int) -> dict[str, Any]:
         (y * target[mine]).sum().backward()
         narrow = norm(batches[1][mine].bfloat16()) if case == "2d" else None
         state = {key: value.clone() for key, value in norm.state_dict().items()}
+        uneven = convert_sync_batchnorm(norm_case(case)[0], torch.device("cpu"))
+        fewer = batches[1][:3] if rank == 0 else batches[1][3:]
         found[case] = {
+            "uneven": uneven(fewer).detach(),
+            "uneven_state": uneven.state_dict(),
             "y": y.detach(),
             "x_grad": x.grad,
             "gradients": {name: parameter.grad for name, parameter in norm.named_parameters()},

@@ -87,6 +87,7 @@ def test_an_option_without_effect_is_an_error_that_names_it(tmp_path, changes, f
         {"students": {"be": {}, "kd": {"method": "kd"}}, "training": {**ADAMW, "factor_rate": 0.1}},
         {"students": {"be": {"perturbation": "gaussian", "perturbation_grey_levels": 2}}},
         {"students": {"kd": {"method": "kd", "alpha": 0.5, "temperature": 2}}},
+        {"students": {"kd": {"method": "kd", "alpha": 0, "answers": "split", "perturbation": "tdiv", "pair": "row"}}},
     ],
 )
 def test_options_that_have_an_effect_somewhere_are_none(changes):

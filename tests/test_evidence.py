@@ -22,7 +22,7 @@ from edc.evidence.over_seeds import EvidenceRow, evidence_of
 from edc.metrics.intervals import Interval
 from edc.runs.folder import HOW_EPOCHS_ARE_CHOSEN, TEST_IMAGES, RunFolder
 from edc.runs.per_image import read_per_image
-from edc.runs.rows import rows_by_subject, teacher_sets
+from edc.runs.rows import rows_by_subject, seeds_in_words, teacher_sets
 from edc.subject import Subject
 
 SIGN = {"acc": 1, "calibrated_nll": -1}
@@ -164,6 +164,32 @@ def test_a_row_that_is_not_in_every_run_is_left_out_and_named(runs, tmp_path):
     evidence = evidence_of([runs[0], make_run(tmp_path / "other", seed=1, students=("kd",))])
     assert [row.label for row in evidence.rows] == ["teacher", "ensemble", "kd"]
     assert evidence.left_out == ("paper (members)", "paper", LONG)
+
+
+def test_table_says_of_how_many_runs_a_row_is_the_mean(runs, tmp_path):
+    """It was under a title that names all seeds, or not there at all, by which run came first."""
+    summaries = [run.summary() for run in (runs[0], make_run(tmp_path / "other", seed=1, students=("kd",)))]
+    for order in (summaries, summaries[::-1]):
+        rows = {row["label"]: row["cells"][0] for row in mean_rows(order)}
+        assert rows["paper (1 of 2 runs)"] == f"{100 * value(runs[0], 'acc', Subject('student', name='paper')):.2f}"
+        assert " ±" in rows["kd"]
+        assert "ensemble of 2" in rows
+
+
+def test_runs_of_one_seed_are_told_apart_by_their_teachers(two_sets):
+    """What one of them had chosen, or how its members were trained, was said of both."""
+    summaries = [run.summary() for run in two_sets]
+    assert [summary["seed"] for summary in summaries] == [0, 1, 0, 1]
+    assert seeds_in_words(summaries) == ["0 (teachers 1)", "1 (teachers 1)", "0 (teachers 2)", "1 (teachers 2)"]
+    assert seeds_in_words(summaries[:2]) == ["0", "1"]
+    for summary, form in zip(summaries, ("joint", "joint", "sequential", "joint"), strict=True):
+        for row in summary["rows"]:
+            if (row["kind"], row.get("name")) == ("student", "paper"):
+                row["member_form"] = form
+    console = Console(record=True, width=160)
+    print_summaries(summaries, console=console)
+    said = " ".join(console.export_text().split())
+    assert "paper was trained with members joint at seed 0 (teachers 1), sequential at seed 0 (teachers 2)" in said
 
 
 def test_an_ensemble_without_a_gain_leaves_no_share(tmp_path):

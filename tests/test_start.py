@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from reference import member_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from training_cases import DATA, raise_signal_at
 
@@ -246,6 +247,25 @@ def test_students_start_from_the_teacher_that_is_best_on_validation(
     one = recipe(checkpoints, network={"name": "cifar_resnet8", "start": "teacher"})
     for state in states_of(begun(one, name, data, accelerator, tmp_path, monkeypatch)):
         assert_equal(state, teachers[best].state_dict())
+
+
+def test_teacher_to_start_from_is_chosen_in_float32_as_the_summary_says_it(data, tmp_path, accelerator, monkeypatch):
+    """In bf16 two teachers that are an image apart may change places, and another one was named than was taken."""
+    checkpoints = [saved(tmp_path / f"{m}.safetensors", network(m).state_dict()) for m in (1, 2)]
+    training = {"epochs": 2, "warmup_epochs": 1, "batch_size": 16, "precision": "bf16"}
+    one = recipe(checkpoints, network={"name": "cifar_resnet8", "start": "teacher"}, training=training)
+    types = set()
+
+    def watched(*given: Any, **named: Any) -> None:
+        hook = register_module_forward_hook(lambda _module, _inputs, output: types.add(output.dtype))
+        try:
+            start_student(*given, **named)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr("edc.runs.student.start_student", watched)
+    begun(one, "kd", data, accelerator, tmp_path, monkeypatch)
+    assert types == {torch.float32}
 
 
 def test_student_that_is_begun_does_not_ask_what_it_started_from(own, data, tmp_path, accelerator, monkeypatch):

@@ -46,6 +46,16 @@ def test_two_processes_normalise_as_one_on_the_whole_batch(two_processes, case):
     torch.testing.assert_close(evaluated, norm.eval()(batches[0]).detach(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", NORM_CASES)
+def test_processes_with_unequal_numbers_of_rows_normalise_as_one(two_processes, case):
+    """3 rows and 5, as members have them whose images are divided among teachers that do not divide the batch."""
+    norm, batches, _ = norm_case(case)
+    close(torch.cat([found["norms"][case]["uneven"] for found in two_processes]), norm(batches[1]).detach())
+    for found in two_processes:
+        for key, value in norm.state_dict().items():
+            torch.testing.assert_close(found["norms"][case]["uneven_state"][key], value, rtol=0, atol=1e-11)
+
+
 def test_bf16_stays_bf16_and_is_summed_in_float32(two_processes):
     norm, batches, _ = norm_case("2d")
     expected = norm(batches[1].bfloat16().double()).detach()

@@ -37,6 +37,7 @@ from edc.subject import Subject
 from edc.system.doctor import Check
 from edc.teachers.reading import Answered, Reading
 from edc.teachers.roll_call.words import print_roll_call
+from edc.train.average import decay_of
 
 LONG = "student_with_a_name_of_forty_characters_x"
 OPERATOR = "aten::convolution_backward_overrideable"
@@ -184,6 +185,13 @@ def test_an_average_is_said_as_a_share_of_its_training(decay, words):
     console = Console(width=300, file=io.StringIO())
     print_costs([Cost("kd", 4, 10_980, 0.1, averaged_steps=1 / (1 - decay))], console=console)
     assert words in console.file.getvalue()
+
+
+def test_auto_is_not_advised_to_a_training_so_short_that_auto_says_the_same():
+    console = Console(width=300, file=io.StringIO())
+    averaged = 1 / (1 - decay_of("auto", num_steps=10))
+    print_costs([Cost("kd", 4, 10, 0.1, averaged_steps=averaged)], console=console)
+    assert "averages over 2 steps, 20.0% of its 10\n" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -129,7 +129,7 @@ def run_case(
     if name != "teacher":
         form: MemberForm = "sequential" if STUDENTS[name].member_form == "sequential" else "joint"
         teachers = TeacherEnsemble([plain(1, dtype), plain(2, dtype)])
-        learn = student_step(section, teachers, training=training, num_classes=DATA.num_classes or 0, form=form)
+        learn = student_step(section, teachers, training=training, data=small_data(), form=form)
         if STUDENTS[name].method == "latent_be":
             network = to_batch_ensemble(network, 2)
 

@@ -55,7 +55,8 @@ class StudentSection(Section):
     """Root-mean-square size of the perturbation, in grey levels of 255."""
     temperature: PositiveFloat = 4.0
     alpha: UnitInterval = 1.0
-    """Weight of the distillation loss; 1: labels are not used at all. 0: teachers are not asked, labels alone teach."""
+    """Weight of the distillation loss; 1: labels are not used at all. 0: labels alone teach, and teachers are asked
+    only about images of `data.extra` (unless `extra: false`), and by a perturbation."""
     extra: bool = True
     """Whether it also learns from the images of `data.extra`; without labels, their `alpha` is 1."""
     start: Start | None = None

@@ -62,8 +62,8 @@ def _student(recipe: Recipe, student: StudentSection, field: str) -> Iterator[st
     if student.perturbation == "none" and not _is_default(size, student, "perturbation_grey_levels"):
         yield _said(f"{field}.perturbation_grey_levels", size, "perturbation 'none'")
     asks_teachers = student.asks_teachers(has_extra=bool(recipe.data.extra))
-    if student.method == "kd" and student.answers == "split" and not asks_teachers:
-        yield _said(f"{field}.answers", "'split'", "alpha 0 and method 'kd', which asks no teacher")
+    if student.method == "kd" and student.answers == "split" and student.pair != "row" and not asks_teachers:
+        yield _said(f"{field}.answers", "'split'", "alpha 0 and method 'kd', which learns from no teacher")
     if not asks_teachers and not _is_default(student.temperature, student, "temperature"):
         yield _said(f"{field}.temperature", student.temperature, "alpha 0, which learns from labels alone")
 

@@ -14,6 +14,7 @@ __all__ = [
     "member_temperature",
     "recipe_names",
     "rows_by_subject",
+    "seeds_in_words",
     "teacher_sets",
 ]
 
@@ -99,3 +100,11 @@ def teacher_sets(summaries: Sequence[dict[str, Any]]) -> tuple[int, ...]:
             found.append(len(sets))
             sets.append(nlls)
     return tuple(found)
+
+
+def seeds_in_words(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns what tells each run from the others: its seed, and where runs share one, also its set of teachers."""
+    seeds = [str(summary["seed"]) for summary in summaries]
+    if len(set(seeds)) == len(seeds):
+        return seeds
+    return [f"{seed} (teachers {number + 1})" for seed, number in zip(seeds, teacher_sets(summaries), strict=True)]

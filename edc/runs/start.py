@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import nn
 
+from edc import metrics
 from edc.console import console
 from edc.data import DataSet
 from edc.errors import CheckpointError, FailedError, first_line
@@ -20,7 +21,7 @@ from edc.teachers.from_file import format_of
 from edc.teachers.from_library import has_library_weights, place_of_library_weights
 from edc.teachers.start import say_start, start_digest, start_from_file, start_from_teacher
 from edc.train.distributed import raised_together
-from edc.train.evaluate import evaluate_accuracy
+from edc.train.evaluate import labels_of, predict_logits
 
 __all__ = [
     "as_taught",
@@ -58,10 +59,13 @@ def start_student(
             got, start = start_from_file(plain, network, field=field), str(network.start_file)
     else:
         training = recipe.training_of(recipe.teachers)
-        accuracies = [
-            evaluate_accuracy(teacher, data.validation, recipe.data, training, accelerator)
-            for teacher in teachers.members
-        ]
+        labels = labels_of(data.validation)
+
+        def accuracy(teacher: nn.Module) -> float:  # as summary.json has it, which names this teacher: never in bf16
+            (logits,) = predict_logits(teacher, data.validation, recipe.data, training, accelerator)
+            return metrics.accuracy(metrics.log_probs_from_logits(logits), labels)
+
+        accuracies = [accuracy(teacher) for teacher in teachers.members]
         best = max(range(len(teachers)), key=accuracies.__getitem__)
         start_from_teacher(plain, network, teachers[best], source=f"{field}: teacher {best}")
         got, start = None, f"teacher {best}, whose validation accuracy is {100 * accuracies[best]:.2f} %"

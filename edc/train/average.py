@@ -12,19 +12,21 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["Ema", "RunningAverage", "average_of", "copy_of_state", "decay_of"]
+__all__ = ["LEAST_STEPS", "Ema", "RunningAverage", "average_of", "copy_of_state", "decay_of"]
 
 Ema = float | Literal["auto"]
 SHARE = 0.03
 """What `auto` averages over, of the steps of a training (results/student_average.md)."""
+LEAST_STEPS = 2
+"""That `auto` averages over in the shortest training."""
 
 
 def decay_of(ema: Ema, *, num_steps: int) -> float:
-    """Returns the decay per step; `auto`: of an average over 3 % of a training of `num_steps`, and 2 steps at least.
+    """Returns the decay per step; `auto`: of an average over 3 % of `num_steps`, and over `LEAST_STEPS` at least.
 
     An average of decay d is mostly of the last 1 / (1 - d) steps.
     """
-    return 1 - 1 / max(SHARE * num_steps, 2) if ema == "auto" else ema
+    return 1 - 1 / max(SHARE * num_steps, LEAST_STEPS) if ema == "auto" else ema
 
 
 class RunningAverage:

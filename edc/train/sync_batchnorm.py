@@ -3,6 +3,7 @@
 torch.nn.SyncBatchNorm does not take CPU tensors. CUDA uses it, every other device uses this module.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -35,9 +36,11 @@ class AllReduceBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         dims = [d for d in range(input.ndim) if d != 1]
         x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        count = x.numel() / x.shape[1] * dist.get_world_size()
-        # Two rounds (mean, then centred squares): E[x^2] - E[x]^2 loses what 1e-5 agreement needs.
-        mean = _sum_over_processes(x.sum(dims)) / count
+        # Two rounds (mean, then centred squares): E[x^2] - E[x]^2 loses what 1e-5 agreement needs. Rows are counted
+        # too: a member of a student with divided answers may have one more on one process than on another.
+        sums = _sum_over_processes(torch.cat([x.sum(dims), x.new_tensor([len(x)])]))
+        count = float(sums.detach()[-1]) * math.prod(x.shape[2:])
+        mean = sums[:-1] / count
         centred = x - mean.view(1, -1, *[1] * (input.ndim - 2))
         variance = _sum_over_processes(centred.square().sum(dims)) / count
         self._update_running_statistics(mean.detach(), variance.detach() * count / max(count - 1, 1))

@@ -72,7 +72,7 @@ def print_evidence(evidence: Evidence, *, console: Console) -> None:
         _print(title, compared, DIFFERENCES, DIFFERENCES_GIVE_WAY, level, console)
     lines = [*_words(evidence), *(f"note: {note}." for note in evidence.notes)]
     if evidence.left_out:
-        lines.append(f"note: not in every run, and left out: {', '.join(evidence.left_out)}.")
+        lines.append(f"note: not in every run, so without a share or a difference: {', '.join(evidence.left_out)}.")
     for line in lines:
         console.print(line, highlight=False)
 

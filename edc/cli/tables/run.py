@@ -11,8 +11,9 @@ from edc.console import TextRow, count, duration, fitting_table, fixed, left_out
 from edc.errors import RunError
 from edc.runs.choice import Choice
 from edc.runs.cost import Cost
-from edc.runs.rows import best_teacher, recipe_names, rows_by_subject, teacher_sets
+from edc.runs.rows import best_teacher, recipe_names, rows_by_subject, seeds_in_words, teacher_sets
 from edc.subject import Subject
+from edc.train.average import LEAST_STEPS
 
 __all__ = ["COLUMNS", "mean_rows", "print_costs", "print_summaries", "shown_columns"]
 
@@ -67,7 +68,7 @@ def print_summaries(summaries: Sequence[dict[str, Any]], *, console: Console) ->
             )
 
 
-def _caption(summaries: Sequence[dict[str, Any]], forms: dict[str, dict[int, str]], columns: Sequence[str]) -> str:
+def _caption(summaries: Sequence[dict[str, Any]], forms: dict[str, dict[str, str]], columns: Sequence[str]) -> str:
     lines = ["c: calibrated on validation images; runs: forward passes per image"]
     if "bal %" in columns:
         lines.append("bal: balanced accuracy, the mean recall over classes; F1: its mean over classes")
@@ -80,8 +81,8 @@ def _caption(summaries: Sequence[dict[str, Any]], forms: dict[str, dict[int, str
     for name, words in _choices(summaries).items():
         lines.append(f"{Subject('student', name=name).label}: chosen on validation images, {words}")
     seeds: dict[str, list[str]] = {}
-    for summary in summaries:
-        seeds.setdefault(summary["deploy"], []).append(str(summary["seed"]))
+    for summary, seed in zip(summaries, seeds_in_words(summaries), strict=True):
+        seeds.setdefault(summary["deploy"], []).append(seed)
     if len(seeds) > 1:
         choices = "; ".join(f"{name} at seed{'s' * (len(of) > 1)} {' and '.join(of)}" for name, of in seeds.items())
         lines.append(f"the best on validation images, and so deployed: {choices}")
@@ -96,30 +97,28 @@ def shown_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
     return list(COLUMNS)
 
 
-def _member_forms(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[int, str]]:
-    """Returns the form of the members of each student of the table that has some, by seed."""
-    forms: dict[str, dict[int, str]] = {}
-    shown = {subject.name for subject in rows_by_subject(summaries[0])}
-    for summary in sorted(summaries, key=lambda summary: int(summary["seed"])):
+def _by_seed(summaries: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Returns what tells each run from the others, and the run, in the order of the seeds."""
+    pairs = zip(seeds_in_words(summaries), summaries, strict=True)
+    return sorted(pairs, key=lambda pair: int(pair[1]["seed"]))
+
+
+def _member_forms(summaries: Sequence[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Returns the form of the members of each student that has some, by seed."""
+    forms: dict[str, dict[str, str]] = {}
+    for seed, summary in _by_seed(summaries):
         for subject, row in rows_by_subject(summary).items():
-            if (
-                subject.role == "student"
-                and subject.name is not None
-                and subject.name in shown
-                and "member_form" in row
-            ):
-                forms.setdefault(subject.name, {})[summary["seed"]] = row["member_form"]
+            if subject.role == "student" and subject.name is not None and "member_form" in row:
+                forms.setdefault(subject.name, {})[seed] = row["member_form"]
     return forms
 
 
 def _choices(summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Returns what was chosen of each student of the table that had several candidates; by seed where seeds differ."""
-    found: dict[str, dict[int, str]] = {}
-    shown = {subject.name for subject in rows_by_subject(summaries[0])}
-    for summary in sorted(summaries, key=lambda summary: int(summary["seed"])):
+    """Returns what was chosen of each student that had several candidates; by seed where seeds differ."""
+    found: dict[str, dict[str, str]] = {}
+    for seed, summary in _by_seed(summaries):
         for name, document in summary.get("chosen", {}).items():
-            if name in shown:
-                found.setdefault(name, {})[summary["seed"]] = Choice.model_validate(document).chosen.label
+            found.setdefault(name, {})[seed] = Choice.model_validate(document).chosen.label
     return {
         name: next(iter(by_seed.values()))
         if len(set(by_seed.values())) == 1
@@ -131,7 +130,8 @@ def _choices(summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
 def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the rows to show: the teachers as their mean, every other network by itself; cells are text.
 
-    Each row has its `subject` (None: the teachers), its `label` and its `cells`.
+    Each row has its `subject` (None: the teachers), its `label`, which says so of a student that some runs lack, and
+    its `cells`.
     """
     names = [recipe_names(summary) for summary in summaries]
     if not frozenset.intersection(*names):
@@ -153,11 +153,13 @@ def mean_rows(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             label = f"{best[0].label} (best on validation)"
         cells = _cells(group, _dee(group, ensemble_size))
         rows.append({"subject": best[0], "label": label, "cells": cells})
-    for subject in by_subject[0]:
+    for subject in dict.fromkeys(subject for of_run in by_subject for subject in of_run):
         if subject.role == "teacher":
             continue
         group = [of_run[subject] for of_run in by_subject if subject in of_run]
         label = f"ensemble of {ensemble_size}" if subject.is_ensemble else subject.label
+        if len(group) < len(summaries):
+            label += f" ({len(group)} of {len(summaries)} runs)"
         if subject.is_ensemble:
             group = [of_set[subject] for of_set in of_sets]
         rows.append({"subject": subject, "label": label, "cells": _cells(group, _dee(group, ensemble_size))})
@@ -210,7 +212,7 @@ def _average_words(cost: Cost) -> str:
     assert cost.averaged_steps is not None
     share = cost.averaged_steps / cost.num_steps
     words = f"{cost.name}: ema averages over {cost.averaged_steps:,.0f} steps, {share:.1%} of its {cost.num_steps:,}"
-    if share < LONG_AVERAGE:
+    if share < LONG_AVERAGE or cost.averaged_steps <= LEAST_STEPS:
         return words
     return f"{words}; over {LONG_AVERAGE:.0%} and more, averages were worse than the student. Try ema: auto"
 

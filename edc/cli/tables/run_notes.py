@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edc import metrics
-from edc.runs.rows import best_teacher, rows_by_subject
+from edc.runs.rows import best_teacher, rows_by_subject, seeds_in_words
 from edc.subject import Subject
 
 __all__ = [
@@ -129,5 +129,5 @@ def _named_by_seed(
     summaries: Sequence[dict[str, Any]],
 ) -> Iterator[tuple[dict[str, Any], dict[Subject, dict[str, Any]], str]]:
     """Yields each run, its rows, and what names its seed where there are several runs."""
-    for summary in summaries:
-        yield summary, rows_by_subject(summary), f", seed {summary['seed']}" if len(summaries) > 1 else ""
+    for summary, seed in zip(summaries, seeds_in_words(summaries), strict=True):
+        yield summary, rows_by_subject(summary), f", seed {seed}" if len(summaries) > 1 else ""
