@@ -112,7 +112,7 @@ def test_tutorial_md(tmp_path: Path):
 
 def test_readme_md_results(digits: Path):
     (block,) = blocks("README.md", having="--batch 1,64")
-    said = typed(block, digits, instead={"finetune_lite0": "digits", "kd_split": "kd"})
+    said = typed(block, digits, instead={"finetune_long": "digits"})
     assert "timing" in said
     assert "at batch 64" in said
 
