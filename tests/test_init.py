@@ -213,7 +213,9 @@ def test_students_are_those_that_the_tables_recommend(several, start, why_no_mem
         why_network="",
         epochs=30,
         batch_size=16,
-        learning_rate=0.01,
+        optimizer="adamw",
+        learning_rate=0.001,
+        weight_decay=0.01,
         warmup_epochs=2,
         why_training="",
         several=several,
@@ -305,9 +307,9 @@ def test_student_whose_start_is_refused_learns_as_from_random_weights(desk, monk
     monkeypatch.setattr("edc.proposal.propose.require_teachers_to_start_from", refused)
     recipe = proposed()
     assert (as_it_was.network.start, recipe.network.start) == ("teacher", None)
-    fields = ("epochs", "warmup_epochs", "learning_rate")
-    assert [getattr(as_it_was.training, field) for field in fields] == [60, 2, 0.01]
-    assert [getattr(recipe.training, field) for field in fields] == [100, 5, 0.05]
+    fields = ("epochs", "warmup_epochs", "optimizer", "learning_rate", "weight_decay")
+    assert [getattr(as_it_was.training, field) for field in fields] == [60, 2, "adamw", 0.001, 0.01]
+    assert [getattr(recipe.training, field) for field in fields] == [100, 5, "sgd", 0.05, 5e-4]
     assert [recipe.training_of(one).factor_rate for one in recipe.students.values()] == [None, 0.25]
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from edc.proposal.checkpoints_found import CheckpointFound
 from edc.recipe import CheckpointSection, DataSection
+from edc.recipe.training_section import Optimizer
 
 __all__ = ["Choices", "recipe_text"]
 
@@ -25,7 +26,9 @@ class Choices:
     why_network: str
     epochs: int
     batch_size: int
+    optimizer: Optimizer
     learning_rate: float
+    weight_decay: float
     warmup_epochs: int
     why_training: str
     several: bool
@@ -46,9 +49,8 @@ def recipe_text(data: DataSection, found: Sequence[CheckpointFound], choices: Ch
     network = {"name": choices.network, "start": choices.start} if choices.start else choices.network
     lines += [*_comment(choices.why_network), f"network: {_flow(network)}"]
     lines += [*_comment(choices.why_training), "training:"]
-    lines += [
-        f"  {name}: {getattr(choices, name)}" for name in ("epochs", "warmup_epochs", "batch_size", "learning_rate")
-    ]
+    fields = ("epochs", "warmup_epochs", "batch_size", "optimizer", "learning_rate", "weight_decay")
+    lines += [f"  {name}: {getattr(choices, name)}" for name in fields]
     lines += ["teachers:", *_teachers(found)]
     lines += _students(choices)
     return "\n".join(lines) + "\n"

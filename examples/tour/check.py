@@ -55,7 +55,8 @@ def print_figures(owners: list[Owner], work: Path, *, side: int) -> bool:
         if file["format"] == "onnx" and file["precision"] != "int8-trt":  # which is for TensorRT
             answers[file["path"]] = answers_of(artifact / file["path"], pixels)
             found.append((file["path"], accuracy(answers[file["path"]], labels), file["metrics"]["acc"]))
-    predicted = {row["image"]: row for row in csv.DictReader((work / "preds.csv").open())}
+    with (work / "preds.csv").open(newline="", encoding="utf-8") as file:
+        predicted = {row["image"]: row for row in csv.DictReader(file)}
     names = [Path(path).relative_to(photos).as_posix() for path, _ in test.samples]
     classes = torch.tensor([test.class_to_idx[predicted[name]["class"]] for name in names])
     same = (classes == answers["student.onnx"].argmax(1)).double().mean().item()

@@ -49,7 +49,7 @@ class Size:
 
 
 WHOLE = Size({"train": 700, "val": 300, "test": 400, "unlabelled": 397}, side=48, student_epochs=8)
-TINY = Size({"train": 320, "val": 100, "test": 100, "unlabelled": 100}, side=24, student_epochs=1)
+TINY = Size({"train": 320, "val": 100, "test": 100, "unlabelled": 100}, side=24, student_epochs=3)
 
 
 def main() -> None:
