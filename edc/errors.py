@@ -22,6 +22,7 @@ place that catches `EdcError`; anything else that escapes is a bug and keeps its
 """
 
 import reprlib
+import shlex
 import signal
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "RequestError",
     "RunError",
     "cut",
+    "edc_command",
     "first_line",
     "shown",
 ]
@@ -127,6 +129,11 @@ class DiskError(FailedError):
 
 class EngineError(FailedError):
     pass
+
+
+def edc_command(*words: object) -> str:
+    """Returns the command `edc` with these words as a shell takes it: a path with a blank in it is quoted."""
+    return shlex.join(["edc", *map(str, words)])
 
 
 def first_line(error: BaseException) -> str:

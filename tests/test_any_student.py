@@ -135,9 +135,15 @@ def test_networks_with_hardly_a_wrong_validation_answer_are_said_to_be_hardly_ca
     summary["data"]["validation"] = 50
     for row in summary["rows"]:
         row["validation"]["acc"] = {"teacher 1": 1.0, "kd": 0.92, "ensemble": 0.98}.get(row["subject"], 0.9)
+        row["calibration_temperature"] = row["member_temperature"] = 1.0
     assert hardly_calibrated([summary]) == [
         "teacher 1: right on all 50 validation images, which say nothing of how sure it may be: not calibrated",
         "ensemble, kd: wrong on fewer than 5 of 50 validation images: calibrated by these alone",
+    ]
+    for row in summary["rows"]:
+        row["calibration_temperature"] = 0.7  # an ensemble that is right on all may have one, before the average
+    assert hardly_calibrated([summary]) == [
+        "teacher 1, ensemble, kd: wrong on fewer than 5 of 50 validation images: calibrated by these alone",
     ]
     for row in summary["rows"]:
         row["validation"]["acc"] = 0.9

@@ -122,6 +122,11 @@ def test_another_mistake_is_told_where_it_is():
     assert error["loc"] == ("students", "paper", "perturbation")
 
 
+def test_times_without_end_is_too_many_epochs_and_no_traceback():
+    with pytest.raises(ValidationError, match=r"students.kd.epochs\n.*less than or equal to 1000000000"):
+        Recipe.model_validate(with_epochs(kd={"as_long_as": "paper", "times": 1e308}))
+
+
 # deploy: best
 
 
@@ -147,6 +152,11 @@ ROWS = [row("paper", 1.2, 0.61), row("kd", 1.1, 0.60), row("split", 1.1, 0.61)]
 )
 def test_the_best_on_validation_images_is_deployed_the_first_of_equals(asked, name):
     assert deployed_student(Recipe.model_validate(BASE | asked), ROWS) == name
+
+
+def test_a_student_that_is_right_on_all_validation_images_is_deployed():
+    rows = [row("kd", 0.02, 0.98), row("split", 0.05, 1.0)]
+    assert deployed_student(Recipe.model_validate(BASE | {"deploy": "best"}), rows) == "split"
 
 
 def test_best_without_a_measure_goes_by_calibrated_nll_and_says_so():

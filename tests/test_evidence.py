@@ -303,6 +303,29 @@ def test_one_run_alone_says_its_shares_in_words(runs):
     assert "(95 % intervals over test images)" in text
 
 
+def test_a_share_of_the_likelihood_needs_a_temperature_of_all_or_of_none(tmp_path):
+    """A student that is right on all validation images has none; against a calibrated ensemble it kept -779 %."""
+    run = make_run(tmp_path / "one", seed=1)
+    whole = evidence_of([run])
+    for name, temperature, alike in (("kd", 1.0, False), ("all", 1.0, True), ("all", 1.5, True)):
+        rows = run.summary()["rows"]
+        for row in rows:
+            row["calibration_temperature"] = temperature if name in ("all", row.get("name")) else 1.5
+        rewrite(run, rows=rows)
+        evidence = evidence_of([run])
+        assert evidence.uncalibrated == (() if alike else ("kd",))
+        for row in evidence.rows:
+            before = the_row(whole, row.label).share
+            if row.label == "kd" and not alike:
+                assert np.isnan(row.share["calibrated_nll"].value)
+                assert row.share["acc"] == before["acc"]
+            else:
+                assert row.share == before
+        text = " ".join(shown([run], 200, against=None).split())
+        assert ("no share in calibrated NLL where some have no temperature (right on all): kd" in text) == (not alike)
+        assert "- kd keeps" in text
+
+
 def test_a_gain_that_cannot_be_told_from_none_has_no_share_of_it(tmp_path):
     """A quotient of noise would be thousands of per cent."""
     run = make_run(tmp_path / "one", seed=1, gain=1e-5)

@@ -143,3 +143,50 @@ def test_what_differs_besides_seeds_and_students_is_said_of_parts_and_wholes_ali
         f"{parts[1].path}, {parts[2].path}: differs from {wholes[0].path} in training.learning_rate (0.1 there, 0.03 "
         "here); the spread is not of seeds alone"
     ]
+
+
+def recipe_of(run: RunFolder, *students: str, name: str = "made", temperature: float = 4.0, **fields: object) -> None:
+    """Writes the recipe of a made run."""
+    document = {
+        "name": name,
+        "seed": run.summary()["seed"],
+        "data": {"kind": "digits"},
+        "network": "wrn10x1",
+        "teachers": {"ensemble_size": 2},
+        "students": {student: {"method": "kd", "temperature": temperature} for student in students},
+    }
+    run.recipe_path.write_text(yaml.safe_dump(document | fields))
+
+
+def test_a_student_of_another_setting_is_said_though_its_recipe_has_another_name(wholes, tmp_path):
+    """Parts of recipes of other names were compared with none."""
+    first, *others = STUDENTS
+    parts = [part(wholes[1], tmp_path / "a", first, name="other"), part(wholes[1], tmp_path / "b", *others)]
+    recipe_of(wholes[0], *STUDENTS)
+    recipe_of(parts[0], first, name="other", temperature=1.0)
+    recipe_of(parts[1], *others)
+    notes = [note for note in evidence_of([wholes[0], *parts]).notes if "differs" in note]
+    assert notes == [
+        f"{parts[0].path}: differs from {wholes[0].path} in students.{first}.temperature (4.0 there, 1.0 here); the "
+        "spread is not of seeds alone"
+    ]
+
+
+@pytest.mark.parametrize("measure", ["calibrated_nll", "accuracy", None])
+def test_what_is_deployed_of_parts_is_said_to_be_chosen_only_where_it_was(wholes, tmp_path, measure):
+    """`kd` has the better accuracy, `paper` the better likelihood; each part deploys its own student."""
+    chosen = {"kd": {"acc": 0.8, "calibrated_nll": 0.7}, "paper": {"acc": 0.7, "calibrated_nll": 0.6}}
+    parts = [part(wholes[0], tmp_path / name, name) for name in chosen]
+    single = part(wholes[1], tmp_path / "single", "kd" if measure != "accuracy" else "paper")
+    for run in (*parts, single):
+        rows, deployed = run.summary()["rows"], run.summary()["deploy"]
+        for row in rows:
+            row["validation"] = chosen.get(row.get("name"), {"acc": 0.5, "calibrated_nll": 1.0}) | {"nll": 1.0}
+        rewrite(run, rows=rows)
+        recipe_of(run, deployed, **({"deploy": "best", "deploy_by": measure} if measure else {"deploy": deployed}))
+    joined, _ = join_parts([*parts, single])
+    assert joined.summary["deploy"] == ("kd" if measure == "accuracy" else "paper")
+    assert joined.summary["deploy_by"] == measure
+    called = edc("show", *(str(run.path) for run in (*parts, single)), cwd=tmp_path)
+    assert called.exit_code == 0, called.stderr
+    assert ("the best on validation images, and so deployed" in called.stdout) == (measure is not None)

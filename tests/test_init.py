@@ -25,9 +25,11 @@ from edc.proposal.data_found import place_and_kind
 from edc.proposal.network_choice import network_and_start
 from edc.proposal.propose import Asked, propose
 from edc.proposal.recipe_text import Choices, recipe_text
+from edc.proposal.schedule import Schedule, schedule_for
 from edc.recipe import CheckpointSection, DataSection, NetworkSection, Recipe
 from edc.recipe.loading import load_recipe, recipe_from_document
 from edc.system.documents import yaml_from_text
+from edc.teachers.reading import Answered, Reading
 from edc.train.checkpoint import load_document
 
 CLASSES = ("class1", "class10", "class2", "class3")
@@ -208,16 +210,10 @@ def test_recipe_says_what_was_found(desk):
 def test_students_are_those_that_the_tables_recommend(several, start, why_no_members, students):
     choices = Choices(
         name="photos",
-        network="wrn10x1",
-        start=start,
+        network=NetworkSection(name="wrn10x1", start=start),
         why_network="",
-        epochs=30,
-        batch_size=16,
-        optimizer="adamw",
-        learning_rate=0.001,
-        weight_decay=0.01,
-        warmup_epochs=2,
-        why_training="",
+        num_labelled=900,
+        num_extra=0,
         several=several,
         why_no_members=why_no_members,
     )
@@ -419,8 +415,69 @@ def test_student_of_a_teacher_that_is_read_otherwise_starts_at_random_and_the_re
         section=CheckpointSection(file=Path("c.pt"), network=NetworkSection(name="wrn10x2"), weights="raw"),
     )
     ordered, plain = found("a.pt", classes="natural"), found("b.pt")
-    name, start, why = network_and_start(None, data, [other, ordered])
-    assert (name, start) == ("cifar_resnet8", None)
-    assert why.endswith("It starts from random weights, because its teacher has classes of its own, and a student has "
-                        "the data's")  # fmt: skip
-    assert network_and_start(None, data, [other, ordered, plain])[:2] == ("cifar_resnet8", "b.pt")
+    student, why = network_and_start(None, data, [other, ordered])
+    assert student == network
+    assert why.endswith("It starts from random weights, because its teacher has an order of classes of its own, and a "
+                        "student has the data's")  # fmt: skip
+    student, why = network_and_start(None, data, [other, ordered, plain])
+    assert (student.name, student.start) == ("cifar_resnet8", "b.pt")
+    assert why.endswith("It starts from the weights of the best teacher of that network")
+
+
+def test_student_of_a_teacher_with_another_normalisation_or_raw_weights_starts_from_it_read_so():
+    """It started from random weights, "because its teacher has mean of its own", which a student may have, too."""
+    data = load_data(DataSection(kind="synthetic", num_images=8, image_size=8, num_classes=3))
+    own: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "weights": "raw"}
+    used = [
+        CheckpointFound(Path(name), "state_dict", section=CheckpointSection(file=Path(name), network=network, **fields))
+        for name, network, fields in (("a.pt", "cifar_resnet8", own), ("b.pt", "wrn10x2", {}))
+    ]
+    student, _ = network_and_start(None, data, used)
+    assert student == NetworkSection(name="cifar_resnet8", start="a.pt", **own)
+    choices = Choices("photos", student, "", num_labelled=100, num_extra=0, several=True)
+    text = recipe_text(DataSection(kind="cifar10", root="data"), [], choices, head=[])
+    assert recipe_from_document(yaml_from_text(text), source="here").network == student
+
+
+@pytest.mark.parametrize(("accs", "better"), [((0.9, 0.8), "timm/resnet18"), ((0.8, 0.9), "torchvision/resnet18")])
+def test_of_networks_of_one_size_the_student_is_that_of_the_better_teacher(accs, better):
+    """It depended on the hash of their names, which is another one in each process."""
+    data = load_data(DataSection(kind="synthetic", num_images=8, image_size=32, num_classes=3))
+    used = [
+        CheckpointFound(
+            Path(f"{number}.pt"),
+            "state_dict",
+            section=CheckpointSection(file=Path(f"{number}.pt"), network=NetworkSection(name=name)),
+            answered=Answered(number, name, acc, chance=0.3, nll=1.0, reading=Reading((0.5,), (0.5,), "data")),
+        )
+        for number, (name, acc) in enumerate(zip(("timm/resnet18", "torchvision/resnet18"), accs, strict=True))
+    ]
+    assert network_and_start(None, data, used)[0].name == better
+
+
+def images_seen(schedule: Schedule, num_labelled: int, *, extra: bool) -> int:
+    """Returns how many images pass through a student in all."""
+    return schedule.epochs * num_labelled * (2 if extra else 1)
+
+
+@pytest.mark.parametrize("from_weights", [True, False])
+@pytest.mark.parametrize("num_labelled", [240, 700, 4_000])
+def test_images_without_labels_never_shorten_the_training(from_weights, num_labelled):
+    """More of them had meant larger batches and half the epochs: 210 steps in place of 900."""
+    without = schedule_for(from_weights=from_weights, num_labelled=num_labelled)
+    for num_extra in (100, 5_600, 50_000):
+        found = schedule_for(from_weights=from_weights, num_labelled=num_labelled, num_extra=num_extra)
+        assert found.epochs >= without.epochs
+        seen = images_seen(found, num_labelled, extra=True)
+        assert seen / found.batch_size >= images_seen(without, num_labelled, extra=False) / without.batch_size
+        if found.epochs < 1000:
+            as_many = schedule_for(from_weights=from_weights, num_labelled=num_labelled + num_extra)
+            assert seen >= 0.99 * images_seen(as_many, num_labelled + num_extra, extra=False)
+        assert 1 <= found.epochs // found.validate_every <= 199
+
+
+def test_epochs_from_weights_have_no_step_between_few_and_many_images():
+    steps = [(s := schedule_for(from_weights=True, num_labelled=n)).epochs * n / s.batch_size for n in (4_999, 5_000)]
+    assert steps[1] >= steps[0]
+    epochs = [schedule_for(from_weights=True, num_labelled=n).epochs for n in (100, 5_000, 7_500, 10_000, 1_000_000)]
+    assert epochs == [60, 60, 40, 30, 30]

@@ -160,6 +160,27 @@ def test_images_that_are_all_answered_right_give_no_temperature():
     assert metrics.fit_temperatures(np.stack([log_probs] * 2), right) == (1.0, 1.0)
 
 
+def test_a_network_that_is_right_on_all_images_is_never_behind_one_that_is_not():
+    """It has no temperature, and a student of temperature 4 is unsure: one with a mistake, calibrated, won over it."""
+    labels = np.arange(300) % 4
+    logits = 3.0 * np.eye(4)[labels]
+    mistaken = logits.copy()
+    mistaken[0] = mistaken[1]
+
+    def figures(logits: np.ndarray) -> tuple[float, float]:
+        log_probs = metrics.log_probs_from_logits(logits)
+        calibrated = metrics.calibrated_log_probs(log_probs[None], fit_temperature(log_probs, labels))
+        return metrics.accuracy(log_probs, labels), metrics.nll(calibrated, labels)
+
+    (perfect, nll), (wrong, lower) = figures(logits), figures(mistaken)
+    assert (perfect, wrong) == (1.0, 299 / 300)
+    assert lower < nll  # what the choice was made by
+    scores = [metrics.selection_score(*figures(each)) for each in (1.1 * logits, logits, mistaken)]
+    assert scores == sorted(scores)
+    assert scores[2] == lower  # with a mistake, it is the calibrated NLL
+    assert metrics.selection_score(0.5, float("nan")) == math.inf
+
+
 def test_members_that_would_best_vote_keep_their_probabilities():
     """Each of three is wrong on one of three images, as surely as right: the NLL is lowest for t -> 0, at 2 of 3 votes.
 

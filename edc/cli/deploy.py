@@ -18,7 +18,7 @@ from edc.cli.options import (
     say,
     table_console,
 )
-from edc.errors import FailedError, NotInstalledError, RequestError
+from edc.errors import FailedError, NotInstalledError, RequestError, edc_command
 
 __all__ = ["add_commands"]
 
@@ -124,7 +124,7 @@ def export(
     print_artifact(manifest, target, console=table_console(as_json))
     for file in manifest.missing:
         say(f"not written: {file.path}: {file.reason}")
-    say(f"artifact: {target}   next: edc bench {target}")
+    say(f"artifact: {target}   next: {edc_command('bench', target)}")
     if manifest.missing:
         role = "" if any(file.role == "student" for file in manifest.missing) else "; --no-baseline leaves them out"
         say(f"error: {len(manifest.missing)} of the files asked for failed, the others are written{role}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edc.cli.options import Device, Json, Threads, accelerator_on, print_json, say, table_console
-from edc.errors import RequestError
+from edc.errors import RequestError, edc_command
 from edc.system.files import require_free_name, write_atomically
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def init(
     if as_json:
         print_json({"recipe": str(out), **proposal_document(proposal)})
     print_found(proposal, console=table_console(as_json))
-    say(f"written: {out}   next: edc distill {out} --dry-run")
+    say(f"written: {out}   next: {edc_command('distill', out, '--dry-run')}")
 
 
 def _budget(ms: float | None, backend: str | None, *, student: str | None, threads: int | None) -> "Budget | None":

@@ -35,7 +35,7 @@ from edc.cli.options import (
     say,
     seeds_in,
 )
-from edc.errors import INTERRUPTED, RUN_AGAIN, EdcError, FailedError, Interrupted, RequestError, first_line
+from edc.errors import INTERRUPTED, RUN_AGAIN, EdcError, FailedError, Interrupted, RequestError, edc_command, first_line
 from edc.system.gpu import is_out_of_memory
 
 __all__ = ["app", "main"]
@@ -149,7 +149,7 @@ def distill(
     distill_all(dict(zip(folders, loaded, strict=True)), accelerator=accelerator)
     if accelerator.is_main_process:
         cli_show.show_runs(folders, as_json=as_json)
-        say(f"run: {', '.join(str(each.path) for each in folders)}   next: edc export {folders[0].path}")
+        say(f"run: {', '.join(str(each.path) for each in folders)}   next: {edc_command('export', folders[0].path)}")
 
 
 @app.command(epilog="Example: on machine 2 of 4, edc teach recipes/cifar100_wrn28x4.yaml --member 2")

@@ -1,6 +1,5 @@
 """The command that lists and copies the recipes that edc ships: recipes."""
 
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edc.cli.options import Json, print_json, say, table_console
-from edc.errors import FailedError, RequestError
+from edc.errors import FailedError, RequestError, edc_command
 
 __all__ = ["add_commands"]
 
@@ -50,7 +49,7 @@ def recipes(
     if as_json:
         print_json({"written": str(copied)})
     say("its first line is for editors, which find the schema after: edc recipes --schema > recipe.schema.json")
-    say(f"written: {copied}   next: {shlex.join(['edc', 'distill', str(copied), '--dry-run'])}")
+    say(f"written: {copied}   next: {edc_command('distill', copied, '--dry-run')}")
 
 
 def _copied(source: Path) -> Path:

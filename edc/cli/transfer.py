@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from edc.cli.options import EXPORT, Json, print_json, say
+from edc.errors import edc_command
 
 __all__ = ["add_commands"]
 
@@ -52,7 +53,7 @@ def pull(
         print_json({"address": address, "artifact": str(folder), "files": len(manifest.files)})
     if any(file.format in ("tensorrt", "tensorrt_rtx") for file in manifest.files):
         say("it holds engines, which are machine code: run them only if you trust who built them")
-    say(f"pulled: {folder}   next: edc verify {folder}")
+    say(f"pulled: {folder}   next: {edc_command('verify', folder)}")
 
 
 def _said(path: str, num_bytes: int) -> None:

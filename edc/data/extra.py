@@ -76,16 +76,24 @@ def _augment_seed(seed: int, turn: int, source: int, index: int) -> int:
     return derive_seed(seed, "augment extra", turn, source, index)
 
 
-def steps_per_epoch(images: Images, batch_size: int, extra: ExtraImages | None = None) -> int:
+def steps_per_epoch(
+    images: Images, batch_size: int, extra: ExtraImages | None = None, *, field: str = "training"
+) -> int:
     """Returns the number of full batches of the labelled `images` together with the `extra` ones.
 
     Images of an incomplete last batch are left out, as in the official code.
+
+    Args:
+        field: the section of the recipe that says `batch_size`, for errors.
+
+    Raises:
+        DataError: not one batch.
     """
     num_labelled = batch_size - (extra.num_rows(batch_size) if extra else 0)
     if len(images) < num_labelled:
         beside = f" and {num_labelled} of a batch are labelled" if extra else ""
         raise DataError(
-            f"training.batch_size: found {batch_size}{beside}, but only {len(images)} training images; make it smaller"
+            f"{field}.batch_size: found {batch_size}{beside}, but only {len(images)} training images; make it smaller"
         )
     return len(images) // num_labelled
 

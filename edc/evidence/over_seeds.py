@@ -8,6 +8,7 @@ images. The differences are then averaged over the runs, whether or not these ha
 where "teacher" is the mean over the run's teachers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from edc.errors import RunError
 from edc.evidence.read_runs import MEASURES, Measure, Over, ReadRun, read_runs
 from edc.metrics.intervals import CONFIDENCE, Draws, Interval, mean_interval, mean_over_both, ratio_over_both
 from edc.runs.folder import RunFolder
+from edc.runs.rows import has_temperature
 from edc.subject import Subject
 
 __all__ = ["ONE_TEACHER", "Against", "Evidence", "EvidenceRow", "Figures", "evidence_of"]
@@ -60,7 +62,8 @@ class EvidenceRow:
     subject: Subject | None
     figures: dict[Measure, Figures]
     share: dict[Measure, Interval]
-    """For students: the share of the ensemble's gain over one teacher. 1 is all of it, NaN: there is no gain."""
+    """For students: the share of the ensemble's gain over one teacher. 1 is all of it. NaN: there is no gain, or no
+    calibrated NLL to compare (`Evidence.uncalibrated`)."""
     against: dict[Measure, Against]
     """Empty without a named row, and for that row itself."""
     units: float | None
@@ -83,6 +86,9 @@ class Evidence:
     """How much better the ensemble is than one teacher; for the calibrated NLL, how much lower."""
     rows: tuple[EvidenceRow, ...]
     left_out: tuple[str, ...]
+    uncalibrated: tuple[str, ...]
+    """Rows without a temperature in some run, where a row that they would be compared with has one: what separates
+    their calibrated NLL is that temperature, so that there is no share of it."""
     notes: tuple[str, ...]
 
 
@@ -116,6 +122,14 @@ def evidence_of(folders: Sequence[RunFolder], *, against: str | None = None) -> 
             for subject in subjects
         ),
         left_out=tuple({subject.label: None for run in runs for subject in run.rows if subject not in of_all}),
+        uncalibrated=tuple(
+            {
+                subject.label: None
+                for run in runs
+                for subject, row in run.rows.items()
+                if not has_temperature(row) and any(has_temperature(other) for other in run.rows.values())
+            }
+        ),
         notes=together.notes,
     )
 
@@ -133,7 +147,8 @@ def _row(
     if subject is not None and subject.is_student:
         for m, of_rows in cells.items():
             above, below = (of_rows[one] - of_rows[None] for one in (subject, Subject("ensemble")))
-            share[m] = ratio_over_both(above, below, draws)
+            comparable = m == "acc" or all(_calibrated_alike(run, subject) for run in runs)
+            share[m] = ratio_over_both(above, below, draws) if comparable else Interval(math.nan, None, None)
     differences = {m: of_rows[subject] - of_rows[named] for m, of_rows in cells.items()} if is_compared else {}
     name = None if subject is None else subject.name
     return EvidenceRow(
@@ -145,6 +160,12 @@ def _row(
         units=None if name is None else _mean([run.units(name) for run in runs]),
         hours=None if name is None else _mean([run.hours(name) for run in runs]),
     )
+
+
+def _calibrated_alike(run: ReadRun, subject: Subject) -> bool:
+    """Returns whether all have a temperature, or none has, of what a student's share is computed from."""
+    of = (subject, Subject("ensemble"), *(other for other in run.rows if other.role == "teacher"))
+    return len({has_temperature(run.rows[one]) for one in of}) == 1
 
 
 def _named(label: str, subjects: Sequence[Subject | None]) -> Subject | None:

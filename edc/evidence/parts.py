@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edc.errors import RunError
+from edc.recipe import BestBy
 from edc.runs.folder import RunFolder, first_difference
-from edc.runs.rows import SAME_NLL, rows_by_subject, teacher_sets
+from edc.runs.rows import SAME_NLL, rows_by_subject, teacher_sets, validation_score
 from edc.subject import Subject
 
 __all__ = ["RunInParts", "join_parts"]
@@ -61,7 +62,7 @@ def join_parts(folders: Sequence[RunFolder]) -> tuple[RunInParts, ...]:
         for later in range(1, len(numbers)):
             for earlier in range(later):
                 _require_other_students(of_run[earlier], own[earlier], of_run[later], own[later])
-        runs.append(RunInParts(of_run, own, _joined(own), teachers))
+        runs.append(RunInParts(of_run, own, _joined(of_run, own), teachers))
     return tuple(runs)
 
 
@@ -102,10 +103,15 @@ def _difference(first: RunFolder, second: RunFolder) -> str | None:
     return first_difference(held, asked).replace("asked for", f"in {second.path}")
 
 
-def _joined(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns one summary: what the first says, with the students of all."""
+def _joined(folders: Sequence[RunFolder], summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns one summary: what the first says, with the students of all.
+
+    `deploy_by` is what the deployed student was chosen by, on validation images: None where a recipe names it.
+    """
+    measures = {_deploys_by(folder) for folder in folders}
+    deploy_by = measures.pop() if len(measures) == 1 else None
     if len(summaries) == 1:
-        return summaries[0]
+        return summaries[0] | {"deploy_by": deploy_by}
     rows: Rows = {}
     for summary in summaries:
         for subject, row in rows_by_subject(summary).items():
@@ -117,17 +123,24 @@ def _joined(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "name": " + ".join(names),
         "recipes": names,
         "rows": list(rows.values()),
-        "deploy": min(deployed, key=lambda name: _validation_nll(rows, name)),
+        "deploy": min(deployed, key=lambda name: _score(rows, name, by=deploy_by or "calibrated_nll")),
+        "deploy_by": deploy_by,
     }
     for field in ("chosen", "fold_choice"):
         joined[field] = {name: value for summary in summaries for name, value in summary.get(field, {}).items()}
     return joined
 
 
-def _validation_nll(rows: Rows, student: str) -> float:
-    """Returns what `deploy: best` goes by; an older edc wrote none, which is never the best."""
-    validation = rows.get(Subject("student", name=student), {}).get("validation")
-    return float(validation["calibrated_nll"]) if validation else float("inf")
+def _deploys_by(folder: RunFolder) -> BestBy | None:
+    """Returns what the run's deployed student was chosen by; None if its recipe names it, or is not there."""
+    if not folder.recipe_path.is_file():
+        return None
+    recipe = folder.recipe()
+    return recipe.best_by if recipe.deploys_best else None
+
+
+def _score(rows: Rows, student: str, *, by: BestBy) -> float:
+    return validation_score(rows.get(Subject("student", name=student), {}), by=by)
 
 
 def _students(rows: Rows) -> list[str]:

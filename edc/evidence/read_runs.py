@@ -142,16 +142,18 @@ def _require_comparable(runs: Sequence[RunInParts]) -> None:
 
 
 def _about_spread(runs: Sequence[RunInParts]) -> list[str]:
-    """Returns what differs, in more than seeds and students, between runs and the first of their recipe's name, or in
-    the images that they learned from: a note for each difference, with all folders that have it.
+    """Returns what differs, in more than seeds and students, between runs and the first of their recipe's name or with
+    one of their students, or in the images that they learned from: a note for each difference, with all folders that
+    have it.
     """
-    first_of: dict[str, RunFolder] = {}
+    first_of: dict[Subject | str, RunFolder] = {}
     differing: dict[str, list[str]] = {}
     for run in runs:
         for folder, summary in zip(run.folders, run.summaries, strict=True):
-            first = first_of.setdefault(summary["name"], folder)
-            for difference in [] if first is folder else _what_differs(first, folder):
-                differing.setdefault(difference, []).append(str(folder.path))
+            students = [subject for subject in rows_by_subject(summary) if subject.role == "student"]
+            for first in dict.fromkeys(first_of.setdefault(key, folder) for key in (summary["name"], *students)):
+                for difference in [] if first is folder else _what_differs(first, folder):
+                    differing.setdefault(difference, []).append(str(folder.path))
     return [
         f"{', '.join(paths)}: {difference}; the spread is not of seeds alone" for difference, paths in differing.items()
     ]
@@ -167,6 +169,7 @@ def _what_differs(first_folder: RunFolder, folder: RunFolder) -> list[str]:
         first, recipe = (
             one.model_copy(
                 update={
+                    "name": first.name,
                     "seed": 0,
                     "teachers": one.teachers.model_copy(update={"seed": 0}),
                     "students": {name: one.students[name] for name in first.students if name in recipe.students},

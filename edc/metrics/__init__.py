@@ -1,7 +1,7 @@
 """Metrics of predictions: accuracy, NLL, ECE, Brier, diversity, DEE, raw and calibrated."""
 
 from edc.metrics.by_class import ByClass, by_class, in_words, majority_of
-from edc.metrics.calibrate import fit_member_temperature, fit_temperature
+from edc.metrics.calibrate import fit_member_temperature, fit_temperature, selection_score
 from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.metrics import (
     Labels,
@@ -47,4 +47,5 @@ __all__ = [
     "nll",
     "quality",
     "reliability_bins",
+    "selection_score",
 ]

@@ -1,5 +1,6 @@
 """Temperatures, fitted on validation data: of a network's logits, and of each member's before they are averaged."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from edc.metrics.ensemble import ensemble_log_probs, log_softmax
 
-__all__ = ["fit_member_temperature", "fit_temperature"]
+__all__ = ["fit_member_temperature", "fit_temperature", "selection_score"]
 
 LOWEST, HIGHEST = np.log(1e-4), np.log(1e4)
 """Bounds of the search in log(t): logits that a stranger's network divides or multiplies by thousands are fitted."""
@@ -46,6 +47,18 @@ def fit_member_temperature(member_log_probs: NDArray[np.float64], labels: NDArra
     best = int(np.argmin([nll(log_t) for log_t in GRID]))
     bounds = GRID[max(best - 1, 0)], GRID[min(best + 1, len(GRID) - 1)]
     return _lowest(nll, bounds, at_zero=_nll_of_votes(member_log_probs, labels))
+
+
+def selection_score(acc: float, calibrated_nll: float) -> float:
+    """Returns what networks are chosen by on the images that calibrated them; lower is better. NaN is the worst.
+
+    The NLL in nats, except of a network that is right on all images. No temperature is fitted to it, so its NLL is that
+    of the probabilities it has, and a network with a mistake, calibrated, could have a lower one. At the temperature
+    that it lacks, its NLL would be as close to 0 as one likes: it gets a score below 0, by its own NLL among such ones.
+    """
+    if not math.isfinite(calibrated_nll):
+        return math.inf
+    return -1 / (1 + calibrated_nll) if acc == 1 else calibrated_nll
 
 
 def _lowest(nll: Callable[[float], float], bounds: tuple[float, float], *, at_zero: float) -> float:

@@ -12,14 +12,15 @@ __all__ = ["network_and_start"]
 
 def network_and_start(
     student: tuple[str, str] | None, data: DataSet, used: Sequence[CheckpointFound]
-) -> tuple[str, str | None, str]:
-    """Returns the student's network, what it starts from, and why.
+) -> tuple[NetworkSection, str]:
+    """Returns the student's network with what it starts from, and why.
 
     Args:
         student: the network that was asked for, if one was, and why it is the one.
     """
     names = [one.section.network.name if one.section and one.section.network else "" for one in used]
-    own = {name for name in names if name}
+    by_acc = sorted(zip(names, used, strict=True), key=lambda pair: -_accuracy(pair[1]))
+    own = dict.fromkeys(name for name, _ in by_acc if name)  # of one size, the best teacher's first
     if student:
         network, why = student
     elif own:
@@ -32,21 +33,17 @@ def network_and_start(
         network = "torchvision/resnet18" if data.image_shape[1] >= 64 else "wrn16x2"
         why = "the student: a small network that takes such images; --student names another"
     if names and set(names) == {network}:
-        return network, "teacher", f"{why}. It starts from the best teacher on validation images"
-    same = [one for one, name in zip(used, names, strict=True) if name == network]
-    best = max((one for one in same if not _read_otherwise(one)), key=_accuracy, default=None)
-    if best is not None:
-        return network, str(best.file), f"{why}. It starts from the weights of the best teacher of that network"
+        started = NetworkSection(name=network, start="teacher")
+        return started, f"{why}. It starts from the best teacher on validation images"
+    same = [one.section for name, one in by_acc if name == network and one.section and one.section.file]
+    best = next((section for section in same if not section.classes), None)
+    if best is not None:  # its weights say the same only for images that are normalised as it was taught
+        started = NetworkSection(name=network, start=str(best.file), weights=best.weights, mean=best.mean, std=best.std)
+        return started, f"{why}. It starts from the weights of the best teacher of that network"
     hint = "; start: pretrained would take the library's weights, if they can be fetched" if "/" in network else ""
     if same:
-        hint = f", because its teacher has {_read_otherwise(same[0])} of its own, and a student has the data's{hint}"
-    return network, None, f"{why}. It starts from random weights{hint}"
-
-
-def _read_otherwise(one: CheckpointFound) -> str:
-    """Returns the field of its section by which the file is read otherwise than a student that starts from it."""
-    fields = ("classes", "weights", "mean")
-    return next((field for field in fields if one.section is not None and getattr(one.section, field)), "")
+        hint = f", because its teacher has an order of classes of its own, and a student has the data's{hint}"
+    return NetworkSection(name=network), f"{why}. It starts from random weights{hint}"
 
 
 def _accuracy(one: CheckpointFound) -> float:

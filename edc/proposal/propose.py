@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edc.console import console
 from edc.data import load_data
-from edc.errors import EdcError, RecipeError, first_line
+from edc.errors import EdcError, RecipeError, edc_command, first_line
 from edc.networks import build_network
 from edc.proposal.budget import Budget, TimedNetwork, chosen, in_words, timed_networks
 from edc.proposal.checkpoints_found import (
@@ -197,35 +197,16 @@ def _choices(
     reasons: dict[str, str],
 ) -> Choices:
     used = [one for one in checkpoints if not one.why_not and one.section]
-    network, start, why_network = network_and_start(student, found.data, used)
-    num_train = len(found.data.train) + (len(found.data.extra) if found.data.extra else 0)
-    batch_size = next(size for size, most in ((16, 320), (32, 2_000), (64, 20_000), (128, 1 << 62)) if num_train < most)
-    begins = "weights that know such images" if start else "random weights"
+    network, why_network = network_and_start(student, found.data, used)
     return Choices(
         name=name_of(asked.out.with_suffix("") if asked.out else asked.images),
         network=network,
-        start=start,
         why_network=why_network,
-        **_schedule(start, num_train),
-        batch_size=min(batch_size, len(found.data.train)),
-        why_training=f"a start to change: students begin from {begins} and go through {num_train:,} images"
-        + (f", {len(found.data.extra):,} of them without labels" if found.data.extra else "")
-        + ". More epochs are better ones, as many as you can afford",
+        num_labelled=len(found.data.train),
+        num_extra=len(found.data.extra) if found.data.extra else 0,
         several=len(used) != 1,
         reasons_of_data=reasons,
     )
-
-
-def _schedule(start: str | None, num_train: int = 0) -> dict[str, Any]:
-    """Returns for how long, and how, a student learns that starts from there.
-
-    From weights with AdamW: SGD at 0.01 forgot what they know (results/finetune_lite0.md). There, with 1,000 images, 56
-    epochs were also 3.6 points better than 28.
-    """
-    if not start:
-        return {"epochs": 100, "warmup_epochs": 5, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4}
-    epochs = 30 if num_train >= 5_000 else 60
-    return {"epochs": epochs, "warmup_epochs": 2, "optimizer": "adamw", "learning_rate": 0.001, "weight_decay": 0.01}
 
 
 def _accepted(
@@ -237,8 +218,8 @@ def _accepted(
     accelerator: Accelerator,
 ) -> tuple[Recipe, str]:
     """Returns the recipe, tried as a dry run tries it, and its text; without what network or data do not allow."""
-    with_members, start = choices.several, choices.start
-    ways = dict.fromkeys([(with_members, start), (False, start), (with_members, None), (False, None)])
+    with_members, starts = choices.several, choices.network.start is not None
+    ways = dict.fromkeys([(with_members, starts), (False, starts), (with_members, False), (False, False)])
     refused: list[EdcError] = []
     for way in ways:
         one = _simpler(choices, *way, because=first_line(refused[-1]) if refused else "")
@@ -256,13 +237,13 @@ def _accepted(
     raise refused[-1]
 
 
-def _simpler(choices: Choices, with_members: bool, start: str | None, *, because: str) -> Choices:
+def _simpler(choices: Choices, with_members: bool, starts: bool, *, because: str) -> Choices:
     """Returns the choices without a student with members, or without a start, and why, where they had them."""
     if not with_members:
         choices = replace(choices, why_no_members=because)
-    if choices.start and not start:
+    if choices.network.start and not starts:
         why = f"the student, from random weights: {because}"
-        choices = replace(choices, start=None, **_schedule(None), why_network=why, why_training="a start to change")
+        choices = replace(choices, network=NetworkSection(name=choices.network.name), why_network=why)
     return choices
 
 
@@ -272,7 +253,7 @@ def _head(asked: Asked, found: DataFound, choices: Choices) -> list[str]:
     lines = [
         f"Proposed by edc init for {found.section.root}; every line may be changed.",
         "",
-        f"launch   edc distill {file}   (first with --dry-run: the cost on this machine)",
+        f"launch   {edc_command('distill', file)}   (first with --dry-run: the cost on this machine)",
         "",
     ]
     for split in found.splits:

@@ -1,14 +1,14 @@
 """The proposed recipe as YAML, with the reason for each choice beside it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import yaml
 
 from edc.proposal.checkpoints_found import CheckpointFound
-from edc.recipe import CheckpointSection, DataSection
-from edc.recipe.training_section import Optimizer
+from edc.proposal.schedule import schedule_for
+from edc.recipe import CheckpointSection, DataSection, NetworkSection
 
 __all__ = ["Choices", "recipe_text"]
 
@@ -21,16 +21,13 @@ class Choices:
     """What the recipe says beside data and teachers, and why."""
 
     name: str
-    network: str
-    start: str | None
+    network: NetworkSection
+    """The student's, and what it starts from."""
     why_network: str
-    epochs: int
-    batch_size: int
-    optimizer: Optimizer
-    learning_rate: float
-    weight_decay: float
-    warmup_epochs: int
-    why_training: str
+    num_labelled: int
+    """Training images."""
+    num_extra: int
+    """Images without labels."""
     several: bool
     """Whether there are two teachers or more, so that images can be divided among them."""
     why_no_members: str = ""
@@ -46,14 +43,24 @@ def recipe_text(data: DataSection, found: Sequence[CheckpointFound], choices: Ch
     given = data.model_dump(mode="json", exclude_defaults=True)
     for name, value in (given | {"augmentation": data.augmentation}).items():
         lines.append(_with_reason(f"  {name}: {_flow(value)}", choices.reasons_of_data.get(name, "")))
-    network = {"name": choices.network, "start": choices.start} if choices.start else choices.network
-    lines += [*_comment(choices.why_network), f"network: {_flow(network)}"]
-    lines += [*_comment(choices.why_training), "training:"]
-    fields = ("epochs", "warmup_epochs", "batch_size", "optimizer", "learning_rate", "weight_decay")
-    lines += [f"  {name}: {getattr(choices, name)}" for name in fields]
-    lines += ["teachers:", *_teachers(found)]
-    lines += _students(choices)
+    network = choices.network.model_dump(mode="json", exclude_defaults=True)
+    lines += [*_comment(choices.why_network), f"network: {_flow(network if len(network) > 1 else network['name'])}"]
+    lines += [*_training(choices), "teachers:", *_teachers(found), *_students(choices)]
     return "\n".join(lines) + "\n"
+
+
+def _training(choices: Choices) -> list[str]:
+    """Returns the section `training`, with what an epoch is."""
+    labelled, extra = choices.num_labelled, choices.num_extra
+    schedule = schedule_for(from_weights=choices.network.start is not None, num_labelled=labelled, num_extra=extra)
+    begins = "weights that know such images" if choices.network.start else "random weights"
+    why = f"a start to change: students begin from {begins}; an epoch goes through {labelled:,} images"
+    if extra:
+        times = schedule.epochs * labelled / extra
+        why += f" and as many of the {extra:,} without labels, each of which comes {times:.2g} times in all"
+    fields = {name: value for name, value in asdict(schedule).items() if (name, value) != ("validate_every", 1)}
+    why += ". More epochs are better ones, as many as you can afford"
+    return [*_comment(why), "training:", *(f"  {name}: {value}" for name, value in fields.items())]
 
 
 def _students(choices: Choices) -> list[str]:
@@ -61,14 +68,14 @@ def _students(choices: Choices) -> list[str]:
     if not choices.several:
         why = "kd: one network learns from the one teacher; a student with members needs two or more"
         return [*_comment(why), "students:", "  kd:", "    method: kd"]
-    split = choices.start is not None
+    split = choices.network.start is not None
     one = "kd_split: one network, each image answered by one teacher" if split else "kd: one network learns from all"
     average = [] if split else ["    ema: auto"]
     name, answers = ("kd_split", ["    answers: split"]) if split else ("kd", [])
     lines = ["students:", f"  {name}:", "    method: kd", *answers, *average]
     if choices.why_no_members:
         return [*_comment(f"{one}. No student with members: {choices.why_no_members}"), *lines]
-    rate, of_what = (0.1, "that start from weights ") if choices.start else (0.25, "")
+    rate, of_what = (0.1, "that start from weights ") if split else (0.25, "")
     why = (
         f"{one}. latent_be_split: members that share weights, each image to one teacher and its member, folded into "
         "one network. Both cost the same."

@@ -116,7 +116,7 @@ def _num_epochs(name: str, recipe: Mapping[str, Any], students: Mapping[str, Any
     cost, other_cost = (_cost(each, data, training.batch_size, ensemble_size) for each in (student, other))
     if epochs is None or cost is None or other_cost is None:
         return None
-    return max(1, math.floor(wish.get(TIMES, 1) * epochs * other_cost / cost + Fraction(1, 2)))
+    return max(1, math.floor(Fraction(wish.get(TIMES, 1)) * epochs * other_cost / cost + Fraction(1, 2)))
 
 
 def _cost(student: StudentSection, data: DataSection, batch_size: int, ensemble_size: int) -> Fraction | None:

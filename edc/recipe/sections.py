@@ -55,8 +55,9 @@ class StudentSection(Section):
     """Root-mean-square size of the perturbation, in grey levels of 255."""
     temperature: PositiveFloat = 4.0
     alpha: UnitInterval = 1.0
-    """Weight of the distillation loss; 1: labels are not used at all. 0: labels alone teach, and teachers are asked
-    only about images of `data.extra` (unless `extra: false`), and by a perturbation."""
+    """Weight of the distillation loss; 1: labels are not used at all. 0: labels alone teach, and no teacher is
+    asked. With a perturbation or images of `data.extra` (unless `extra: false`) they are, about all images of a batch;
+    of those with a label the answers have no weight."""
     extra: bool = True
     """Whether it also learns from the images of `data.extra`; without labels, their `alpha` is 1."""
     start: Start | None = None

@@ -8,6 +8,7 @@ students/<student>/
 """
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -135,10 +136,13 @@ def best_of(candidates: list[Candidate], *, by: BestBy) -> Candidate:
     By accuracy, one image decides: a moving average that was right on 1,194 of 2,000 images lost to the network that
     was right on 1,195, and was better on 10,000 test images by 0.8 points (results/student_average.md).
     """
-    measures = [(each.validation_calibrated_nll or 0.0, -(each.validation_acc or 0.0)) for each in candidates]
-    if by == "accuracy":
-        measures = [(acc, nll) for nll, acc in measures]
-    return candidates[measures.index(min(measures))]
+
+    def measures(candidate: Candidate) -> tuple[float, float]:
+        acc, nll = candidate.validation_acc or 0.0, candidate.validation_calibrated_nll
+        score = metrics.selection_score(acc, math.nan if nll is None else nll)
+        return (-acc, score) if by == "accuracy" else (score, -acc)
+
+    return min(candidates, key=measures)
 
 
 def kept_choice(folder: Path) -> Choice | None:

@@ -155,9 +155,11 @@ def require_trainable(recipe: Recipe, data: DataSet, *, accelerator: Accelerator
         require_tf32_has_effect(one.training, accelerator.device, field=one.field)
         require_sharable(one.training, num_processes=accelerator.num_processes, field=one.field)
     if not recipe.teachers.checkpoints:
-        steps_per_epoch(data.train, recipe.training_of(recipe.teachers).batch_size)
-    for section in recipe.students.values():
-        steps_per_epoch(data.train, recipe.training_of(section).batch_size, learned_by(section, data).extra)
+        field = recipe.batch_field(recipe.teachers, "teachers")
+        steps_per_epoch(data.train, recipe.training_of(recipe.teachers).batch_size, field=field)
+    for name, section in recipe.students.items():
+        field, extra = recipe.batch_field(section, f"students.{name}"), learned_by(section, data).extra
+        steps_per_epoch(data.train, recipe.training_of(section).batch_size, extra, field=field)
     student, teacher = _tried(recipe.network, data), _tried(recipe.teacher_network, data)
     for one in trainings:
         network = teacher if one.of_teachers else student

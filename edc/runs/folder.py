@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edc.console import console
-from edc.errors import RunError, shown
+from edc.errors import RunError, edc_command, shown
 from edc.recipe import BestBy, Recipe
 from edc.recipe.loading import recipe_from_document
 from edc.runs.documents.summary import SavedSummary
@@ -80,7 +80,7 @@ class RunFolder:
 
     @property
     def _anew(self) -> str:
-        return f"remove it and run edc distill {self.recipe_path} again"
+        return f"remove it and run {edc_command('distill', self.recipe_path)} again"
 
     def student_path(self, name: str) -> Path:
         return self.path / "students" / name
@@ -220,7 +220,7 @@ class RunFolder:
             self.recipe()  # says so if this is no run at all
             raise RunError(
                 f"{self.path}: the run is not finished (no summary.json); "
-                f"continue with: edc distill {self.recipe_path} --run {self.path}"
+                f"continue with: {edc_command('distill', self.recipe_path, '--run', self.path)}"
             )
         document: dict[str, Any] = read_saved(SavedSummary, self.summary_path, advice=self._anew)[1]
         return document

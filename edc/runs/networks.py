@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from edc.data import DataSet, load_data
-from edc.errors import RunError
+from edc.errors import RunError, edc_command
 from edc.method.batch_ensemble import ensemble_size_of
 from edc.recipe import Recipe
 from edc.runs.choice import with_own_statistics
@@ -111,7 +111,7 @@ def require_trained(folder: RunFolder, recipe: Recipe, data: DataSet, members: I
         if not weights.is_file():
             raise RunError(
                 f"{weights}: teacher {m} is not trained; train it with: "
-                f"edc teach {folder.recipe_path} --runs {folder.path.parent}"
+                + edc_command("teach", folder.recipe_path, "--runs", folder.path.parent)
             )
     return taught
 

@@ -1,21 +1,25 @@
 """The rows of summary.json by subject."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edc.recipe import Recipe
+from edc import metrics
+from edc.recipe import BestBy, Recipe
 from edc.subject import Subject
 
 __all__ = [
     "SAME_NLL",
     "best_teacher",
     "deployed_student",
+    "has_temperature",
     "identity_of",
     "member_temperature",
     "recipe_names",
     "rows_by_subject",
     "seeds_in_words",
     "teacher_sets",
+    "validation_score",
 ]
 
 SAME_NLL = 1e-4
@@ -73,6 +77,14 @@ def member_temperature(row: dict[str, Any]) -> float:
     return float(row.get("member_temperature", 1.0))
 
 
+def has_temperature(row: dict[str, Any]) -> bool:
+    """Returns whether a row is calibrated: one that is right on all validation images has no temperature.
+
+    It keeps the probabilities that it has, which is dividing by exactly 1. An older edc did not say what it divided by.
+    """
+    return not (row.get("calibration_temperature") == 1 and member_temperature(row) == 1)
+
+
 def deployed_student(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> str:
     """Returns the student that is exported: the recipe's, or with `deploy: best` the best on validation images.
 
@@ -81,9 +93,19 @@ def deployed_student(recipe: Recipe, rows: Sequence[dict[str, Any]]) -> str:
     if not recipe.deploys_best:
         return recipe.deploy
     students = [row for row in rows if row["kind"] == "student"]
-    if recipe.best_by == "accuracy":
-        return str(max(students, key=lambda row: float(row["validation"]["acc"]))["name"])
-    return str(min(students, key=lambda row: float(row["validation"]["calibrated_nll"]))["name"])
+    return str(min(students, key=lambda row: validation_score(row, by=recipe.best_by))["name"])
+
+
+def validation_score(row: dict[str, Any], *, by: BestBy) -> float:
+    """Returns what a student is chosen by, on validation images; lower is better.
+
+    An older edc wrote none: that is the worst.
+    """
+    validation = row.get("validation")
+    if validation is None:
+        return math.inf
+    acc, nll = float(validation["acc"]), float(validation["calibrated_nll"])
+    return -acc if by == "accuracy" else metrics.selection_score(acc, nll)
 
 
 def teacher_sets(summaries: Sequence[dict[str, Any]]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from edc.console import console
 from edc.data import DataSet
-from edc.errors import RunError
+from edc.errors import RunError, edc_command
 from edc.method.batch_ensemble import fold, shared_layers, to_batch_ensemble
 from edc.method.kinds import FoldKind, MemberForm
 from edc.method.step import StudentStep
@@ -264,7 +264,8 @@ def load_student(recipe: Recipe, name: str, data: DataSet, *, run: RunFolder) ->
     path = run.student_path(name) / WEIGHTS
     if not path.is_file():
         raise RunError(
-            f"{path}: student {name!r} is not trained; continue with: edc distill {run.recipe_path} --run {run.path}"
+            f"{path}: student {name!r} is not trained; continue with: "
+            + edc_command("distill", run.recipe_path, "--run", run.path)
         )
     network = build_student(recipe, name, data, fresh=False)
     load_finished(path, network, advice="remove it and summary.json, and edc distill trains the student anew")

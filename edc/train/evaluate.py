@@ -42,8 +42,9 @@ class Validated:
     @property
     def score(self) -> float:
         """What the best epoch is chosen by; lower is better. NaN, of answers that are not finite, is the worst."""
-        score = -self.acc if self.calibrated_nll is None else self.calibrated_nll
-        return score if math.isfinite(score) else math.inf
+        if self.calibrated_nll is not None:
+            return metrics.selection_score(self.acc, self.calibrated_nll)
+        return -self.acc if math.isfinite(self.acc) else math.inf
 
     def figures(self, prefix: str = "") -> dict[str, float]:
         """Returns the fields of an epoch's record."""

@@ -159,6 +159,9 @@ def _why_no_share(evidence: Evidence) -> list[str]:
     ):
         if measures:
             lines.append(words.format(" and in ".join(IN_WORDS[m] for m in measures)))
+    if evidence.uncalibrated and not _share_is_nothing(evidence, "calibrated_nll"):
+        names = ", ".join(evidence.uncalibrated)
+        lines.append(f"no share in calibrated NLL where some have no temperature (right on all): {names}")
     return lines
 
 

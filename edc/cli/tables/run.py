@@ -83,7 +83,7 @@ def _caption(summaries: Sequence[dict[str, Any]], forms: dict[str, dict[str, str
     seeds: dict[str, list[str]] = {}
     for summary, seed in zip(summaries, seeds_in_words(summaries), strict=True):
         seeds.setdefault(summary["deploy"], []).append(seed)
-    if len(seeds) > 1:
+    if len(seeds) > 1 and all(summary.get("deploy_by") for summary in summaries):
         choices = "; ".join(f"{name} at seed{'s' * (len(of) > 1)} {' and '.join(of)}" for name, of in seeds.items())
         lines.append(f"the best on validation images, and so deployed: {choices}")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edc import metrics
-from edc.runs.rows import best_teacher, rows_by_subject, seeds_in_words
+from edc.runs.rows import best_teacher, has_temperature, rows_by_subject, seeds_in_words
 from edc.subject import Subject
 
 __all__ = [
@@ -106,22 +106,21 @@ def hardly_calibrated(summaries: Sequence[dict[str, Any]]) -> list[str]:
     found = []
     for summary, rows, at_seed in _named_by_seed(summaries):
         num_images = summary["data"]["validation"]
-        wrong = {
-            subject.label: round((1 - row["validation"]["acc"]) * num_images)
-            for subject, row in rows.items()
-            if row.get("validation") is not None
-        }
-        for least, most, words in (
-            (0, 0, "right on all {} validation images{}, which say nothing of how sure it may be: not calibrated"),
-            (
-                1,
-                FEW_WRONG - 1,
-                f"wrong on fewer than {FEW_WRONG} of {{}} validation images{{}}: calibrated by these alone",
-            ),
-        ):
-            names = [label for label, number in wrong.items() if least <= number <= most]
-            if names:
-                found.append(f"{', '.join(names)}: {words.format(f'{num_images:,}', at_seed)}")
+        none, hardly = [], []
+        for subject, row in rows.items():
+            if row.get("validation") is None:
+                continue
+            wrong = round((1 - row["validation"]["acc"]) * num_images)
+            if wrong == 0 and not has_temperature(row):
+                none.append(subject.label)
+            elif wrong < FEW_WRONG:
+                hardly.append(subject.label)
+        images = f"{num_images:,} validation images{at_seed}"
+        if none:
+            why = "which say nothing of how sure it may be: not calibrated"
+            found.append(f"{', '.join(none)}: right on all {images}, {why}")
+        if hardly:
+            found.append(f"{', '.join(hardly)}: wrong on fewer than {FEW_WRONG} of {images}: calibrated by these alone")
     return found
 
 
