@@ -149,3 +149,21 @@ def test_words_of_one_teacher_of_a_loss_and_of_teachers_that_others_trained(work
     assert read.train_acc == pytest.approx(found.train_acc)
     assert "edc did not train them" in said_of(read)
     assert "kept the most" not in said_of(read)
+
+
+@pytest.mark.parametrize("start", ["random", "teacher"])
+def test_students_that_start_from_weights_are_told_of_such_students(workshop, recipe, accelerator, start):
+    """They were told what pays from random weights, whatever they start from."""
+    data = load_training_data(recipe.data)
+    document = recipe.model_dump(mode="json", exclude_unset=True)
+    one, *others = document["students"]
+    document["network"] = recipe.network.model_dump(exclude_defaults=True) | {"start": "teacher"}
+    document["students"][one] = {"method": "kd", "start": start}
+    for name in others:
+        document["students"][name].pop("start", None)
+    found = advice_of(Recipe.model_validate(document), data, run=RunFolder(workshop.run), accelerator=accelerator)
+    assert isinstance(found, Advice)
+    assert found.from_weights == (start == "teacher")
+    said = said_of(dataclasses.replace(found, case="fitted"))
+    assert ("(method: kd, answers: split) kept the most" in said) == (start == "teacher")
+    assert ("latent_be" in said) == (start == "random")

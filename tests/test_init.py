@@ -212,6 +212,7 @@ def test_students_are_those_that_the_tables_recommend(several, start, why_no_mem
         name="photos",
         network=NetworkSection(name="wrn10x1", start=start),
         why_network="",
+        has_batchnorm=True,
         num_labelled=900,
         num_extra=0,
         several=several,
@@ -304,7 +305,7 @@ def test_student_whose_start_is_refused_learns_as_from_random_weights(desk, monk
     recipe = proposed()
     assert (as_it_was.network.start, recipe.network.start) == ("teacher", None)
     fields = ("epochs", "warmup_epochs", "optimizer", "learning_rate", "weight_decay")
-    assert [getattr(as_it_was.training, field) for field in fields] == [60, 2, "adamw", 0.001, 0.01]
+    assert [getattr(as_it_was.training, field) for field in fields] == [60, 2, "adamw", 0.003, 0.01]
     assert [getattr(recipe.training, field) for field in fields] == [100, 5, "sgd", 0.05, 5e-4]
     assert [recipe.training_of(one).factor_rate for one in recipe.students.values()] == [None, 0.25]
 
@@ -434,7 +435,7 @@ def test_student_of_a_teacher_with_another_normalisation_or_raw_weights_starts_f
     ]
     student, _ = network_and_start(None, data, used)
     assert student == NetworkSection(name="cifar_resnet8", start="a.pt", **own)
-    choices = Choices("photos", student, "", num_labelled=100, num_extra=0, several=True)
+    choices = Choices("photos", student, "", has_batchnorm=True, num_labelled=100, num_extra=0, several=True)
     text = recipe_text(DataSection(kind="cifar10", root="data"), [], choices, head=[])
     assert recipe_from_document(yaml_from_text(text), source="here").network == student
 
@@ -464,20 +465,28 @@ def images_seen(schedule: Schedule, num_labelled: int, *, extra: bool) -> int:
 @pytest.mark.parametrize("num_labelled", [240, 700, 4_000])
 def test_images_without_labels_never_shorten_the_training(from_weights, num_labelled):
     """More of them had meant larger batches and half the epochs: 210 steps in place of 900."""
-    without = schedule_for(from_weights=from_weights, num_labelled=num_labelled)
+    without = schedule_for(from_weights=from_weights, has_batchnorm=True, num_labelled=num_labelled)
     for num_extra in (100, 5_600, 50_000):
-        found = schedule_for(from_weights=from_weights, num_labelled=num_labelled, num_extra=num_extra)
+        found = schedule_for(
+            from_weights=from_weights, has_batchnorm=True, num_labelled=num_labelled, num_extra=num_extra
+        )
         assert found.epochs >= without.epochs
         seen = images_seen(found, num_labelled, extra=True)
         assert seen / found.batch_size >= images_seen(without, num_labelled, extra=False) / without.batch_size
         if found.epochs < 1000:
-            as_many = schedule_for(from_weights=from_weights, num_labelled=num_labelled + num_extra)
+            as_many = schedule_for(from_weights=from_weights, has_batchnorm=True, num_labelled=num_labelled + num_extra)
             assert seen >= 0.99 * images_seen(as_many, num_labelled + num_extra, extra=False)
         assert 1 <= found.epochs // found.validate_every <= 199
 
 
 def test_epochs_from_weights_have_no_step_between_few_and_many_images():
-    steps = [(s := schedule_for(from_weights=True, num_labelled=n)).epochs * n / s.batch_size for n in (4_999, 5_000)]
+    steps = [
+        (s := schedule_for(from_weights=True, has_batchnorm=True, num_labelled=n)).epochs * n / s.batch_size
+        for n in (4_999, 5_000)
+    ]
     assert steps[1] >= steps[0]
-    epochs = [schedule_for(from_weights=True, num_labelled=n).epochs for n in (100, 5_000, 7_500, 10_000, 1_000_000)]
+    epochs = [
+        schedule_for(from_weights=True, has_batchnorm=True, num_labelled=n).epochs
+        for n in (100, 5_000, 7_500, 10_000, 1_000_000)
+    ]
     assert epochs == [60, 60, 40, 30, 30]

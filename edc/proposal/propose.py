@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from edc.console import console
 from edc.data import load_data
 from edc.errors import EdcError, RecipeError, edc_command, first_line
-from edc.networks import build_network
+from edc.networks import build_network, network_for
 from edc.proposal.budget import Budget, TimedNetwork, chosen, in_words, timed_networks
 from edc.proposal.checkpoints_found import (
     CheckpointFound,
@@ -32,6 +32,7 @@ from edc.runs.start import require_teachers_to_start_from
 from edc.system.documents import yaml_from_text
 from edc.teachers.ensemble import load_own_teachers
 from edc.teachers.roll_call.mirrored import Mirrored
+from edc.train.evaluate import norms_of
 
 __all__ = ["Asked", "Proposal", "name_of", "propose"]
 
@@ -202,6 +203,7 @@ def _choices(
         name=name_of(asked.out.with_suffix("") if asked.out else asked.images),
         network=network,
         why_network=why_network,
+        has_batchnorm=bool(norms_of(network_for(network.bare(), found.data))),
         num_labelled=len(found.data.train),
         num_extra=len(found.data.extra) if found.data.extra else 0,
         several=len(used) != 1,

@@ -24,6 +24,8 @@ class Choices:
     network: NetworkSection
     """The student's, and what it starts from."""
     why_network: str
+    has_batchnorm: bool
+    """Whether the network has BatchNorm."""
     num_labelled: int
     """Training images."""
     num_extra: int
@@ -52,7 +54,12 @@ def recipe_text(data: DataSection, found: Sequence[CheckpointFound], choices: Ch
 def _training(choices: Choices) -> list[str]:
     """Returns the section `training`, with what an epoch is."""
     labelled, extra = choices.num_labelled, choices.num_extra
-    schedule = schedule_for(from_weights=choices.network.start is not None, num_labelled=labelled, num_extra=extra)
+    schedule = schedule_for(
+        from_weights=choices.network.start is not None,
+        has_batchnorm=choices.has_batchnorm,
+        num_labelled=labelled,
+        num_extra=extra,
+    )
     begins = "weights that know such images" if choices.network.start else "random weights"
     why = f"a start to change: students begin from {begins}; an epoch goes through {labelled:,} images"
     if extra:
@@ -60,6 +67,8 @@ def _training(choices: Choices) -> list[str]:
         why += f" and as many of the {extra:,} without labels, each of which comes {times:.2g} times in all"
     fields = {name: value for name, value in asdict(schedule).items() if (name, value) != ("validate_every", 1)}
     why += ". More epochs are better ones, as many as you can afford"
+    if choices.network.start:
+        why += ". A third of the learning rate, or three times it, may be better, too: docs/choosing.md says how to try"
     return [*_comment(why), "training:", *(f"  {name}: {value}" for name, value in fields.items())]
 
 

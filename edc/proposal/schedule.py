@@ -24,14 +24,14 @@ class Schedule:
     validate_every: int = 1
 
 
-def schedule_for(*, from_weights: bool, num_labelled: int, num_extra: int = 0) -> Schedule:
+def schedule_for(*, from_weights: bool, has_batchnorm: bool, num_labelled: int, num_extra: int = 0) -> Schedule:
     """Returns a schedule for so many images. An epoch goes once through the labelled ones.
 
     With extra images half of each batch are of those (`extra_share`), so an epoch has twice the steps. Epochs are then
     so many that the training is as long as on as many labelled images as there are in all.
 
-    From weights with AdamW: SGD at 0.01 forgot what they know (results/finetune_lite0.md). There, with 1,000 images, 56
-    epochs were also 3.6 points better than 28.
+    From weights with AdamW: SGD at 0.01 forgot what they know, and 0.003 was the best rate for networks with BatchNorm
+    (results/finetune_lite0.md). There, with 1,000 images, 56 epochs were also 3.6 points better than 28.
     """
     num_images = num_labelled + num_extra
 
@@ -45,5 +45,5 @@ def schedule_for(*, from_weights: bool, num_labelled: int, num_extra: int = 0) -
     batch_size = min(next((size for size, most in sizes if num_images < most), 128), num_labelled)
     validate_every = max(1, epochs // VALIDATIONS)
     if from_weights:
-        return Schedule(epochs, 2, batch_size, "adamw", 0.001, 0.01, validate_every)
+        return Schedule(epochs, 2, batch_size, "adamw", 0.003 if has_batchnorm else 0.001, 0.01, validate_every)
     return Schedule(epochs, 5, batch_size, "sgd", 0.05, 5e-4, validate_every)

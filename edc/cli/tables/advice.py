@@ -31,6 +31,10 @@ PAYS: dict[Case, str] = {
     ),
     "unknown": "What edc measured in either case: docs/choosing.md.",
 }
+FROM_WEIGHTS = (
+    "Where edc measured students that start from weights, plain distillation whose images go to one teacher each "
+    "(method: kd, answers: split) kept the most at equal cost; the learning rate decided more: docs/choosing.md."
+)
 
 
 def print_advice(advice: Advice | str, *, console: Console) -> None:
@@ -62,7 +66,8 @@ def print_advice(advice: Advice | str, *, console: Console) -> None:
     if any(not gain.excludes(0) for gain in by_name.values()):
         lines.append("an interval that holds 0: on these images, that gain cannot be told from none")
     are_others = advice.case == "unknown" and advice.train_acc is not None
-    _say([*lines, MAYBE_OTHERS if are_others else CASES[advice.case], PAYS[advice.case]], console)
+    pays = FROM_WEIGHTS if advice.from_weights else PAYS[advice.case]
+    _say([*lines, MAYBE_OTHERS if are_others else CASES[advice.case], pays], console)
 
 
 def _say(lines: Sequence[str], console: Console) -> None:

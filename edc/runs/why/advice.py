@@ -17,7 +17,7 @@ from edc.errors import EdcError
 from edc.method.losses import wide
 from edc.metrics.ensemble import ensemble_log_probs
 from edc.metrics.intervals import Interval, mean_interval
-from edc.recipe import Recipe
+from edc.recipe import NetworkSection, Recipe
 from edc.runs.folder import RunFolder
 from edc.runs.own_teachers import own_teachers_of
 from edc.runs.why.sample import Array, ask, read_sample
@@ -45,6 +45,8 @@ class Advice:
     """
 
     case: Case
+    from_weights: bool
+    """Whether all students start from weights, and not at random."""
     num_teachers: int
     num_train: int
     num_validation: int
@@ -133,6 +135,7 @@ def _looked_at(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, acceler
     ensemble_nlls = _calibrated_nlls(one, labels["validation"])
     return Advice(
         case=_case(train_acc, are_own=bool(recipe.teachers.checkpoints)),
+        from_weights=all(_starts(recipe.network_of(student)) for student in recipe.students.values()),
         num_teachers=len(teachers),
         num_train=len(labels["train"]),
         num_validation=len(labels["validation"]),
@@ -146,6 +149,10 @@ def _looked_at(recipe: Recipe, data: DataSet, teachers: TeacherEnsemble, acceler
         gain_acc=mean_interval(ensemble_right - right.mean(0)),
         gain_calibrated_nll=mean_interval(nlls.mean(0) - ensemble_nlls),
     )
+
+
+def _starts(network: NetworkSection) -> bool:
+    return network.pretrained or network.start is not None
 
 
 def _case(train_acc: float | None, *, are_own: bool) -> Case:
