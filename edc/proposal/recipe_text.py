@@ -64,7 +64,8 @@ def _training(choices: Choices) -> list[str]:
     why = f"a start to change: students begin from {begins}; an epoch goes through {labelled:,} images"
     if extra:
         times = schedule.epochs * labelled / extra
-        why += f" and as many of the {extra:,} without labels, each of which comes {times:.2g} times in all"
+        times_in_words = f"{times:,.0f}" if times >= 10 else f"{times:.1f}"
+        why += f" and as many of the {extra:,} without labels, each of which comes {times_in_words} times in all"
     fields = {name: value for name, value in asdict(schedule).items() if (name, value) != ("validate_every", 1)}
     why += ". More epochs are better ones, as many as you can afford"
     if choices.network.start:
