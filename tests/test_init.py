@@ -28,6 +28,7 @@ from edc.proposal.recipe_text import Choices, recipe_text
 from edc.proposal.schedule import Schedule, schedule_for
 from edc.recipe import CheckpointSection, DataSection, NetworkSection, Recipe
 from edc.recipe.loading import load_recipe, recipe_from_document
+from edc.runs.cost import units_per_step
 from edc.system.documents import yaml_from_text
 from edc.teachers.reading import Answered, Reading
 from edc.train.checkpoint import load_document
@@ -225,6 +226,28 @@ def test_students_are_those_that_the_tables_recommend(several, start, why_no_mem
     assert ("No student with members" in comments) == bool(why_no_members)
     assert why_no_members in comments
     assert ("from the one teacher" in comments) == (not several)
+
+
+@pytest.mark.parametrize("num_extra", [0, 500])
+def test_the_control_on_labels_alone_can_be_uncommented(num_extra):
+    """It costs what the others do, and asks no teacher, also beside images without labels."""
+    network = NetworkSection(name="wrn10x1", start="teacher")
+    choices = Choices("photos", network, "", has_batchnorm=True, num_labelled=900, num_extra=num_extra, several=True)
+    extra = ({"kind": "cifar10", "root": "more"},) if num_extra else ()
+    data = DataSection.model_validate({"kind": "cifar10", "root": "data", "extra": extra})
+    text = recipe_text(data, [], choices, head=[])
+    assert "labels" not in recipe_from_document(yaml_from_text(text), source="here").students
+    recipe = recipe_from_document(yaml_from_text(text.replace("  # labels:", "  labels:")), source="here")
+    control, others = recipe.students["labels"], [recipe.students["kd_split"], recipe.students["latent_be_split"]]
+    assert not control.asks_teachers(has_extra=bool(num_extra))
+    labelled = 0.5 if num_extra else 1.0  # of a batch of the others; an epoch goes once through the labelled images
+    costs = [
+        units_per_step(one, 4, has_extra=bool(num_extra))
+        * recipe.training_of(one).epochs
+        / (labelled if one.extra else 1)
+        for one in (control, *others)
+    ]
+    assert costs == pytest.approx([costs[0]] * 3, rel=0.02)
 
 
 @pytest.mark.slow
