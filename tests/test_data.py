@@ -660,6 +660,36 @@ def test_damaged_parquet_is_named(tmp_path):
     refused(DataSection(kind="parquet", root=tmp_path), f"{tmp_path}.*: not readable as parquet")
 
 
+def damaged(kind: str) -> bytes:
+    """Returns an image that Pillow opens, and of which decoding raises something else than OSError and its like."""
+    pixels = random_pixels(5, 64, 64)
+    if kind == "AVIF":  # a download with zeroed blocks
+        content = encoded(pixels, "AVIF")
+        start = content.index(b"mdat") + 4
+        return content[:start] + bytes(len(content) - start)
+    content = bytearray(encoded(pixels, "TIFF"))
+    entry = content.index((273).to_bytes(2, "little"))  # StripOffsets, said to be a fraction
+    content[entry + 2 : entry + 4] = (5).to_bytes(2, "little")
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "TIFF"])
+def test_damaged_image_of_any_format_is_named_and_can_be_borne(kind, folder):
+    """They were a traceback, in training and in predict, whatever max_bad_fraction said."""
+    if kind not in Image.SAVE:
+        Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    path = next(iter(sorted((folder / "train").rglob("*.png"))))
+    path.write_bytes(damaged(kind))
+    refused_when_read = load_data(folder_section(folder))
+    with pytest.raises(DataError, match=rf"{path.name}: not a readable image"):
+        [refused_when_read.train.load(i, augment_seed=0) for i in range(len(refused_when_read.train))]
+    borne = load_data(folder_section(folder, max_bad_fraction=0.5)).train
+    for i in range(len(borne)):
+        borne.load_or_replace(i, augment_seed=0)
+
+
 def test_empty_folder_is_named(tmp_path):
     refused(folder_section(tmp_path), f"{tmp_path} has 0 class folders, expected one folder per class")
 

@@ -129,6 +129,24 @@ def test_test_images_without_class_folders_are_left_out_and_said(tmp_path, capsy
     assert "test: left out 3 images, which lie in no class folders and so have no labels" in said(capsys)
 
 
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_one_test_folder_that_is_no_class_holds_images_without_labels(tmp_path, capsys, unlabelled):
+    """As torchvision's reader asks for it (test/unknown): the run ended, with advice about training images."""
+    write_classes(tmp_path / "train", SMALL[:12])
+    write_classes(tmp_path / "val", SMALL[12:])
+    (tmp_path / "test/unknown").mkdir(parents=True)
+    (tmp_path / "test/unknown/0.png").write_bytes(encoded(noise(100)))
+    asked = section(tmp_path, unlabelled=unlabelled, **({} if unlabelled else {"validation": 4}))
+    data = load_data(asked)
+    assert data.class_names == ("class0", "class1")
+    found = [*contents(data.train), *contents(data.validation), *contents(data.test)]
+    assert sorted(found) == sorted(SMALL)
+    assert "unknown: left out 1 images, which lie in no class folders" in said(capsys)
+    (tmp_path / "test/unknown").rename(tmp_path / "test/class0")
+    with pytest.raises(DataError, match=r"test has 1 class folders, expected one folder per class \(at least 2\)\.$"):
+        load_data(asked)
+
+
 def test_split_within_its_own_folder_is_found_as_zip_files_make_them(tmp_path, capsys):
     """seg_train/seg_train/<class> of landscapes, and test/test/<image> of many competitions."""
     write_classes(tmp_path / "seg_train/seg_train", SMALL[:12])
@@ -431,6 +449,27 @@ def test_files_without_end_are_refused_at_once(make: Callable[[Path], None], tmp
         load_data(section(tmp_path))
     with pytest.raises(DataError, match=message):
         contents(data.test)  # it was a file when the folder was listed
+
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(4064)
+"""What macOS leaves beside each file on a disk that is not its own."""
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_files_that_macs_leave_beside_shards_are_left_out_and_said(kind, tmp_path, capsys):
+    """They were taken for damaged shards, and a good data set was refused."""
+    for split, images in (("train", SMALL[:12]), ("val", SMALL[12:18]), ("test", SMALL[18:])):
+        write(tmp_path, kind, split, images)
+    if kind == "parquet":  # as the hub's converter lays them out
+        for path in list(tmp_path.glob("*.parquet")):
+            split = path.name.partition("-")[0]
+            (tmp_path / split).mkdir()
+            path.rename(tmp_path / split / "0000.parquet")
+    for path in list(tmp_path.rglob("*.*")):
+        path.with_name(f"._{path.name}").write_bytes(APPLE_DOUBLE)
+    data = load_data(section(tmp_path, kind))
+    assert [len(images) for images in (data.train, data.validation, data.test)] == [12, 6, 6]
+    assert "hidden (" in said(capsys)
 
 
 def test_shard_that_is_a_pipe_is_refused_at_once(tmp_path):

@@ -129,6 +129,18 @@ def test_unreadable_images_and_what_is_no_image_are_named_and_counted(workshop, 
     assert {name: why for name, why in errors.items() if why} == found["unreadable"]
 
 
+def test_a_pipe_among_the_images_has_a_row_that_says_so(workshop, photos, tmp_path):
+    """It ended the whole command, without a row for the other images."""
+    (tmp_path / "place").mkdir()
+    shutil.copy(next(path for path in sorted(photos.rglob("*.png")) if path.name not in BAD), tmp_path / "place/a.png")
+    os.mkfifo(tmp_path / "place/b.png")
+    called = predict(workshop, tmp_path / "place", tmp_path / "p.csv", "--json")
+    assert (called.exit_code, called.document["num_images"]) == (1, 2)
+    rows = rows_in(tmp_path / "p.csv")
+    assert rows["a.png"]["error"] == ""
+    assert "is a pipe, expected a regular file" in rows["b.png"]["error"]
+
+
 def test_network_abstains_where_its_highest_probability_is_lower(workshop, photos, probabilities, tmp_path):
     highest = sorted(expected.max() for expected in probabilities.values())
     bound = (highest[5] + highest[6]) / 2

@@ -107,3 +107,23 @@ def test_error_that_a_library_makes_of_a_signal_ends_as_the_signal(name, error, 
     assert done.returncode == code, done.stderr
     assert f"stopped by {name}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_of_ours_does_not_wait_for_workers_that_ignore_signals():
+    """Its traceback holds the loader, and Python waited at its end for workers that never end: not even SIGTERM did."""
+    program = """
+import edc.cli.main as cli
+from torch.utils.data import DataLoader
+from edc.data.batches import _begin_worker
+
+def run():
+    batches = iter(DataLoader(list(range(64)), num_workers=2, worker_init_fn=_begin_worker))
+    next(batches)
+    raise KeyError("a bug")
+
+cli._run = run
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "KeyError: 'a bug'" in ended.stderr

@@ -3,10 +3,12 @@
 Heavy modules are imported inside the commands, so that `edc --help` and a mistake in a recipe need no torch.
 """
 
+import multiprocessing
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -222,7 +224,7 @@ def main(received: Sequence[int] = ()) -> None:
     """
     from edc.system.signals import stop_at_once
 
-    with stop_at_once() as more:
+    with stop_at_once() as more, _no_child_left():
         try:
             _run()
         except Exception as error:
@@ -236,6 +238,20 @@ def main(received: Sequence[int] = ()) -> None:
             if end.code not in (INTERRUPTED, RUN_AGAIN):
                 _end_as(Interrupted(asked[0], saved=False), because=f"exit code {end.code}")
             raise
+
+
+@contextmanager
+def _no_child_left() -> Iterator[None]:
+    """Ends child processes that are still there after the block, which only an error leaves behind.
+
+    Workers that read images ignore signals, because the main process saves first. While the traceback of an error keeps
+    them alive, Python would wait for them at its end, for ever.
+    """
+    try:
+        yield
+    finally:
+        for child in multiprocessing.active_children():
+            child.kill()
 
 
 def _end_as(interrupted: Interrupted, *, because: str = "") -> NoReturn:

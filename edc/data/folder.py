@@ -36,13 +36,16 @@ def load_image_folder(data: DataSection) -> DataSet:
     root = data.root or Path("data")
     splits = _splits(root, unlabelled=data.unlabelled)
     held_out = {name: folder for name, folder in splits.items() if name != "train"}
-    if "test" in held_out and _is_without_labels(held_out["test"]):
+    says_classes = splits.get("validation" if data.unlabelled else "train")
+    if "test" in held_out and _is_without_labels(held_out["test"], beside=says_classes):
         del held_out["test"]
     if data.unlabelled:
         class_names = tuple(sorted({name for folder in held_out.values() for name in _class_folders(folder)}))
         train = _unlabelled(data, splits["train"])
     else:
-        class_names = _class_folders(splits["train"])
+        class_names = _class_folders(
+            splits["train"], hint=" Training images without classes need data.unlabelled: true"
+        )
         train = _labelled_images(data, splits["train"], class_names)
     others = {name: _labelled_images(data, folder, class_names) for name, folder in held_out.items()}
     divided = data_set.divide(data, train, others.get("validation"), others.get("test"), class_names)
@@ -119,14 +122,21 @@ def _require_no_splits_within(root: Path, class_folders: list[Path]) -> None:
         )
 
 
-def _is_without_labels(folder: Path) -> bool:
-    """Returns whether a test folder holds images, but no class folders, as in many competitions; and says so."""
-    if any(_folders(folder)):
+def _is_without_labels(folder: Path, *, beside: Path | None) -> bool:
+    """Returns whether a test folder holds images, but no class folders, as in many competitions; and says so.
+
+    A single folder that is no class in the split `beside` is none: torchvision's reader asks for one, as test/unknown.
+    """
+    folders = _folders(folder)
+    classes = {unicodedata.normalize("NFC", one.name) for one in _folders(beside)} if beside else set()
+    is_class = [not classes or unicodedata.normalize("NFC", one.name) in classes for one in folders]
+    if len(folders) > 1 or any(is_class):
         return False
-    num_images = sum(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in os.scandir(folder))
+    where = folders[0] if folders else folder
+    num_images = sum(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in os.scandir(where))
     if num_images:
         console.print(
-            f"data: {folder}: left out {num_images:,} images, which lie in no class folders and so have no labels",
+            f"data: {where}: left out {num_images:,} images, which lie in no class folders and so have no labels",
             highlight=False,
             markup=False,
         )
@@ -164,12 +174,12 @@ def _folders(root: Path) -> list[Path]:
         raise DataError(f"{root}: cannot be listed ({error.strerror})") from None
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
+def _class_folders(folder: Path, *, hint: str = "") -> tuple[str, ...]:
     names = tuple(sorted(entry.name for entry in _folders(folder)))
     if len(names) < 2:
         raise DataError(
             f"data.root: {folder.absolute()} has {len(names)} class folders, expected one folder per class (at least "
-            "2). Training images without classes need data.unlabelled: true"
+            f"2).{hint}"
         )
     return names
 
@@ -212,9 +222,13 @@ def _by_class(folder: Path, class_names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[str, int]]:
-    """Yields (path below `folder`, size in bytes) of the images there, in the order of the parts of their paths."""
-    found = _walk(str(folder), "", left_out, (os.path.realpath(folder.parent),))
+def images_under(folder: Path, what: str, left_out: LeftOut, *, refuses: bool = True) -> Iterator[tuple[str, int]]:
+    """Yields (path below `folder`, size in bytes) of the images there, in the order of the parts of their paths.
+
+    Args:
+        refuses: whether a pipe, a device or a huge file is an error at once, and not when it is read.
+    """
+    found = _walk(str(folder), "", left_out, (os.path.realpath(folder.parent),), refuses=refuses)
     first = next(found, None)
     if first is None:
         raise DataError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this {what}")
@@ -222,7 +236,9 @@ def images_under(folder: Path, what: str, left_out: LeftOut) -> Iterator[tuple[s
     yield from found
 
 
-def _walk(folder: str, below: str, left_out: LeftOut, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+def _walk(
+    folder: str, below: str, left_out: LeftOut, above: tuple[str, ...], *, refuses: bool
+) -> Iterator[tuple[str, int]]:
     """Yields as `images_under`; follows links, but not to this folder, one `above`, or what holds one."""
     here = (*above, os.path.realpath(folder))
     try:
@@ -237,19 +253,20 @@ def _walk(folder: str, below: str, left_out: LeftOut, above: tuple[str, ...]) ->
             if entry.is_symlink() and any(Path(one).is_relative_to(os.path.realpath(entry.path)) for one in here):
                 left_out.add("links to a folder above", f"{below}{entry.name}")
             else:
-                yield from _walk(entry.path, f"{below}{entry.name}/", left_out, here)
+                yield from _walk(entry.path, f"{below}{entry.name}/", left_out, here, refuses=refuses)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - a Path costs as much as the rest
-            yield f"{below}{entry.name}", _size_of(entry)
+            yield f"{below}{entry.name}", _size_of(entry, refuses=refuses)
         else:
             left_out.add(kind_of(entry.name), f"{below}{entry.name}")
 
 
-def _size_of(entry: os.DirEntry[str]) -> int:
+def _size_of(entry: os.DirEntry[str], *, refuses: bool) -> int:
     try:
         status = entry.stat()
     except OSError:  # perhaps a broken link: reading it will say so, and count it
         return 0
-    require_regular(status, entry.path)
+    if refuses:
+        require_regular(status, entry.path)
     return status.st_size
 
 

@@ -12,7 +12,7 @@ from edc.data.bad_images import BadImages
 from edc.data.data_set import DataSet
 from edc.data.files.classes import MOST_CLASSES
 from edc.data.files.decode import GREY_MODES, converted, opened, turn_of
-from edc.data.files.left_out import LeftOut, kind_of
+from edc.data.files.left_out import LeftOut, is_hidden, kind_of
 from edc.data.files.look import look_at
 from edc.data.files.splits import SPLITS, Split, split_at_the_start, split_of_folder
 from edc.data.images import FileImages, Images, MemoryImages, crop_fraction_of, reading_of
@@ -77,6 +77,9 @@ def _files(root: Path) -> dict[Split, list[Path]]:
         if path.suffix != ".parquet" and path.is_file():
             left_out.add(kind_of(path.name, "beside the parquet files"), path.name)
     for path in sorted(root.glob("*.parquet")) + sorted(root.glob("*/*.parquet")) + sorted(root.glob("*/*/*.parquet")):
+        if any(is_hidden(part) for part in path.relative_to(root).parts):
+            left_out.add("hidden", str(path.relative_to(root)))  # a Mac's `._0000.parquet` is none
+            continue
         folder = path.parent.name if path.parent != root else ""
         is_deep = root not in (path.parent, path.parent.parent)
         if is_deep or not path.is_file() or (folder not in ("", "data") and not split_of_folder(folder)):

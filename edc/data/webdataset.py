@@ -16,7 +16,7 @@ from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import DataSet
 from edc.data.files.classes import MOST_BYTES_OF_NAMES, names_in
-from edc.data.files.left_out import LeftOut, kind_of
+from edc.data.files.left_out import LeftOut, is_hidden, kind_of
 from edc.data.files.look import look_at
 from edc.data.files.splits import Split, split_of_file
 from edc.data.images import FileImages, crop_fraction_of, reading_of
@@ -147,7 +147,9 @@ def _shards(filesystem: Any, root: str) -> dict[Split, list[str]]:
     within = filesystem.glob(f"{root}/*/*.t*")
     for path in sorted({*beside, *within}):
         relative = path.removeprefix(root).strip("/")
-        if relative.endswith(".tar"):
+        if any(is_hidden(part) for part in relative.split("/")):
+            left_out.add("hidden", relative)  # a Mac's `._train-0.tar` is no shard
+        elif relative.endswith(".tar"):
             split = split_of_file(relative)
             if split:
                 found[split].append(path)

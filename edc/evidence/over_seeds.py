@@ -87,8 +87,7 @@ class Evidence:
     rows: tuple[EvidenceRow, ...]
     left_out: tuple[str, ...]
     uncalibrated: tuple[str, ...]
-    """Rows without a temperature in some run, where a row that they would be compared with has one: what separates
-    their calibrated NLL is that temperature, so that there is no share of it."""
+    """Rows without a temperature in some run: their NLL is not calibrated, and a share that needs it is NaN."""
     notes: tuple[str, ...]
 
 
@@ -123,12 +122,7 @@ def evidence_of(folders: Sequence[RunFolder], *, against: str | None = None) -> 
         ),
         left_out=tuple({subject.label: None for run in runs for subject in run.rows if subject not in of_all}),
         uncalibrated=tuple(
-            {
-                subject.label: None
-                for run in runs
-                for subject, row in run.rows.items()
-                if not has_temperature(row) and any(has_temperature(other) for other in run.rows.values())
-            }
+            {subject.label: None for run in runs for subject, row in run.rows.items() if not has_temperature(row)}
         ),
         notes=together.notes,
     )
@@ -147,7 +141,7 @@ def _row(
     if subject is not None and subject.is_student:
         for m, of_rows in cells.items():
             above, below = (of_rows[one] - of_rows[None] for one in (subject, Subject("ensemble")))
-            comparable = m == "acc" or all(_calibrated_alike(run, subject) for run in runs)
+            comparable = m == "acc" or all(_are_calibrated(run, subject) for run in runs)
             share[m] = ratio_over_both(above, below, draws) if comparable else Interval(math.nan, None, None)
     differences = {m: of_rows[subject] - of_rows[named] for m, of_rows in cells.items()} if is_compared else {}
     name = None if subject is None else subject.name
@@ -162,10 +156,10 @@ def _row(
     )
 
 
-def _calibrated_alike(run: ReadRun, subject: Subject) -> bool:
-    """Returns whether all have a temperature, or none has, of what a student's share is computed from."""
+def _are_calibrated(run: ReadRun, subject: Subject) -> bool:
+    """Returns whether all have a temperature that a student's share is computed from."""
     of = (subject, Subject("ensemble"), *(other for other in run.rows if other.role == "teacher"))
-    return len({has_temperature(run.rows[one]) for one in of}) == 1
+    return all(has_temperature(run.rows[one]) for one in of)
 
 
 def _named(label: str, subjects: Sequence[Subject | None]) -> Subject | None:

@@ -45,7 +45,7 @@ def images_at(place: Path) -> Asked:
     """
     left_out = LeftOut()
     if place.is_dir():
-        names = Names.of(path for path, _ in images_under(place, "folder", left_out))
+        names = Names.of(path for path, _ in images_under(place, "folder", left_out, refuses=False))
         return Asked(place, names, left_out)
     if not place.exists():
         raise DataError(f"{place.absolute()}: no such folder or image")

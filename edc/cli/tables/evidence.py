@@ -14,6 +14,8 @@ from edc.metrics.intervals import Interval
 
 __all__ = ["evidence_document", "print_evidence"]
 
+LEAST_SHOWN: dict[Measure, float] = {"acc": 0.00005, "calibrated_nll": 0.0005}
+"""Gains that are not 0 at the digits of the table."""
 IN_WORDS: dict[Measure, str] = {"acc": "accuracy", "calibrated_nll": "calibrated NLL"}
 WORTH = ("k forwards", "time", "share acc %", "share cNLL %")
 WORTH_GIVES_WAY = ("time", "k forwards", "share acc %")
@@ -97,13 +99,15 @@ def _worth(evidence: Evidence, row: EvidenceRow) -> list[str]:
 
 
 def _share(evidence: Evidence, row: EvidenceRow, measure: Measure) -> str:
-    """Returns the share in per cent; a dash where the ensemble's gain cannot be told from none: a quotient of noise."""
+    """Returns the share in per cent; a dash where the ensemble's gain is none, or cannot be told from it: a quotient of
+    noise."""
     return "-" if _share_is_nothing(evidence, measure) else _interval(row.share[measure], 0, scale=100)
 
 
 def _share_is_nothing(evidence: Evidence, measure: Measure) -> bool:
     gain = evidence.gain[measure]
-    return not gain.value > 0 or (gain.low is not None and not gain.excludes(0))
+    shown = gain.value >= LEAST_SHOWN[measure]
+    return not shown or (gain.low is not None and not gain.excludes(0))
 
 
 def _without_bounds(evidence: Evidence) -> bool:

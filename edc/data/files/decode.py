@@ -96,13 +96,21 @@ def decode_image(content: bytes, name: str, reading: Reading) -> Image.Image:
         return converted(image, name, reading.num_channels, reading.turn_of(image, name))
 
 
+NOT_READABLE = (
+    *(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
+    # Of damaged files of AVIF, TIFF and DDS, and of what other plugins meet in bytes that they did not expect.
+    *(RuntimeError, TypeError, LookupError, EOFError, ArithmeticError, AttributeError, AssertionError, struct.error),
+)
+"""What Pillow raises of a file that is no image, or a damaged one; `NotImplementedError` is a RuntimeError."""
+
+
 @contextmanager
 def opened(content: bytes, name: str) -> Iterator[Image.Image]:
     """Yields the image in `content`, not decoded yet; what is wrong with it is a `DataError` with its `name`."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except NOT_READABLE as error:
         raise DataError(
             f"{name}: not a readable image ({_what_is_wrong(content, error)}). Replace or remove it."
         ) from None
@@ -113,7 +121,7 @@ def _what_is_wrong(content: bytes, error: Exception) -> str:
         return "it is empty"
     if isinstance(error, UnidentifiedImageError):  # Pillow's own message names an object in memory
         return f"its {len(content)} bytes are in no format that Pillow knows, or break off in the header"
-    return str(error)
+    return str(error) or type(error).__name__
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
