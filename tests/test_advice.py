@@ -165,5 +165,5 @@ def test_students_that_start_from_weights_are_told_of_such_students(workshop, re
     assert isinstance(found, Advice)
     assert found.from_weights == (start == "teacher")
     said = said_of(dataclasses.replace(found, case="fitted"))
-    assert ("(method: kd, answers: split) kept the most" in said) == (start == "teacher")
+    assert ("(method: kd, answers: split) was ahead of plain" in said) == (start == "teacher")
     assert ("latent_be" in said) == (start == "random")

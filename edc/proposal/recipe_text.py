@@ -109,10 +109,10 @@ def _students(choices: Choices) -> list[str]:
 
 def _control(choices: Choices) -> list[str]:
     """Returns a student to uncomment: without it nobody knows whether a longer training of one network does as well."""
-    extra = ["extra: false, "] if choices.num_extra else []
+    extra = "extra: false, " if choices.num_extra else ""
     return [
         "  # one network on labels alone, for the same cost: what comes without any teacher",
-        f"  # labels: {{method: kd, alpha: 0.0, {''.join(extra)}epochs: {{as_long_as: latent_be_split}}}}",
+        f"  # labels: {{method: kd, alpha: 0.0, {extra}epochs: {{as_long_as: latent_be_split}}}}",
     ]
 
 

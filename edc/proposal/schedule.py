@@ -31,7 +31,7 @@ def schedule_for(*, from_weights: bool, has_batchnorm: bool, num_labelled: int, 
     so many that the training is as long as on as many labelled images as there are in all.
 
     From weights with AdamW: SGD at 0.01 forgot what they know, and 0.003 was the best rate for networks with BatchNorm
-    (results/finetune_lite0.md). There, with 1,000 images, 56 epochs were also 3.6 points better than 28.
+    (results/learning_rate.md). With 1,000 images, 56 epochs were 3.6 points better than 28 (results/finetune_lite0.md).
     """
     num_images = num_labelled + num_extra
 

@@ -99,15 +99,13 @@ def _worth(evidence: Evidence, row: EvidenceRow) -> list[str]:
 
 
 def _share(evidence: Evidence, row: EvidenceRow, measure: Measure) -> str:
-    """Returns the share in per cent; a dash where the ensemble's gain is none, or cannot be told from it: a quotient of
-    noise."""
+    """Returns the share in per cent; a dash where the ensemble gains nothing that is sure: a quotient of noise."""
     return "-" if _share_is_nothing(evidence, measure) else _interval(row.share[measure], 0, scale=100)
 
 
 def _share_is_nothing(evidence: Evidence, measure: Measure) -> bool:
     gain = evidence.gain[measure]
-    shown = gain.value >= LEAST_SHOWN[measure]
-    return not shown or (gain.low is not None and not gain.excludes(0))
+    return gain.value < LEAST_SHOWN[measure] or (gain.low is not None and not gain.excludes(0))
 
 
 def _without_bounds(evidence: Evidence) -> bool:
