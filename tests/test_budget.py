@@ -31,7 +31,10 @@ def test_the_slowest_that_is_surely_within_the_time_is_chosen():
     one = chosen(networks, Budget(2.0))
     assert one.name == "b"
     words = in_words(networks, one, Budget(2.0, threads=1))
-    assert "at most 2 ms for one image here (onnxruntime, 1 thread, random weights): b 1.8 (1.7 to 1.9) ms" in words
+    assert (
+        "surely takes at most 2 ms for one image here (onnxruntime, 1 thread, random weights): b 1.8 (1.7 to 1.9) ms"
+        in words
+    )
     with pytest.raises(RequestError, match=r"--budget-ms: found 1, .*: a 1 \(0.9 to 1.1\) ms, b 1.8"):
         chosen(networks, dataclasses.replace(Budget(2.0), ms=1.0))
 
@@ -43,3 +46,15 @@ def test_a_machine_that_was_too_busy_to_be_sure_is_named():
     for quiet, budget in ((timed("a", 1.0, 0.9, 1.1), 1.0), (timed("a", 3.0, 0.1, 60.0), 2.0)):
         with pytest.raises(RequestError, match=r" ms; allow more, or name a network with --student$"):
             chosen([quiet], Budget(budget))
+
+
+def test_a_slower_network_that_may_be_within_the_time_is_named():
+    networks = [timed("a", 0.7, 0.6, 0.8), timed("b", 2.4, 1.6, 6.5), timed("c", 4.0, None, None)]
+    one = chosen(networks, Budget(5.0))
+    assert one.name == "a"
+    words = in_words(networks, one, Budget(5.0))
+    assert "surely takes at most 5 ms" in words
+    assert words.endswith(
+        "The medians of b, c are within too, and their intervals are not: call it again on a quiet machine"
+    )
+    assert "medians" not in in_words(networks, one, Budget(2.0))

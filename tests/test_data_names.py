@@ -9,7 +9,8 @@ import pytest
 from data_files import jpeg, samples_of, write_class_folders
 
 from edc.data import evaluation_batches, load_data
-from edc.data.folder import IMAGE_SUFFIXES
+from edc.data.files.left_out import LeftOut
+from edc.data.folder import IMAGE_SUFFIXES, images_under
 from edc.data.names import Names
 from edc.errors import DataError
 from edc.recipe import DataSection
@@ -57,3 +58,9 @@ def test_link_to_nowhere_is_an_image_that_cannot_be_read(tmp_path):
     data = load_data(DataSection(kind="image_folder", root=tmp_path, image_size=8, num_workers=0, validation=4))
     with pytest.raises(DataError, match=rf"{link}: cannot be read \(No such file or directory\)"):
         list(evaluation_batches(data.test, batch_size=4))
+
+
+def test_link_to_itself_is_an_image_that_cannot_be_read(tmp_path):
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    assert list(images_under(tmp_path, "folder", LeftOut())) == [("loop.jpg", 0)]

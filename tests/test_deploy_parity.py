@@ -231,3 +231,12 @@ def test_damaged_file_is_a_failed_error(tmp_path):
     (tmp_path / "bad.onnx").write_bytes(b"not a graph")
     with pytest.raises(FailedError, match="cannot load"):
         ort_session(tmp_path / "bad.onnx")
+
+
+@pytest.mark.parametrize(("points", "lost"), [(0.7, 7), (1.4, 14), (2.9, 29), (5.6, 56), (0.5, 5)])
+def test_a_drop_exactly_at_the_limit_is_within_it(points: float, lost: int):
+    reference, candidate = np.ones(1000, np.bool_), np.ones(1000, np.bool_)
+    candidate[:lost] = False
+    assert paired_accuracy_drop(reference, candidate).within(points / 100)
+    candidate[lost] = False
+    assert not paired_accuracy_drop(reference, candidate).within(points / 100)

@@ -1,11 +1,15 @@
 """`edc verify` on ONNX files of strangers: what the manifest says is what the graph takes, returns and consists of."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from command_line import edc
+from conftest import Workshop
 from onnx import TensorProto, helper
 from tiny_artifact import write_changed_onnx, write_tiny_artifact
 
@@ -14,6 +18,7 @@ from edc.benchmark.request import prepare
 from edc.deploy.verify import verify
 from edc.errors import ArtifactError
 from edc.predict.run import PredictOptions, predict
+from edc.system.files import sha256_of
 
 
 @pytest.fixture
@@ -113,3 +118,65 @@ def test_what_is_no_onnx_is_refused(artifact: tuple[Path, dict[str, Any]], conte
     write_changed_onnx(folder, content, manifest)
     with pytest.raises(ArtifactError, match=r"student.onnx: not a valid ONNX file"):
         verify(folder)
+
+
+@pytest.fixture
+def exported(workshop: Workshop, tmp_path: Path) -> Path:
+    shutil.copytree(workshop.artifact, tmp_path / "exported")
+    return tmp_path / "exported"
+
+
+def test_manifest_of_other_classes_or_images_than_the_files_say_is_refused(exported: Path):
+    path = exported / "manifest.json"
+    good = json.loads(path.read_text())
+    classes = ["class1", "class0", *good["classes"][2:]]
+    path.write_text(json.dumps({**good, "classes": classes}))
+    with pytest.raises(ArtifactError, match=r"student.onnx: its classes are .*class0.*the manifest says .*class1"):
+        verify(exported)
+    for field, value in (("value_range", [0, 255]), ("orientation", "stored"), ("image_size", [4, 4])):
+        changed = {**good["preprocessing"], field: value}
+        assert changed != good["preprocessing"]
+        path.write_text(json.dumps({**good, "preprocessing": changed}))
+        with pytest.raises(ArtifactError, match=r"student.onnx: its preprocessing is .*the manifest says"):
+            verify(exported)
+
+
+def test_what_a_server_would_load_is_checked_too(exported: Path):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    served = exported / "triton/student/1/model.onnx"
+    served.parent.mkdir(parents=True)
+    model = onnx.load(exported / "student.onnx")
+    entry = {**manifest["files"][-1], "path": "triton/student/1/model.onnx", "role": "triton", "format": "other"}
+
+    def listed(content: bytes) -> None:
+        served.write_bytes(content)
+        digest = {"sha256": sha256_of(served), "bytes": len(content), "precision": "none"}
+        document = {**manifest, "files": [*manifest["files"], entry | digest]}
+        (exported / "manifest.json").write_text(json.dumps(document))
+
+    listed((exported / "student.onnx").read_bytes())
+    assert any("onnx: 5 files" in line for line in verify(exported))
+    model.producer_name = "somebody"
+    listed(model.SerializeToString())
+    with pytest.raises(ArtifactError, match=r"triton/student/1/model.onnx: is no copy of a network of this artifact"):
+        verify(exported)
+    weight_outside_in_a_constant(model)
+    listed(model.SerializeToString())
+    with pytest.raises(ArtifactError, match=r"triton/student/1/model.onnx: keeps the weight 'w' outside the file"):
+        verify(exported)
+
+
+def test_parity_of_a_role_that_no_network_has(exported: Path, workshop: Workshop):
+    manifest = json.loads((exported / "manifest.json").read_text())
+    manifest["files"][0]["role"] = "pupil"
+    (exported / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"student.onnx: the manifest says 'pupil', and .* has no such network"):
+        verify(exported, run=workshop.run)
+
+
+def test_parity_of_an_artifact_without_a_baseline_needs_no_teachers(workshop: Workshop, tmp_path: Path):
+    called = edc("export", "runs/tiny", "--no-baseline", "--output", tmp_path / "alone", cwd=workshop.folder)
+    assert called.exit_code == 0, called.stderr
+    shutil.copytree(workshop.run, tmp_path / "without_teachers/tiny")
+    done = verify(tmp_path / "alone", run=tmp_path / "without_teachers/tiny")
+    assert done[-1].startswith("parity: 1 files in fp32 and fp16 compute what the networks of")

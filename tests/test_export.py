@@ -174,20 +174,25 @@ def test_manifest_has_every_field_the_schema_asks_for(workshop: Workshop):
     assert document["preprocessing"]["color"] == "RGB"
 
 
-def test_metrics_of_every_file_are_the_summarys(workshop: Workshop):
-    files = {file.path: file for file in load_manifest(workshop.artifact).files}
-    subjects = {
-        "student.onnx": "latent_be",
-        "baseline/teacher_0.onnx": "teacher 0",
-        "baseline/teacher_1.onnx": "teacher 1",
-        "baseline/ensemble.onnx": "ensemble",
-    }
-    for path, subject in subjects.items():
-        row = row_of(workshop, subject)
-        known = files[path].metrics
-        assert {name: known[name] for name in row["raw"]} == row["raw"]
-        assert {name: known[f"calibrated_{name}"] for name in row["calibrated"]} == row["calibrated"]
-        assert known["parameters"] == row["parameters"]
+def test_metrics_of_every_file_are_those_of_its_own_outputs(workshop: Workshop, data: DataSet, images: Array):
+    files = [file for file in load_manifest(workshop.artifact).files if file.format == "onnx"]
+    assert {file.role for file in files} == {"student", "teacher", "ensemble"}
+    labels = data.test.labels.numpy()
+    for file in files:
+        log_probs = onnx_logits(workshop.artifact / file.path, images)
+        log_probs -= np.log(np.exp(log_probs).sum(1, keepdims=True))
+        assert file.metrics["acc"] == (log_probs.argmax(1) == labels).mean(), file.path
+        assert file.metrics["nll"] == pytest.approx(-log_probs[np.arange(len(labels)), labels].mean(), abs=1e-5)
+        assert file.metrics["parameters"] > 0
+
+
+def test_figures_of_teachers_are_the_runs(workshop: Workshop):
+    for file in load_manifest(workshop.artifact).files:
+        if file.role == "teacher":
+            row = row_of(workshop, f"teacher {file.member}")
+            calibrated = {f"calibrated_{name}": value for name, value in row["calibrated"].items()}
+            expected = row["raw"] | calibrated | {"parameters": row["parameters"]}
+            assert {name: file.metrics[name] for name in expected} == expected
 
 
 def test_parity_was_measured_at_one_odd_and_maximum_on_all_validation_images(workshop: Workshop, data):

@@ -10,8 +10,8 @@ import pytest
 from command_line import edc
 
 from edc.deploy.artifact.manifest import load_manifest, verify_files
-from edc.deploy.transfer import pull, push
-from edc.errors import ArtifactError, FailedError, RequestError
+from edc.deploy.transfer import name_of, pull, push, without_secrets
+from edc.errors import ArtifactError, FailedError, NotInstalledError, RequestError
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +138,91 @@ def test_commands_say_what_they_moved_and_refuse_an_unknown_address(artifact, tm
     wrong = edc("push", str(artifact), "nowhere://x/y", cwd=tmp_path)
     assert wrong.exit_code == 2
     assert "nowhere://x/y: Protocol not known: nowhere" in wrong.stderr
+
+
+def test_an_artifact_is_not_pushed_onto_or_into_itself(artifact, tmp_path):
+    mine = tmp_path / "mine"
+    shutil.copytree(artifact, mine)
+    (tmp_path / "alias").symlink_to(mine)
+    for place in (mine, tmp_path / "alias", mine / "copy"):
+        with pytest.raises(RequestError, match="is in the artifact that it would be a copy of"):
+            push(mine, str(place), force=True)
+    verify_files(mine, load_manifest(mine))
+
+
+@pytest.mark.parametrize("cause", [None, ConnectionError("503 Service Unavailable")])
+def test_what_cannot_be_reached_is_not_taken_for_absent(artifact, tmp_path, monkeypatch, cause):
+    there, filesystem = tmp_path / "there", fsspec.get_filesystem_class("file")
+    push(artifact, str(there))
+
+    def refused(self, path, **_):
+        if cause is None:
+            raise OSError("503 Service Unavailable")
+        raise FileNotFoundError(path) from cause  # as fsspec's HTTP does
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "info", refused)
+        with pytest.raises(FailedError, match=r"there: .*503 Service Unavailable"):
+            push(artifact, str(there))
+        with pytest.raises(FailedError, match=r"there: .*503 Service Unavailable"):
+            pull(str(there), tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+    verify_files(there, load_manifest(there))
+
+
+def test_a_card_of_the_earlier_artifact_does_not_stay(artifact, address, tmp_path):
+    push(artifact, address)
+    without = tmp_path / "without"
+    shutil.copytree(artifact, without)
+    (without / "README.md").unlink()
+    push(without, address, force=True)
+    files, place = fsspec.core.url_to_fs(address)
+    assert not files.exists(f"{place}/README.md")
+
+
+def test_damage_is_said_of_the_address_and_not_of_a_folder_that_is_gone(artifact, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(artifact, elsewhere)
+    (elsewhere / "manifest.json").write_text("<html>log in</html>")
+    with pytest.raises(ArtifactError, match=r"elsewhere/manifest\.json: not JSON"):
+        pull(str(elsewhere), tmp_path / "back")
+
+
+def test_a_link_that_a_pull_replaces_leaves_nothing_behind(artifact, tmp_path):
+    push(artifact, str(tmp_path / "there"))
+    shutil.copytree(artifact, tmp_path / "kept")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    pull(str(tmp_path / "there"), tmp_path / "link", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "link", "there"]
+    verify_files(tmp_path / "kept", load_manifest(tmp_path / "kept"))
+    assert not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("https://user:secret@host/a/model?token=SECRET", "https://host/a/model"),
+        ("https://TOKEN@host/a/model#part", "https://host/a/model"),
+        ("sftp://user:secret@host/a/model", "sftp://user@host/a/model"),
+        ("hf://owner/name@main/model", "hf://owner/name@main/model"),
+        ("hf://gpt2@main/model", "hf://gpt2@main/model"),
+        ("s3://bucket/a#b/model", "s3://bucket/a#b/model"),
+        ("../a?b/model", "../a?b/model"),
+    ],
+)
+def test_addresses_are_shown_without_their_secrets(address, expected):
+    assert without_secrets(address) == expected
+    assert name_of(address) == "model"
+
+
+@pytest.mark.parametrize("address", ["export/nb/.", "..", "/", "s3://bucket/..", "https://host/a/../?token=SECRET"])
+def test_an_address_that_names_no_artifact_wants_a_folder(address):
+    with pytest.raises(RequestError, match="ends in no name; say where") as raised:
+        name_of(address)
+    assert "SECRET" not in str(raised.value)
+
+
+def test_secrets_are_not_repeated_in_errors(tmp_path):
+    with pytest.raises((FailedError, NotInstalledError)) as raised:
+        pull("http://user:secret@127.0.0.1:1/a?token=SECRET", tmp_path / "back")
+    assert "secret" not in str(raised.value).lower()

@@ -151,7 +151,7 @@ def _engines(library: Any, generations: tuple[int, ...], *, tf32: bool) -> Any:
 def verify(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact, wherever it came from.")],
     run: Annotated[
-        Path | None, typer.Option("--run", help="Its run: compare every file with its networks again.")
+        Path | None, typer.Option("--run", help="Its run: compare its fp32 and fp16 files with the networks again.")
     ] = None,
     data_root: DataRoot = None,
     as_json: Json = False,

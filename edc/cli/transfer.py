@@ -29,11 +29,13 @@ def push(
 ) -> None:
     """Copy an artifact to another disk, an object store or the Hugging Face hub; the manifest goes last."""
     from edc.deploy.transfer import push as copy_to
+    from edc.deploy.transfer import without_secrets
 
     manifest = copy_to(artifact, address, force=force, said=_said)
+    there = without_secrets(address)
     if as_json:
-        print_json({"artifact": str(artifact), "address": address, "files": len(manifest.files)})
-    say(f"pushed: {artifact} to {address}   there: edc pull {address}")
+        print_json({"artifact": str(artifact), "address": there, "files": len(manifest.files)})
+    say(f"pushed: {artifact} to {there}   there: {edc_command('pull', there)}")
 
 
 def pull(
@@ -45,12 +47,13 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Copy an artifact here and check every file by its digest; the folder appears whole or not at all."""
+    from edc.deploy.transfer import name_of, without_secrets
     from edc.deploy.transfer import pull as copy_from
 
-    folder = artifact or EXPORT / address.rstrip("/").rpartition("/")[2]
+    folder = artifact or EXPORT / name_of(address)
     manifest = copy_from(address, folder, force=force, said=_said)
     if as_json:
-        print_json({"address": address, "artifact": str(folder), "files": len(manifest.files)})
+        print_json({"address": without_secrets(address), "artifact": str(folder), "files": len(manifest.files)})
     if any(file.format in ("tensorrt", "tensorrt_rtx") for file in manifest.files):
         say("it holds engines, which are machine code: run them only if you trust who built them")
     say(f"pulled: {folder}   next: {edc_command('verify', folder)}")

@@ -13,7 +13,7 @@ from edc.console import console
 from edc.data import data_set
 from edc.data.bad_images import BadImages
 from edc.data.data_set import DataSet
-from edc.data.files.left_out import LeftOut, is_hidden, kind_of
+from edc.data.files.left_out import LeftOut, is_folder, is_hidden, kind_of
 from edc.data.files.look import look_at
 from edc.data.files.regular import require_regular
 from edc.data.files.splits import SPLITS, Split, may_be_a_missing_split, split_of_folder
@@ -249,7 +249,7 @@ def _walk(
     for entry in listed:
         if is_hidden(entry.name):
             left_out.add("hidden", f"{below}{entry.name}")
-        elif entry.is_dir():
+        elif is_folder(entry):
             if entry.is_symlink() and any(Path(one).is_relative_to(os.path.realpath(entry.path)) for one in here):
                 left_out.add("links to a folder above", f"{below}{entry.name}")
             else:

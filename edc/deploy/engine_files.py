@@ -245,7 +245,7 @@ def _accuracy_on_gpu(
         f"drop {100 * accuracy.drop:.2f} points on {accuracy.num_images} images "
         f"(lost {accuracy.num_lost}, gained {accuracy.num_gained}, McNemar p {accuracy.p_value:.3g})"
     )
-    if accuracy.drop > max_drop:
+    if not accuracy.within(max_drop):
         raise ParityError(f"{runner.path}: {said}, more than the {100 * max_drop:g} that --max-drop allows")
     return said
 

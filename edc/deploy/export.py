@@ -179,6 +179,7 @@ def _write_network(
         max_batch=options.max_batch,
         max_drop=options.max_drop,
         known_metrics=network.metrics,
+        computes_known=network.temperature == 1,
         judged=judged,
     )
     if options.input_type == "uint8":

@@ -34,6 +34,9 @@ class ExportedNetwork:
     reference: nn.Module
     exported: nn.Module
     metrics: dict[str, float] = field(default_factory=dict)
+    """Of the run's table: on test images, without any temperature."""
+    temperature: float = 1.0
+    """What is computed into the files beyond the network of the run's table; 1: nothing."""
 
 
 class _Tempered(nn.Module):
@@ -67,12 +70,12 @@ def networks_of(
     folded = deployable(student, recipe, recipe.deploy, data, accelerator=cpu)
     rows, deployed = rows_by_subject(summary), Subject("student", name=recipe.deploy)
     row = rows[deployed]
-    reference, exported = folded, fuse_batchnorm(folded, input_shape=shape).network
+    reference, exported, temperature = folded, fuse_batchnorm(folded, input_shape=shape).network, 1.0
     if fold_temperature:
         temperature = row["calibration_temperature"]
         reference = _Tempered(folded, temperature)
         exported = scale_classifier(exported, calibration_temperature=temperature, input_shape=shape)
-    networks = [ExportedNetwork("student", deployed, reference, exported, _metrics(row))]
+    networks = [ExportedNetwork("student", deployed, reference, exported, _metrics(row), temperature)]
     if not baseline:
         return networks
     own = [one.network for one in own_teachers_of(recipe, data, run)]
@@ -95,16 +98,16 @@ def networks_of(
     if not fits_in_a_file(merged_fused):
         console.print(f"no merged ensemble: {TOO_LARGE}", highlight=False)
         return networks
-    return [*networks, ExportedNetwork("baseline/ensemble", ensemble, merged, merged_fused, known)]
+    return [*networks, ExportedNetwork("baseline/ensemble", ensemble, merged, merged_fused, known, temperature)]
 
 
 def references_of(
-    run: RunFolder, recipe: Recipe, data: DataSet, *, fold_temperature: bool
+    run: RunFolder, recipe: Recipe, data: DataSet, *, fold_temperature: bool, baseline: bool
 ) -> dict[tuple[str, int | None], nn.Module]:
     """Returns the torch network that each file of an artifact must compute, by the file's role and member."""
     summary = run.summary()
     student = load_student(recipe, recipe.deploy, data, run=run)
-    networks = networks_of(student, run, recipe, summary, data, fold_temperature=fold_temperature)
+    networks = networks_of(student, run, recipe, summary, data, fold_temperature=fold_temperature, baseline=baseline)
     return {(network.subject.role, network.subject.member): network.reference for network in networks}
 
 

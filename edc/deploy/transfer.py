@@ -9,13 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from edc.deploy.artifact.folder import appearing, artifact_lock, require_replaceable
 from edc.deploy.artifact.manifest import MANIFEST_NAME, Manifest, load_manifest, verify_files
 from edc.deploy.card import CARD_NAME
 from edc.errors import ArtifactError, EdcError, FailedError, NotInstalledError, RequestError, first_line
 
-__all__ = ["pull", "push"]
+__all__ = ["name_of", "pull", "push", "without_secrets"]
 
 MOST_BYTES = {MANIFEST_NAME: 16 << 20, CARD_NAME: 1 << 20}
 """Of the files that no digest is known of before they are read."""
@@ -31,30 +32,33 @@ def push(artifact: Path, address: str, *, force: bool = False, said: Said = lamb
 
     Raises:
         ArtifactError: the artifact is not whole.
-        RequestError: `address` cannot be understood, or holds something, and there is no `force`.
+        RequestError: `address` cannot be understood, is the artifact itself, or holds something, and there is no
+            `force`.
         FailedError: the other side cannot be reached or written.
     """
     manifest = load_manifest(artifact)
     verify_files(artifact, manifest)
     files, place = _at(address)
+    if _is_local(files) and Path(place).resolve().is_relative_to(artifact.resolve()):
+        raise RequestError(
+            f"{without_secrets(address)}: is in the artifact that it would be a copy of; choose another place"
+        )
     paths = [file.path for file in manifest.files]
-    with _reaching(address):
+    with _reaching(address) as shown:
         old = _names_under(files, place)
         if MANIFEST_NAME in old and not force:
-            raise RequestError(
-                f"{address}: holds an artifact already; replace it with --force, or choose another place"
-            )
+            raise RequestError(f"{shown}: holds an artifact already; replace it with --force, or choose another place")
         ours = {CARD_NAME, *(path.partition("/")[0] for path in paths)}
         others = sorted(name for name in old - ours if not name.startswith("."))
         if others and MANIFEST_NAME not in old:
-            raise RequestError(f"{address}: holds {others[0]} and no {MANIFEST_NAME}; choose a folder for it alone")
+            raise RequestError(f"{shown}: holds {others[0]} and no {MANIFEST_NAME}; choose a folder for it alone")
         if (old & ours) - {CARD_NAME} and MANIFEST_NAME not in old and not force:
             what = "holds files of this name and no artifact, as a push that was cut off leaves them"
-            raise RequestError(f"{address}: {what}; replace them with --force, or choose another")
+            raise RequestError(f"{shown}: {what}; replace them with --force, or choose another")
         if MANIFEST_NAME in old:
-            earlier = _manifest_at(files, place, address)
+            earlier = _manifest_at(files, place, shown)
             files.rm_file(f"{place}/{MANIFEST_NAME}")  # first: what lies there is no artifact from now on
-            for path in {file.path for file in earlier.files} - set(paths):
+            for path in {*(file.path for file in earlier.files), *(old & {CARD_NAME})} - set(paths):
                 with suppress(FileNotFoundError):
                     files.rm_file(f"{place}/{path}")
         for path in [*paths, *[name for name in (CARD_NAME,) if (artifact / name).is_file()], MANIFEST_NAME]:
@@ -79,26 +83,64 @@ def pull(address: str, folder: Path, *, force: bool = False, said: Said = lambda
     if (folder / MANIFEST_NAME).exists() and not force:
         raise RequestError(f"{folder}: holds an artifact already; replace it with --force, or choose another folder")
     files, place = _at(address)
-    with artifact_lock(folder), appearing(folder) as temporary, _reaching(address):
+    with artifact_lock(folder), appearing(folder) as temporary, _reaching(address) as shown:
 
         def fetch(path: str, num_bytes: int) -> None:
             said(path, num_bytes)
             (temporary / path).parent.mkdir(parents=True, exist_ok=True)
             files.get_file(f"{place}/{path}", str(temporary / path))
 
-        if not files.isfile(f"{place}/{MANIFEST_NAME}"):
-            raise ArtifactError(f"{address}: no {MANIFEST_NAME} here; an artifact is a folder that `edc export` wrote")
+        if not _is_there(files, f"{place}/{MANIFEST_NAME}"):
+            raise ArtifactError(f"{shown}: no {MANIFEST_NAME} here; an artifact is a folder that `edc export` wrote")
         for name in (MANIFEST_NAME, CARD_NAME):
-            if files.isfile(f"{place}/{name}"):
-                fetch(name, _small_size(files, place, name, address))
-        manifest = load_manifest(temporary)
-        for file in manifest.files:
-            found = _size(files, f"{place}/{file.path}", f"{address}/{file.path}")
-            if found != file.bytes:
-                raise ArtifactError(f"{address}/{file.path}: {found:,} bytes, the manifest says {file.bytes:,}")
-            fetch(file.path, file.bytes)
-        verify_files(temporary, manifest)
+            if _is_there(files, f"{place}/{name}"):
+                fetch(name, _small_size(files, place, name, shown))
+        with _named(temporary, shown):
+            manifest = load_manifest(temporary)
+            for file in manifest.files:
+                found = _size(files, f"{place}/{file.path}", f"{shown}/{file.path}")
+                if found != file.bytes:
+                    raise ArtifactError(f"{shown}/{file.path}: {found:,} bytes, the manifest says {file.bytes:,}")
+                fetch(file.path, file.bytes)
+            verify_files(temporary, manifest)
     return manifest
+
+
+@contextmanager
+def _named(temporary: Path, shown: str) -> Iterator[None]:
+    """Names the address in errors about a folder that is gone when they are read."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(str(error).replace(str(temporary), shown)) from None
+
+
+def name_of(address: str) -> str:
+    """Returns the last part of an address, which names the artifact; raises `RequestError` if it names none."""
+    name = without_secrets(address).removesuffix("://").rstrip("/").rpartition("/")[2]
+    if name in ("", ".", ".."):
+        raise RequestError(f"{without_secrets(address)}: ends in no name; say where: edc pull ADDRESS FOLDER")
+    return name
+
+
+def without_secrets(address: str) -> str:
+    """Returns an address without what messages and logs must not repeat: a password, and a web address's query."""
+    parts = _parts(address)
+    user, at, host = parts.netloc.rpartition("@")
+    if parts.scheme in ("http", "https"):
+        return urlunsplit((parts.scheme, host, parts.path, "", ""))
+    if ":" in user:  # a name alone is needed there, and in hf://name@revision it is none
+        return address.replace(f"{user}{at}", f"{user.partition(':')[0]}{at}", 1)
+    return address
+
+
+def _parts(address: str) -> SplitResult:
+    if "://" not in address:  # a path, in which ? and # are letters
+        return SplitResult("", "", address, "", "")
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise RequestError(f"the address cannot be read ({first_line(error)}); expected one like s3://...") from None
 
 
 def _manifest_at(files: Any, place: str, address: str) -> Manifest:
@@ -126,37 +168,68 @@ def _at(address: str) -> tuple[Any, str]:
     """Returns the filesystem and the folder in it that `address` names."""
     import fsspec
 
+    shown = without_secrets(address)
     try:
         files, place = fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise NotInstalledError(f"{address}: {first_line(error)}") from None
+        raise NotInstalledError(f"{shown}: {first_line(error)}") from None
     except (ValueError, OSError) as error:
-        raise RequestError(f"{address}: {first_line(error)}; expected a folder, or an address like s3://...") from None
+        raise RequestError(f"{shown}: {first_line(error)}; expected a folder, or an address like s3://...") from None
     return files, str(place).rstrip("/")
+
+
+def _is_local(files: Any) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(files, LocalFileSystem)
 
 
 def _names_under(files: Any, place: str) -> set[str]:
     """Returns the names right below `place`; none if it is not there."""
-    if files.isfile(place):
-        raise RequestError(f"{place}: is a file, expected a folder for the artifact")
-    if not files.isdir(place):
+    if not _is_there(files, place):
         return set()
+    if not files.isdir(place):
+        raise RequestError(f"{place}: is a file, expected a folder for the artifact")
     return {str(path).rstrip("/").rpartition("/")[2] for path in files.ls(place, detail=False)}
 
 
-def _size(files: Any, path: str, shown: str) -> int:
+def _is_there(files: Any, path: str) -> bool:
+    """Returns whether something is at `path`; raises what the filesystem does where it cannot be known.
+
+    `exists`, `isfile` and `isdir` say no when the network fails or the login is refused, and then a copy there would be
+    overwritten.
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+
     try:
-        return int(files.info(path)["size"])
-    except FileNotFoundError:
-        raise ArtifactError(f"{shown}: is missing, and the manifest lists it") from None
+        files.info(path)
+    except FileNotFoundError as error:
+        # Filesystems say so of all that went wrong; the cause tells.
+        if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError | EntryNotFoundError):
+            return False
+        if str(error) in ("", path):
+            raise error.__cause__ from None
+        raise
+    return True
+
+
+def _size(files: Any, path: str, shown: str) -> int:
+    if not _is_there(files, path):
+        raise ArtifactError(f"{shown}: is missing, and the manifest lists it")
+    size = files.info(path)["size"]
+    if size is None:
+        raise FailedError(f"{shown}: the server does not say how large it is")
+    return int(size)
 
 
 @contextmanager
-def _reaching(address: str) -> Iterator[None]:
-    """Turns what filesystems raise, each with exceptions of its own, into one message."""
+def _reaching(address: str) -> Iterator[str]:
+    """Turns what filesystems raise, each with exceptions of its own, into one message; yields the address to show."""
+    shown = without_secrets(address)
     try:
-        yield
+        yield shown
     except EdcError:
         raise
     except Exception as error:
-        raise FailedError(f"{address}: {type(error).__name__}: {first_line(error)}") from error
+        said = first_line(error).replace(address, shown)
+        raise FailedError(f"{shown}: {type(error).__name__}: {said}") from error

@@ -1,10 +1,11 @@
 """Checks on an artifact that arrived from elsewhere."""
 
+import json
 from pathlib import Path
 
 import onnx
 
-from edc.deploy.artifact.manifest import ArtifactFile, Manifest, load_manifest, verify_files
+from edc.deploy.artifact.manifest import ArtifactFile, Manifest, Preprocessing, load_manifest, verify_files
 from edc.deploy.engine.description import sidecar_path
 from edc.deploy.onnx.checked import REFUSALS, read_arithmetic
 from edc.deploy.onnx.precision import require_precision
@@ -29,23 +30,33 @@ def verify(artifact: Path, *, run: Path | None = None, data_root: Path | None = 
     done.append("files: present, inside the folder, size and SHA-256 as listed")
     num_onnx = 0
     for file in manifest.files:
-        if file.format == "onnx":
-            _check_onnx(artifact / file.path, file)
+        if file.path.endswith(".onnx"):  # also what a server would load
+            _check_onnx(artifact / file.path, file, manifest)
             num_onnx += 1
         elif file.format in ("tensorrt", "tensorrt_rtx") and not sidecar_path(artifact / file.path).is_file():
             raise ArtifactError(f"{file.path}: an engine without its description {sidecar_path(Path(file.path)).name}")
+    _require_copies(manifest)
     done.append(f"onnx: {num_onnx} files pass the checker, stand alone, and are what the manifest says")
     if run is not None:
         done.append(_parity_again(artifact, manifest, run, data_root))
     return done
 
 
-def _check_onnx(path: Path, file: ArtifactFile) -> None:
+def _require_copies(manifest: Manifest) -> None:
+    """Raises unless each network in the Triton repository is a file that the artifact has, and that was checked."""
+    checked = {file.sha256 for file in manifest.files if file.format != "other"}
+    for file in manifest.files:
+        if file.format == "other" and file.path.endswith((".onnx", ".plan")) and file.sha256 not in checked:
+            raise ArtifactError(f"{file.path}: is no copy of a network of this artifact, which files of a server are")
+
+
+def _check_onnx(path: Path, file: ArtifactFile, manifest: Manifest) -> None:
     """Raises unless the file is sound ONNX that stands alone, is arithmetic alone, and is what the manifest says."""
     try:
         model = read_arithmetic(path)
         onnx.checker.check_model(model, full_check=True)
         _require_interface(model, path, file)
+        _require_same_metadata(model, path, manifest)
         if file.precision in ("fp32", "fp16", "int8-cpu", "int8-trt"):
             require_precision(path, file.precision)
     except (*REFUSALS, *DAMAGE) as error:
@@ -64,6 +75,20 @@ def _require_interface(model: onnx.ModelProto, path: Path, file: ArtifactFile) -
         ]
         if listed and found != expected:
             raise ArtifactError(f"{path}: its {what} are {shown(found)}, the manifest says {shown(expected)}")
+
+
+def _require_same_metadata(model: onnx.ModelProto, path: Path, manifest: Manifest) -> None:
+    """Raises if what the graph says of its classes and images is not what the manifest says; it may say nothing."""
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    if "class_names" in said and json.loads(said["class_names"]) != list(manifest.classes):
+        found, expected = shown(json.loads(said["class_names"])), shown(list(manifest.classes))
+        raise ArtifactError(f"{path}: its classes are {found}, the manifest says {expected}")
+    if "preprocessing" in said and Preprocessing(**json.loads(said["preprocessing"])) != manifest.preprocessing:
+        found, expected = (
+            shown(json.loads(said["preprocessing"])),
+            shown(manifest.preprocessing.model_dump(mode="json")),
+        )
+        raise ArtifactError(f"{path}: its preprocessing is {found}, the manifest says {expected}")
 
 
 def _described(value: onnx.ValueInfoProto) -> tuple[str, str, list[int | None]]:
@@ -90,17 +115,28 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
     data = load_data(recipe.data)
     folder.warn_of_other_data(data)
     images, _ = sample_images(data.validation, 512, seed=0)
-    references = references_of(folder, recipe, data, fold_temperature=manifest.temperature_folded)
-    checked = 0
+    if tuple(data.class_names) != manifest.classes:
+        found, expected = shown(list(manifest.classes)), shown(list(data.class_names))
+        raise ArtifactError(f"{artifact}: its classes are {found}, those of {run} are {expected}")
+    of_baseline = any(file.role in ("teacher", "ensemble") for file in manifest.files)
+    references = references_of(folder, recipe, data, fold_temperature=manifest.temperature_folded, baseline=of_baseline)
+    checked, others = 0, 0
     for file in manifest.files:
         if file.format == "onnx" and file.precision in ("fp32", "fp16"):
+            reference = references.get((file.role, file.member))
+            if reference is None:
+                which = file.role if file.member is None else f"{file.role} {file.member}"
+                raise ArtifactError(f"{file.path}: the manifest says {which!r}, and {run} has no such network")
             check_onnx_parity(
                 artifact / file.path,
-                references[file.role, file.member],
+                reference,
                 images,
                 max_batch=file.max_batch or 1,
                 precision="fp16" if file.precision == "fp16" else "fp32",
                 how=manifest.preprocessing,
             )
             checked += 1
-    return f"parity: {checked} files compute what the networks of {run} compute"
+        elif file.format != "other":
+            others += 1
+    not_run = f"; {others} of int8 or engines were not run" if others else ""
+    return f"parity: {checked} files in fp32 and fp16 compute what the networks of {run} compute{not_run}"

@@ -137,6 +137,10 @@ def _temperature_left(manifest: Manifest, entry: ArtifactFile) -> tuple[float, s
     if entry.role != "student":
         return 1.0, "as the file has them: the manifest's temperature is the student's"
     calibrated = f"calibrated on validation images (temperature {manifest.calibration_temperature:.4g})"
+    if manifest.calibration_temperature == 1:
+        calibrated = "without a temperature: none was fitted on validation images, or it is 1"
+    elif "int8" in entry.precision:
+        calibrated = f"{calibrated[:-1]}, fitted for the network in fp32)"
     return (1.0 if manifest.temperature_folded else manifest.calibration_temperature), calibrated
 
 

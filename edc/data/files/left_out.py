@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from edc.console import console
 
-__all__ = ["LeftOut", "is_hidden", "kind_of"]
+__all__ = ["LeftOut", "is_folder", "is_hidden", "kind_of"]
 
 _BY_MACHINES = (
     *("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
@@ -42,6 +42,14 @@ class LeftOut:
 def is_hidden(name: str) -> bool:
     """Returns whether a file or folder is a machine's own: `.ipynb_checkpoints`, `._photo.jpg`, `__MACOSX`."""
     return name.startswith(".") or name.lower() in _BY_MACHINES
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Returns whether an entry is a folder or a link to one; a link to itself is a file that cannot be read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def kind_of(name: str, where: str = "") -> str:

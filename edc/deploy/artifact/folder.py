@@ -25,9 +25,9 @@ MANIFEST_NAME = "manifest.json"
 def require_replaceable(folder: Path) -> None:
     """Raises unless `folder` is absent, empty, or an earlier artifact."""
     if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"{folder}: is a file, expected a folder for the artifact; choose another with --output")
+        raise ArtifactError(f"{folder}: is a file, expected a folder for the artifact; choose another")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
-        raise ArtifactError(f"{folder}: is not empty and holds no {MANIFEST_NAME}; choose another folder with --output")
+        raise ArtifactError(f"{folder}: is not empty and holds no {MANIFEST_NAME}; choose another folder")
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def _discard(place: Path) -> None:
     if _old(place).is_dir():
         doomed = _temporary(place)
         _old(place).rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(doomed)
 
 
 def _remove_leftovers(place: Path) -> None:
@@ -110,7 +110,15 @@ def _remove_leftovers(place: Path) -> None:
     left = re.compile(rf"\.{re.escape(place.name)}\.([0-9a-f]+\.)?tmp")
     for path in place.parent.iterdir() if place.parent.is_dir() else ():
         if left.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or the link to one, whose folder somebody else keeps."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _temporary(place: Path) -> Path:

@@ -76,6 +76,10 @@ class PairedAccuracy:
     p_value: float
     num_images: int
 
+    def within(self, max_drop: float) -> bool:
+        """Returns whether no more is lost than `max_drop`, a share of 1: 7 images of 1,000 are within 0.7 points."""
+        return self.num_lost - self.num_gained <= max_drop * self.num_images + 1e-6  # 0.7 / 100 is below 7 / 1000
+
 
 def compare_outputs(
     reference: Floats, candidate: Floats, *, tie: float = 0.0, batch_sizes: Sequence[int] = ()

@@ -101,10 +101,10 @@ def int8_within_budget(
                 break  # the rung leaves most of so small a network in float
             accuracy = paired_accuracy_drop(reference_correct, accuracy_of(temporary))
             tried.append((rung, accuracy))
-            if accuracy.drop <= max_drop:
+            if accuracy.within(max_drop):
                 elsewhere = elsewhere_of and paired_accuracy_drop(reference_correct, elsewhere_of(temporary))
                 found = Quantized(rung, kept, accuracy, tuple(tried), elsewhere)
-                if elsewhere is None or elsewhere.drop <= max_drop:
+                if elsewhere is None or elsewhere.within(max_drop):
                     return found
                 here_alone = here_alone or (found, temporary.read_bytes())
         if here_alone is not None:
