@@ -91,7 +91,8 @@ def test_one_teacher_is_the_best_on_validation_and_the_mean_of_all_is_said(works
     assert (found.best, found.is_chosen) == (1, True)
     mean, spread = np.mean(accuracies), np.std(accuracies, ddof=1)
     said = f"teacher 1, the best of 2 on validation; their mean in the run is {mean:.2f} ±{spread:.2f} %"
-    assert found.words == said
+    assert found.words_where(drawn=False) == said
+    assert "in the run, on all its test images, is" in found.words_where(drawn=True)
     recipe = RunFolder(workshop.artifact).recipe()
     specs = row_specs(workshop.artifact, manifest, recipe, workshop.run, ["onnxruntime", "torch"], None, teacher=1)
     assert [spec.subject.label for spec in specs if spec.subject.role == "teacher"] == ["teacher 1"] * 2
@@ -102,7 +103,7 @@ def test_an_older_artifact_asks_its_run_who_is_best_and_without_it_takes_the_fir
     best = best_teacher(rows_by_subject(workshop.distilled.document))
     assert teachers_of(old, workshop.run).best == best.member
     assert teachers_of(old, Path("nowhere")) == Teachers()
-    assert Teachers().words == ""
+    assert Teachers().words_where(drawn=True) == ""
 
 
 def test_a_teacher_above_its_ensemble_is_said_below_the_table(workshop):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -374,8 +375,35 @@ def test_file_beside_the_weights_names_their_network_and_size(name, text, tmp_pa
 def test_name_that_the_weights_do_not_fit_is_not_believed(tmp_path, monkeypatch):
     monkeypatch.setattr("edc.proposal.architecture.SECONDS_TO_MATCH", 0.0)
     torch.save(timm_network().state_dict(), tmp_path / "resnet18.pt")
-    with pytest.raises(CheckpointError, match=r"fit none of the \d+ networks .*--network resnet18.pt=timm/resnet18"):
+    with pytest.raises(CheckpointError) as raised:
         found_in(tmp_path / "resnet18.pt")
+    said = str(raised.value)
+    assert re.search(
+        r"fit none of the \d+ networks .* until 0 s of computing were over, which were too few for all", said
+    )
+    assert re.search(r"As t\w+/resnet18, the name resnet18.pt: [\w.]+: .* in the", said)
+    assert said.endswith(
+        "If it is another, give its name: --network resnet18.pt=timm/NAME or torchvision/NAME. "
+        "A network that neither has is given whole, as TorchScript, .pt2 or ONNX"
+    )
+
+
+def test_named_transformer_is_told_at_another_size_than_the_datas(tmp_path):
+    torch.save(timm.create_model("test_vit", num_classes=4, img_size=96).state_dict(), tmp_path / "mine.pth")
+    found = found_in(tmp_path / "mine.pth", image_size=32, asked=[("timm/test_vit", "as --network says")])
+    assert (found.name, found.image_size) == ("timm/test_vit", 96)
+
+
+def test_network_of_another_stem_is_told_where_it_differs(tmp_path, monkeypatch):
+    monkeypatch.setattr("edc.proposal.architecture.SECONDS_TO_MATCH", 0.0)
+    network = models.resnet18(num_classes=4)
+    network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    differs = (
+        r"As torchvision/resnet18, as --network says: conv1.weight: \(64, 3, 3, 3\) in the file, \(64, 3, 7, 7\) in"
+    )
+    with pytest.raises(CheckpointError, match=differs):
+        found_in(tmp_path / "mine.pth", asked=[("torchvision/resnet18", "as --network says")])
 
 
 def test_folder_within_a_folder_is_found_as_zip_files_make_them(desk, tmp_path):
@@ -513,3 +541,25 @@ def test_epochs_from_weights_have_no_step_between_few_and_many_images():
         for n in (100, 5_000, 7_500, 10_000, 1_000_000)
     ]
     assert epochs == [60, 60, 40, 30, 30]
+
+
+def test_no_recipe_is_written_if_no_checkpoint_can_be_used_and_a_word_is_said_of_each_that_is_not(desk, tmp_path):
+    torch.save({"weight": torch.zeros(3, 3)}, tmp_path / "strange.pth")
+    named = ("--network", "timm/test_resnet", "--out", tmp_path / "mine.yaml", "--device", "cpu", "--threads", "1")
+    called = edc("init", desk.folder / "zip", tmp_path / "strange.pth", *named, cwd=tmp_path)
+    assert called.exit_code == 2
+    assert "none of the 1 checkpoints can be used, so no recipe is written:\n  strange.pth: " in called.stderr
+    assert not (tmp_path / "mine.yaml").exists()
+    good = desk.folder / "models/test_resnet_fold2.pth"
+    called = edc("init", desk.folder / "zip", tmp_path / "strange.pth", good, *named, cwd=tmp_path)
+    assert called.exit_code == 0, called.stderr
+    assert "warning: 1 of 2 checkpoints are not used, for the reasons above: strange.pth. The recipe is" in called.stdout
+
+
+def test_list_of_names_and_labels_is_named_where_there_are_no_class_folders(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels.csv").write_text("file,label\na.jpg,0\n")
+    for place in (tmp_path, tmp_path / "labels.csv"):
+        called = edc("init", place, "--out", tmp_path / "mine.yaml", cwd=tmp_path)
+        assert called.exit_code == 2
+        assert "labels.csv: a list of names and labels is not read: make a folder per class of it" in called.stderr

@@ -61,6 +61,13 @@ def saved(path: Path, *, order: list[str] | None = None, mean: float = 0.5, std:
     return str(path)
 
 
+class LevelsOfLargeImages(Levels):
+    """Is right on images of 16 x 16 pixels alone: it takes their sum for a mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -1000 * (x.sum((1, 2, 3))[:, None] / (3 * 16 * 16) - self.levels) ** 2
+
+
 def recipe(folder: Path, *checkpoints: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(
         {
@@ -108,6 +115,19 @@ def test_good_ensemble_is_called_and_recorded_with_its_readings(folder, tmp_path
     said = capsys.readouterr().err
     assert "teachers on 72 validation images" in said
     assert "natural" in said
+
+
+def test_teacher_of_larger_images_stops_the_run_and_the_message_has_their_size(folder, tmp_path, accelerator):
+    network, dynamic = LevelsOfLargeImages(sorted(NAMES), 0.5, 0.25).eval(), torch.export.Dim.DYNAMIC
+    shapes = ({0: dynamic, 2: dynamic, 3: dynamic},)
+    torch.export.save(
+        torch.export.export(network, (torch.rand(2, 3, 16, 16),), dynamic_shapes=shapes), tmp_path / "large.pt2"
+    )
+    said = stopped(recipe(folder, {"file": str(tmp_path / "large.pt2")}), tmp_path, accelerator)
+    assert said.splitlines()[1].split(maxsplit=2) == ["100.0", "%", "input_size: 16"]
+    one = recipe(folder, {"file": str(tmp_path / "large.pt2"), "input_size": 16})
+    summary = distill(one, run=RunFolder(tmp_path / "runs/called"), accelerator=accelerator)
+    assert [each["acc"] for each in summary["roll_call"]["teachers"]] == [1.0]
 
 
 def test_far_weaker_teacher_stops_the_run_with_the_normalisation_that_fits(folder, tmp_path, accelerator):

@@ -115,7 +115,8 @@ def _result(request: BenchRequest, options: BenchOptions, measured: _Measured, e
     seed, specs, qualities, predictions = options.seed, request.specs, measured.qualities, measured.predictions
     rows = _rows(request, measured, seed=seed)
     few_classes = few_classes_of(qualities, request.manifest.classes)
-    verdict = _verdict(rows, request, qualities, few_classes, seed=seed)
+    teacher = request.teachers.words_where(drawn=options.quick)
+    verdict = _verdict(rows, request, qualities, few_classes, teacher=teacher, seed=seed)
     return BenchResult(
         artifact=request.artifact.resolve().name,
         deploy=request.recipe.deploy,
@@ -224,7 +225,13 @@ def _rows(request: BenchRequest, measured: _Measured, *, seed: int) -> tuple[Row
 
 
 def _verdict(
-    rows: tuple[Row, ...], request: BenchRequest, qualities: Qualities, few_classes: Mapping[str, str], *, seed: int
+    rows: tuple[Row, ...],
+    request: BenchRequest,
+    qualities: Qualities,
+    few_classes: Mapping[str, str],
+    *,
+    teacher: str,
+    seed: int,
 ) -> BenchVerdict | None:
     files = {
         spec.key: spec.source.files[0].name
@@ -238,7 +245,7 @@ def _verdict(
         validation_acc={spec.key: acc for spec, acc in qualities.validation_acc.items()},
         losses={spec.key: losses for spec, losses in qualities.losses.items()},
         few_classes=few_classes,
-        teacher=request.teachers.words,
+        teacher=teacher,
         seed=seed,
     )
 

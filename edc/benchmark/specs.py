@@ -133,14 +133,14 @@ def _of_artifact(
     found: list[_Found] = []
     for precision in precisions:
         files: dict[str, list[EngineFile]] = {}
-        unfit: dict[str, str] = {}
+        unfit: dict[Path, str] = {}
         members = []
         for file in sorted(manifest.files, key=lambda file: file.member or 0):
             if file.format == (library or "onnx") and file.precision == precision:
                 files.setdefault(file.role, []).append(EngineFile(artifact / file.path, file.sha256))
                 members += [file.member] if file.role == "teacher" else []
                 if file.not_for_openvino:
-                    unfit[file.role] = file.not_for_openvino
+                    unfit[artifact / file.path] = file.not_for_openvino
         teachers = files.get("teacher", [])
         subjects = {
             Subject("teacher", member=teacher): [teachers[members.index(teacher)]] if teacher in members else [],
@@ -153,7 +153,8 @@ def _of_artifact(
                 # What divides the members' logits is part of a merged ensemble's own graph.
                 temperature = manifest.member_temperature if subject == _IN_TURN else 1.0
                 form = replace(subject, precision=_CLASSES[precision])
-                how, reason = manifest.preprocessing, unfit.get(subject.role)
+                how = manifest.preprocessing
+                reason = next((unfit[file.path] for file in of_subject if file.path in unfit), None)
                 found += _forms(form, of_subject, temperature, is_engine=library is not None, how=how, reason=reason)
     if library and not found:  # one row that says so, rather than none that does not
         found = [(subject, EngineSource(subject, ())) for subject in (_MERGED, student)]

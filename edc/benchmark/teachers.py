@@ -25,14 +25,18 @@ class Teachers:
     """Whether it is the best on validation images; an artifact of an older edc without its run does not say."""
     test_acc: tuple[float, ...] = ()
 
-    @property
-    def words(self) -> str:
-        """Who it is among the others, for people; "" if that is not known."""
+    def words_where(self, *, drawn: bool) -> str:
+        """Returns who it is among the others, for people; "" if that is not known.
+
+        Args:
+            drawn: whether the bench may have looked at some test images only: the mean is of all.
+        """
         if not self.is_chosen or len(self.test_acc) < 2:
             return ""
         mean, spread = 100 * statistics.fmean(self.test_acc), 100 * statistics.stdev(self.test_acc)
+        of = ", on all its test images," if drawn else ""
         best = f"teacher {self.best}, the best of {len(self.test_acc)} on validation"
-        return f"{best}; their mean in the run is {mean:.2f} ±{spread:.2f} %"
+        return f"{best}; their mean in the run{of} is {mean:.2f} ±{spread:.2f} %"
 
 
 def teachers_of(manifest: Manifest, run: Path) -> Teachers:

@@ -25,7 +25,8 @@ def init(
     images: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[IMAGES]", help="A folder of images, by split and class; on a terminal it is asked for."
+            metavar="[IMAGES]",
+            help="A folder: images by split and class, parquet or tar shards; on a terminal it is asked for.",
         ),
     ] = None,
     checkpoints: Annotated[

@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands, so that `edc --help` and a mista
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -250,7 +251,9 @@ def _no_child_left() -> Iterator[None]:
     try:
         yield
     finally:
-        for child in multiprocessing.active_children():
+        if children := multiprocessing.active_children():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise in whoever waits for them
+        for child in children:
             child.kill()
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from edc.errors import CheckpointError, EdcError
-from edc.networks import build_network
+from edc.networks import build_network, load_weights
 from edc.recipe import NETWORK_NAME, NetworkSection
 from edc.system.documents import json_from_text, read_text, yaml_from_text
-from edc.teachers.weights_file import Held, fits, state_dicts_in
+from edc.teachers.weights_file import Held, fits, nearest, state_dicts_in
 from edc.train.checkpoint import NotLoaded
 
 __all__ = ["Architecture", "Said", "architecture_of", "said_by"]
@@ -32,7 +32,9 @@ NAME_KEYS = re.compile(
 SIZE_KEYS = re.compile(r"(img_size|image_size|input_size|crop_size|train_crop_size|val_crop_size|imgsz|resolution)\Z")
 MOST_SAID, DEPTH = 20, 4
 SECONDS_TO_MATCH = 60.0
-"""For the names of all networks; those whose key names are alike come first."""
+"""Of computing, for the names of all networks; those whose key names are alike come first."""
+SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
+"""Of images, tried for a network that was named: a transformer's weights are of one size."""
 ALIKE = 0.5
 """Share of the smaller one's keys that two networks of one family have in common."""
 USUAL = (
@@ -110,22 +112,44 @@ def architecture_of(
     if not held:
         raise CheckpointError(f"{path}: holds no state dict (names to tensors)")
     shapes = [Held(one.name, {k: v.to("meta") for k, v in one.state.items()}, one.is_ema) for one in held]
-    likely = [*asked, *said.names, *known]
-    tried = 0
-    for name, why in chain(likely, _by_keys(shapes, num_channels)):
+    likely: dict[str, str] = {}
+    for name, why in (*asked, *said.names, *known):
+        likely.setdefault(name, why)
+    tried, end = 0, time.process_time() + SECONDS_TO_MATCH  # not of the clock: the answer is the same on a busy machine
+    for name, why in chain(likely.items(), _by_keys(shapes, num_channels, end)):
         tried += 1
         for classes in dict.fromkeys([num_classes, *_rows_of_last(shapes)]):
-            for size in dict.fromkeys([said.size or image_size, image_size, *_own_size(name)]):
+            sizes = SIZES if name in likely else ()
+            for size in dict.fromkeys([said.size or image_size, image_size, *_own_size(name), *sizes]):
                 network = _on_meta(name, classes, num_channels, size)
                 if network is not None and any(fits(network, one) for one in shapes):
                     return Architecture(name, classes, size, why)
     keys = max(shapes, key=lambda one: len(one.state)).state
-    names = ", ".join(name for name, _ in likely[:5]) or "none was named"
+    names = ", ".join([*likely][:5]) or "none was named"
+    by_keys = "by keys, those of timm and torchvision"
+    if time.process_time() > end:
+        by_keys += f" until {SECONDS_TO_MATCH:.0f} s of computing were over, which were too few for all"
+    give = "If it is another, give" if likely else "Give"
     raise CheckpointError(
         f"{path}: its {len(keys)} weights ({', '.join([*keys][:3])}, ...) fit none of the {tried} networks that were "
-        f"tried ({names}; by keys, for {SECONDS_TO_MATCH:.0f} s, those of timm and torchvision). Give its name: "
-        f"--network {path.name}=timm/resnet18"
+        f"tried ({names}; {by_keys}). {_difference(likely, shapes, num_channels, said.size or image_size)}{give} its "
+        f"name: --network {path.name}=timm/NAME or torchvision/NAME. A network that neither has is given whole, as "
+        "TorchScript, .pt2 or ONNX"
     )
+
+
+def _difference(likely: Mapping[str, str], held: Sequence[Held], num_channels: int, size: int) -> str:
+    """Returns how the weights differ from the first of the networks that were named, in words."""
+    classes = (_rows_of_last(held) or [1000])[0]
+    for name, why in likely.items():
+        network = _on_meta(name, classes, num_channels, size)
+        if network is None:
+            continue
+        try:
+            load_weights(network, nearest(network, held)[0].state, source=name, num_classes=None)
+        except CheckpointError as error:
+            return f"As {name}, {why}: {str(error).splitlines()[1].strip()}. "
+    return ""
 
 
 def _beside(path: Path) -> Iterator[tuple[str, Any]]:
@@ -198,9 +222,8 @@ def _networks_in_name(stem: str) -> list[str]:
     return sorted(found, key=lambda name: -len(name))[:5]
 
 
-def _by_keys(held: Sequence[Held], num_channels: int) -> Iterator[tuple[str, str]]:
-    """Yields networks of the families with such keys: first the usual ones, then all, for a bounded time."""
-    end = time.monotonic() + SECONDS_TO_MATCH
+def _by_keys(held: Sequence[Held], num_channels: int, end: float) -> Iterator[tuple[str, str]]:
+    """Yields networks of the families with such keys: first the usual ones, then all, until `end`."""
     families = [
         (library, family, sorted(names, key=lambda name: (len(name), name)))
         for library, of in _library_names().items()
@@ -209,13 +232,13 @@ def _by_keys(held: Sequence[Held], num_channels: int) -> Iterator[tuple[str, str
     ]
     families.sort(key=lambda one: USUAL.index(one[1]) if one[1] in USUAL else len(USUAL))
     for library, _, names in families:
-        if time.monotonic() > end:
+        if time.process_time() > end:
             return
         first = _on_meta(f"{library}/{names[0]}", 10, num_channels, None)
         if first is None or _alike(first.network.state_dict().keys(), held) < ALIKE:
             continue
         for name in names:
-            if time.monotonic() > end:
+            if time.process_time() > end:
                 return
             yield f"{library}/{name}", "by its keys and shapes"
 

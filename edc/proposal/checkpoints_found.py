@@ -29,6 +29,7 @@ __all__ = [
     "first_look",
     "identified",
     "require_known_files",
+    "require_one_used",
     "roll_called",
 ]
 
@@ -160,6 +161,16 @@ def roll_called(
         said = dict(zip((one.file for one in used), roll.answered, strict=True))
         return [replace(one, answered=said.get(one.file)) for one in found], roll.mirrored
     return found, None
+
+
+def require_one_used(found: Sequence[CheckpointFound]) -> None:
+    """Raises `CheckpointError` if there are checkpoints and none is used: a recipe without them is for another job."""
+    if found and all(one.why_not for one in found):
+        reasons = "".join(f"\n  {one.file.name}: {one.why_not}" for one in found)
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints can be used, so no recipe is written:{reasons}\n"
+            "  Called without checkpoints, edc init writes a recipe that trains teachers of its own."
+        )
 
 
 def _called(recipe: Recipe, data: DataSet, own: Sequence[OwnTeacher], accelerator: Accelerator) -> RollCall:

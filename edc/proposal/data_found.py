@@ -42,6 +42,9 @@ class SplitFound:
         return max(self.num_by_class.values(), default=0) / max(self.num_images, 1)
 
 
+LISTS = (".csv", ".tsv", ".xlsx", ".jsonl")
+
+
 @dataclass(frozen=True)
 class DataFound:
     """What lies in a folder of images, read as a recipe with `section` reads it."""
@@ -64,7 +67,8 @@ def place_and_kind(folder: Path) -> tuple[Path, str]:
         DataError: there is no such folder.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder.absolute()}: no such folder of images")
+        what = "a file, expected a folder of images" if folder.exists() else "no such folder of images"
+        raise DataError(f"{folder.absolute()}: {what}{of_lists(folder)}")
     for _ in range(5):
         inside = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
         if len(inside) != 1 or not inside[0].is_dir():
@@ -75,6 +79,18 @@ def place_and_kind(folder: Path) -> tuple[Path, str]:
         if any(name.endswith(suffix) for name in names):
             return folder, kind
     return folder, "image_folder"
+
+
+def of_lists(place: Path) -> str:
+    """Returns a word about a list of names and labels, at `place` or in it: it is not read."""
+    files = [place] if place.is_file() else place.glob("*") if place.is_dir() else ()
+    for file in sorted(files):
+        if file.suffix.lower() in LISTS:
+            return (
+                f"; {file.name}: a list of names and labels is not read: make a folder per class of it, parquet or "
+                "shards (recipes/README.md, Images)"
+            )
+    return ""
 
 
 def is_held_out(kind: str, data: DataSet) -> bool:

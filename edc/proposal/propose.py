@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from edc.console import console
 from edc.data import load_data
-from edc.errors import EdcError, RecipeError, edc_command, first_line
+from edc.errors import DataError, EdcError, RecipeError, edc_command, first_line
 from edc.networks import build_network, network_for
 from edc.proposal.budget import Budget, TimedNetwork, chosen, in_words, timed_networks
 from edc.proposal.checkpoints_found import (
@@ -20,9 +20,10 @@ from edc.proposal.checkpoints_found import (
     first_look,
     identified,
     require_known_files,
+    require_one_used,
     roll_called,
 )
-from edc.proposal.data_found import DataFound, SplitFound, is_held_out, look_at_data, place_and_kind, sides_of
+from edc.proposal.data_found import DataFound, SplitFound, is_held_out, look_at_data, of_lists, place_and_kind, sides_of
 from edc.proposal.network_choice import network_and_start
 from edc.proposal.recipe_text import Choices, recipe_text
 from edc.recipe import DataSection, NetworkSection, Recipe
@@ -71,6 +72,8 @@ class Proposal:
     text: str
     timed: tuple[TimedNetwork, ...] = ()
     """The networks that were timed for a budget, the fastest first."""
+    warnings: tuple[str, ...] = ()
+    """What stands at the head of the recipe, too."""
 
 
 def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
@@ -78,7 +81,7 @@ def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
 
     Raises:
         DataError: no data set, or validation or test images that cannot be read.
-        CheckpointError: no such checkpoints.
+        CheckpointError: no such checkpoints, or none of them can be used.
         RecipeError: a network that does not exist, or does not take the images.
     """
     files = files_of(asked.checkpoints)
@@ -97,6 +100,7 @@ def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
         checkpoints.append(one)
     del looks  # the weights
     checkpoints, mirrored = roll_called(checkpoints, section, found.data, accelerator=accelerator)
+    require_one_used(checkpoints)
     section, reasons = _mirroring_or_not(section, reasons, mirrored)
     student = (asked.student, "the student, as --student says") if asked.student else None
     timed: list[TimedNetwork] = []
@@ -107,7 +111,8 @@ def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
         student = within.name, in_words(timed, within, asked.budget)
     choices = _choices(asked, student, section, found, checkpoints, reasons)
     recipe, text = _accepted(asked, section, found, checkpoints, choices, accelerator)
-    return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text, tuple(timed))
+    warnings = tuple(_warnings(asked, found))
+    return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text, tuple(timed), warnings)
 
 
 def name_of(path: Path) -> str:
@@ -130,7 +135,10 @@ def _data_section(asked: Asked, looks: Sequence[CheckpointFound]) -> tuple[DataS
     reasons = {} if folder.is_absolute() else {"root": "seen from where edc is called, as all paths here"}
     base: dict[str, Any] = {"kind": kind, "root": folder}
     with console.capture():  # what it says, the look at this size says again
-        data = load_data(DataSection(**base, image_size=SIDES[0]))
+        try:
+            data = load_data(DataSection(**base, image_size=SIDES[0]))
+        except DataError as error:
+            raise DataError(f"{error}{of_lists(folder)}") from None
     sides = sides_of(data.train)
     median = sides[len(sides) // 2] if sides else 224
     said = sorted({look.said.size for look in looks if look.said.size})
@@ -261,14 +269,18 @@ def _head(asked: Asked, found: DataFound, choices: Choices) -> list[str]:
     for split in found.splits:
         lines.append(f"{split.name}: {split.num_images:,} images; always the most frequent class is right on "
                      f"{100 * split.majority:.1f} %")  # fmt: skip
-    lines += [
-        f"warning: {num:,} of {looked_at:,} images looked at are in both {pair}, which flatters all figures"
+    return lines + [f"warning: {warning}" for warning in _warnings(asked, found)]
+
+
+def _warnings(asked: Asked, found: DataFound) -> list[str]:
+    warnings = [
+        f"{num:,} of {looked_at:,} images looked at are in both {pair}, which flatters all figures"
         for pair, (num, looked_at) in found.duplicates.items()
         if num
     ]
     if asked.checkpoints and is_held_out(found.section.kind, found.data):
-        lines.append(
-            "warning: validation images are held out of train; if your checkpoints learned from them, they look better "
+        warnings.append(
+            "validation images are held out of train; if your checkpoints learned from them, they look better "
             "on them than they are: a split of its own is better"
         )
-    return lines
+    return warnings

@@ -19,7 +19,7 @@ from edc.errors import CheckpointError
 from edc.networks import Classifier, load_weights
 from edc.train.checkpoint import NotLoaded, held_in, load_document
 
-__all__ = ["Held", "Taken", "WhichWeights", "fits", "load_weights_file", "state_dicts_in", "weights_for"]
+__all__ = ["Held", "Taken", "WhichWeights", "fits", "load_weights_file", "nearest", "state_dicts_in", "weights_for"]
 
 WhichWeights = Literal["auto", "ema", "raw"]
 FIRST = ("state_dict", "model", "model_state_dict", "net")
@@ -110,7 +110,7 @@ def weights_for(network: Classifier, path: Path, *, source: str, which: WhichWei
     if not held:
         raise CheckpointError(f"{path}: holds {held_in(document)}, expected a state dict (names to tensors)")
     fitting = [taken for each in held for taken in fits(network, each)]
-    found = fitting or _nearest(network, held)
+    found = fitting or nearest(network, held)
     averages, raw = ([taken for taken in found if taken.is_ema is is_ema] for is_ema in (True, False))
     wanted = {"auto": averages or raw, "ema": averages, "raw": raw}[which]
     if not wanted:
@@ -225,7 +225,7 @@ def _prefixes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Co
     return found
 
 
-def _nearest(network: Classifier, held: Sequence[Held]) -> list[Taken]:
+def nearest(network: Classifier, held: Sequence[Held]) -> list[Taken]:
     """Returns what has the most keys in common with the network: to start from, or for a message of how it differs."""
     expected = network.state_dict() | network.network.state_dict()
     found: list[tuple[int, Taken]] = []

@@ -37,7 +37,7 @@ class OpenVinoCpu(Backend):
     def load(self, source: Source) -> "OpenVinoLoaded":
         files = onnx_files(source)
         if isinstance(source, OnnxSource) and source.not_for_openvino:
-            raise FailedError(f"{files[0]}: is not for OpenVINO: {source.not_for_openvino}")
+            raise FailedError(f"not for OpenVINO: {source.not_for_openvino}")
         if self.precision == "bf16" and "BF16" not in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise FailedError("openvino-bf16: OpenVINO finds no bfloat16 in this CPU and would run float32")
         compiled = [self._compile(path) for path in files]

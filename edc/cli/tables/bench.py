@@ -44,8 +44,8 @@ def print_bench(result: BenchResult, *, console: Console) -> None:
     if result.majority is not None:
         name, share = result.majority
         console.print(f"bal: balanced accuracy; always `{name}`: acc {100 * share:.2f} %", highlight=False)
-    if result.teachers.words:
-        console.print(f"one teacher: {result.teachers.words}", highlight=False)
+    if teacher := result.teachers.words_where(drawn=result.quick):
+        console.print(f"one teacher: {teacher}", highlight=False)
     for line in dict.fromkeys(
         f"{_name(row)}: {result.few_classes[row.key]}" for row in result.rows if row.key in result.few_classes
     ):

@@ -36,12 +36,13 @@ def print_found(proposal: Proposal, *, console: Console) -> None:
     extra = proposal.data.extra
     lines = [f"without labels: {extra.num_images:,} images in {section.extra[0].root}"] if extra else []
     lines += [line for split in (*splits, *([extra] if extra else ())) for line in _unreadable(split)]
-    lines += [
-        f"warning: {num:,} of {looked_at:,} images looked at are in both {pair}"
-        for pair, (num, looked_at) in proposal.data.duplicates.items()
-        if num
-    ]
     lines += [line for one in proposal.checkpoints for line in _checkpoint(one)]
+    lines += [f"warning: {warning}" for warning in proposal.warnings]
+    if unused := [one.file.name for one in proposal.checkpoints if one.why_not]:
+        lines.append(
+            f"warning: {len(unused)} of {len(proposal.checkpoints)} checkpoints are not used, for the reasons above: "
+            f"{', '.join(unused)}. The recipe is of the others"
+        )
     lines += [f"timed: {one.name}: {time_in_words(one)}, {one.num_parameters:,} parameters" for one in proposal.timed]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

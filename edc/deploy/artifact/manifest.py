@@ -88,8 +88,9 @@ class ArtifactFile(_Section):
 
     @property
     def not_for_openvino(self) -> str | None:
-        """Why OpenVINO should not run this file, as it was judged at export; None: it may."""
-        return self.notes.get(NOT_FOR_OPENVINO)
+        """Why OpenVINO should not run this file, after its name, as it was judged at export; None: it may."""
+        reason = self.notes.get(NOT_FOR_OPENVINO)
+        return reason and f"{PurePosixPath(self.path).name}: {reason}"
 
     @field_validator("path")
     @classmethod

@@ -27,6 +27,8 @@ __all__ = ["Attempt", "better_readings", "cross_fitted", "fitted_order", "is_cle
 FIRST_IMAGES, MOST_IMAGES = 100, 1000
 """A reading that is right on no more of the first ones than the recipe's is not tried on more."""
 MOST_CLASSES_LISTED = 20
+USUAL_SIZE, SMALLEST, LARGEST_SURE = 224, 8, 128
+"""Sides of images; teachers that are not weak are tried at no more than the last, which costs little."""
 STANDARD_ERRORS, LEAST_GAIN = 3.0, 0.01
 
 NUM_FOLDS = 10
@@ -85,8 +87,9 @@ def other_readings(
 
     The known orders of classes cost nothing and are always tried. Other usual normalisations are tried where only a
     library or the data says the teacher's, and torchvision's `transform_input` wherever a file may have been made with
-    it. For a weak teacher, everything is: the other weights of its file, all normalisations, and the order of classes
-    that fits its answers best.
+    it. So are half and twice the size of small images, where the recipe does not say the teacher's. For a weak teacher,
+    everything is: the other weights of its file, all normalisations, and the order of classes that fits its answers
+    best.
 
     Args:
         logits: (N, K) of the teacher as the recipe has it, on `images`.
@@ -140,6 +143,19 @@ def _sections(
             if changed:
                 changes = [*(f"{key}: {value}" for key, value in update.items()), fields]
                 yield _joined(*changes), checkpoint.model_copy(update=changed)
+    for size in _other_sizes(checkpoint, data.image_shape[1], every=every):
+        yield f"input_size: {size}", checkpoint.model_copy(update={"input_size": size})
+
+
+def _other_sizes(checkpoint: CheckpointSection, side: int, *, every: bool) -> list[int]:
+    """Returns sizes of images that a network may have been taught at, where neither recipe nor library says its own.
+
+    Small images are often enlarged for training. Most networks take any size, and are worse at another without a word.
+    """
+    if checkpoint.file is None or checkpoint.input_size is not None:
+        return []
+    sizes = dict.fromkeys((side // 2, 2 * side, *((USUAL_SIZE,) if every else ())))
+    return [size for size in sizes if size != side and size >= SMALLEST and (every or size <= LARGEST_SURE)]
 
 
 def _orders(
