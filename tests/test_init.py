@@ -553,7 +553,9 @@ def test_no_recipe_is_written_if_no_checkpoint_can_be_used_and_a_word_is_said_of
     good = desk.folder / "models/test_resnet_fold2.pth"
     called = edc("init", desk.folder / "zip", tmp_path / "strange.pth", good, *named, cwd=tmp_path)
     assert called.exit_code == 0, called.stderr
-    assert "warning: 1 of 2 checkpoints are not used, for the reasons above: strange.pth. The recipe is" in called.stdout
+    assert (
+        "warning: 1 of 2 checkpoints are not used, for the reasons above: strange.pth. The recipe is" in called.stdout
+    )
 
 
 def test_list_of_names_and_labels_is_named_where_there_are_no_class_folders(tmp_path):

@@ -74,14 +74,13 @@ def init(
     if images is None:
         raise RequestError("IMAGES: missing; name a folder of images, for example: edc init photos models/*.pth")
     budget = _budget(budget_ms, backend, student=student, threads=threads)
-    if out is not None:  # before torch loads
-        require_free_name(out, suffixes=(".yaml", ".yml"), force=force)
-    from edc.cli.tables.init import print_found, proposal_document
-    from edc.proposal.propose import Asked, name_of, propose
+    from edc.proposal.naming import name_of
 
-    if out is None:
-        out = Path(f"{name_of(images)}.yaml")
-        require_free_name(out, suffixes=(".yaml", ".yml"), force=force)
+    out = out or Path(f"{name_of(images)}.yaml")
+    require_free_name(out, suffixes=(".yaml", ".yml"), force=force)  # before torch loads
+    from edc.cli.tables.init import print_found, proposal_document
+    from edc.proposal.propose import Asked, propose
+
     asked = Asked(
         images=images,
         checkpoints=tuple(checkpoints or ()),

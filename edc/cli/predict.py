@@ -48,6 +48,9 @@ def predict(
     Images are read as the run's were. One that cannot be read has a row that says why; the others are classified, and
     the command exits 1.
     """
+    from edc.predict.table import require_writable
+
+    require_writable(out, force=force)  # before torch loads
     from edc.predict.run import PredictOptions
     from edc.predict.run import predict as write_predictions
     from edc.system.machine import num_cpus

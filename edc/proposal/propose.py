@@ -1,6 +1,5 @@
 """From a folder of images and checkpoints to a recipe: the named steps of `edc init`."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from edc.proposal.checkpoints_found import (
     roll_called,
 )
 from edc.proposal.data_found import DataFound, SplitFound, is_held_out, look_at_data, of_lists, place_and_kind, sides_of
+from edc.proposal.naming import name_of
 from edc.proposal.network_choice import network_and_start
 from edc.proposal.recipe_text import Choices, recipe_text
 from edc.recipe import DataSection, NetworkSection, Recipe
@@ -35,7 +35,7 @@ from edc.teachers.ensemble import load_own_teachers
 from edc.teachers.roll_call.mirrored import Mirrored
 from edc.train.evaluate import norms_of
 
-__all__ = ["Asked", "Proposal", "name_of", "propose"]
+__all__ = ["Asked", "Proposal", "propose"]
 
 FEW_VALIDATION = 100
 """Images held out of the training split are as many, if a tenth of it would be fewer and a fifth is not."""
@@ -113,11 +113,6 @@ def propose(asked: Asked, *, accelerator: Accelerator) -> Proposal:
     recipe, text = _accepted(asked, section, found, checkpoints, choices, accelerator)
     warnings = tuple(_warnings(asked, found))
     return Proposal(replace(found, section=section), tuple(checkpoints), recipe, text, tuple(timed), warnings)
-
-
-def name_of(path: Path) -> str:
-    """Returns the name of a recipe from that of its file or its folder of images, in letters that a recipe may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", path.resolve().name).lstrip("._-") or "mine"
 
 
 def _require_network(name: str) -> None:
