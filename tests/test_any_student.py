@@ -44,7 +44,8 @@ def test_another_student_than_the_deployed_one_is_exported_alone_and_verified(wo
     assert manifest.calibration_temperature == row["calibration_temperature"]
     verified = edc("verify", of_kd, "--run", "runs/tiny", "--json", cwd=workshop.folder)
     assert verified.exit_code == 0, verified.stderr
-    assert "parity: 1 files compute what the networks of runs/tiny compute" in verified.document["checks"]
+    said = "parity: 1 files compute what the networks of runs/tiny compute; 1 in int8 or of engines not compared"
+    assert said in verified.document["checks"]
 
 
 def test_a_student_that_the_run_has_not_is_refused(workshop, tmp_path):

@@ -138,5 +138,5 @@ def _parity_again(artifact: Path, manifest: Manifest, run: Path, data_root: Path
             checked += 1
         elif file.format != "other":
             others += 1
-    not_run = f"; {others} of int8 or engines were not run" if others else ""
-    return f"parity: {checked} files in fp32 and fp16 compute what the networks of {run} compute{not_run}"
+    not_run = f"; {others} in int8 or of engines not compared" if others else ""
+    return f"parity: {checked} files compute what the networks of {run} compute{not_run}"

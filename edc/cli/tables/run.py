@@ -86,6 +86,9 @@ def _caption(summaries: Sequence[dict[str, Any]], forms: dict[str, dict[str, str
     if len(seeds) > 1 and all(summary.get("deploy_by") for summary in summaries):
         choices = "; ".join(f"{name} at seed{'s' * (len(of) > 1)} {' and '.join(of)}" for name, of in seeds.items())
         lines.append(f"the best on validation images, and so deployed: {choices}")
+    students = {row["name"] for row in summaries[0]["rows"] if row.get("name")}
+    if len(summaries) == 1 and len(students) > 1 and summaries[0].get("deploy_by"):
+        lines.append(f"the best on validation images, and so deployed: {summaries[0]['deploy']}")
     return "\n".join(lines)
 
 
