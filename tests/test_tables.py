@@ -250,7 +250,6 @@ def test_bench_says_who_predicts_one_class_and_what_one_teacher_is():
     assert "always `ok`: acc 62.00 %" in text
     mean = "their mean in the run, on all its test images, is 66.50 ±0.52 %"
     assert f"one teacher: teacher 11, the best of 12 on validation; {mean}" in text
-    )
     assert replace(bench_result().teachers, is_chosen=False).words_where(drawn=False) == ""
 
 
