@@ -19,8 +19,8 @@ CASES: dict[Case, str] = {
     "unknown": "Whether the teachers have fitted their training images is not known: those have no labels here.",
 }
 MAYBE_OTHERS = (
-    "Whether the teachers have fitted the images that they were trained on is not known: edc did not train them, and "
-    "these may be others."
+    "Whether the teachers have fitted their own training images is not known: edc did not train them, and the training "
+    "images of this recipe may be others."
 )
 PAYS: dict[Case, str] = {
     "fitted": (
@@ -69,7 +69,7 @@ def print_advice(advice: Advice | str, *, console: Console) -> None:
     if lost := [name for name, gain in by_name.items() if gain.high is not None and gain.high < 0]:
         lines.append(f"on these images the ensemble is worse than its teachers' mean in {' and in '.join(lost)}")
     if any(not gain.excludes(0) for gain in by_name.values()):
-        lines.append("an interval that holds 0: on these images, that gain cannot be told from none")
+        lines.append("a gain whose interval holds 0 cannot be told from none on these images")
     are_others = advice.case == "unknown" and advice.train_acc is not None
     pays = FROM_WEIGHTS if advice.from_weights else PAYS[advice.case]
     _say([*lines, MAYBE_OTHERS if are_others else CASES[advice.case], pays], console)

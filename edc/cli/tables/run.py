@@ -199,7 +199,7 @@ def print_costs(costs: Sequence[Cost], *, console: Console) -> None:
     total_units = sum(cost.units for cost in costs)
     total = {"units": f"{total_units:,}", "time": duration(sum(cost.seconds for cost in costs))}
     rows.append(TextRow("all", dict.fromkeys(COST_COLUMNS, "") | total, second="all"))
-    title = "cost of the run (units: forward passes of one batch of the shared size)"
+    title = "cost of the run (a unit is one forward pass of one batch)"
     table, left_out = fitting_table(
         title, rows, COST_COLUMNS, gives_way=COST_GIVES_WAY, console=console, names=("training",)
     )
