@@ -221,5 +221,5 @@ def test_file_that_the_export_found_unfit_for_openvino_keeps_the_reason_on_every
     sources = [spec.source for spec in specs if isinstance(spec.source, OnnxSource)]
     assert [source.not_for_openvino for source in sources] == [
         None,
-        "student.int8-cpu.onnx: it loses 2.05 points there",
+        "1.onnx: it loses 2.05 points there",
     ]

@@ -116,8 +116,7 @@ def export(
         all_or_nothing=all_or_nothing,
         data_root=data_root,
     )
-    deployed = folder.summary()["deploy"]
-    is_other = student is not None and student != deployed
+    is_other = student is not None and student != folder.summary()["deploy"]
     target = output or EXPORT / (f"{folder.path.name}-{student}" if is_other else folder.path.name)
     manifest = write_artifact(folder, target, options)
     if as_json:
@@ -125,7 +124,8 @@ def export(
     print_artifact(manifest, target, console=table_console(as_json))
     for file in manifest.missing:
         say(f"not written: {file.path}: {file.reason}")
-    say(f"artifact: {target}, of the student {student or deployed}   next: {edc_command('bench', target)}")
+    name = student or folder.summary()["deploy"]
+    say(f"artifact: {target}, of the student {name}   next: {edc_command('bench', target)}")
     if manifest.missing:
         role = "" if any(file.role == "student" for file in manifest.missing) else "; --no-baseline leaves them out"
         say(f"error: {len(manifest.missing)} of the files asked for failed, the others are written{role}")
