@@ -90,10 +90,10 @@ def pull(address: str, folder: Path, *, force: bool = False, said: Said = lambda
             (temporary / path).parent.mkdir(parents=True, exist_ok=True)
             files.get_file(f"{place}/{path}", str(temporary / path))
 
-        if not _is_there(files, f"{place}/{MANIFEST_NAME}"):
+        if _info(files, f"{place}/{MANIFEST_NAME}") is None:
             raise ArtifactError(f"{shown}: no {MANIFEST_NAME} here; an artifact is a folder that `edc export` wrote")
         for name in (MANIFEST_NAME, CARD_NAME):
-            if _is_there(files, f"{place}/{name}"):
+            if _info(files, f"{place}/{name}") is not None:
                 fetch(name, _small_size(files, place, name, shown))
         with _named(temporary, shown):
             manifest = load_manifest(temporary)
@@ -186,15 +186,15 @@ def _is_local(files: Any) -> bool:
 
 def _names_under(files: Any, place: str) -> set[str]:
     """Returns the names right below `place`; none if it is not there."""
-    if not _is_there(files, place):
+    if _info(files, place) is None:
         return set()
     if not files.isdir(place):
         raise RequestError(f"{place}: is a file, expected a folder for the artifact")
     return {str(path).rstrip("/").rpartition("/")[2] for path in files.ls(place, detail=False)}
 
 
-def _is_there(files: Any, path: str) -> bool:
-    """Returns whether something is at `path`; raises what the filesystem does where it cannot be known.
+def _info(files: Any, path: str) -> dict[str, Any] | None:
+    """Returns what is at `path`, None if nothing is; raises what the filesystem does where it cannot be known.
 
     `exists`, `isfile` and `isdir` say no when the network fails or the login is refused, and then a copy there would be
     overwritten.
@@ -202,24 +202,24 @@ def _is_there(files: Any, path: str) -> bool:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        files.info(path)
+        found: dict[str, Any] = files.info(path)
     except FileNotFoundError as error:
         # Filesystems say so of all that went wrong; the cause tells.
         if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError | EntryNotFoundError):
-            return False
+            return None
         if str(error) in ("", path):
             raise error.__cause__ from None
         raise
-    return True
+    return found
 
 
 def _size(files: Any, path: str, shown: str) -> int:
-    if not _is_there(files, path):
+    found = _info(files, path)
+    if found is None:
         raise ArtifactError(f"{shown}: is missing, and the manifest lists it")
-    size = files.info(path)["size"]
-    if size is None:
+    if found["size"] is None:
         raise FailedError(f"{shown}: the server does not say how large it is")
-    return int(size)
+    return int(found["size"])
 
 
 @contextmanager

@@ -37,8 +37,8 @@ PAYS: dict[Case, str] = {
 }
 FROM_WEIGHTS = (
     "Where edc measured students that start from weights, plain distillation whose images go to one teacher each "
-    "(method: kd, answers: split) was ahead of plain distillation at equal cost, and no other was shown to be ahead of "
-    "it; the learning rate decided more: docs/choosing.md."
+    "(method: kd, answers: split) was ahead of plain distillation in likelihood at equal cost, and no other was shown "
+    "to be ahead of it; the learning rate decided more: docs/choosing.md."
 )
 
 
