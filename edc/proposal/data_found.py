@@ -43,6 +43,7 @@ class SplitFound:
 
 
 LISTS = (".csv", ".tsv", ".xlsx", ".jsonl")
+"""Suffixes of files that name images and their labels, as Kaggle gives them."""
 
 
 @dataclass(frozen=True)
